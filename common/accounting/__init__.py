@@ -1,0 +1,1 @@
+"""Closed forms: FLOPs and bytes of a model from its config alone."""

@@ -1,0 +1,198 @@
+"""The narrow door to an implementation: what tests, benchmarks, reports and the command line may ask of it.
+
+Backends are found by name in the entry-point group `parallax.backends`, so another one (MLX, say) can be added from
+outside. Arrays cross the door as NumPy; token ids are checked here, because the frameworks disagree on wrong ones.
+"""
+
+import functools
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+import numpy as np
+
+from common import params, rng
+from common.config import Execution, ModelConfig, SamplingConfig, TrainConfig
+from common.errors import UserError, unknown
+
+IGNORED = -100  # the label of a position that does not count
+GROUP = "parallax.backends"
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one training step reports: mean loss in nats over the counted tokens, gradient norm before clipping."""
+
+    loss: float
+    grad_norm: float
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """A scalar and its gradient by parameter name (and by input, for components, under "input")."""
+
+    value: float
+    grads: dict[str, np.ndarray]
+
+
+@dataclass
+class Forward:
+    """Logits [B, T, V] in the reduction dtype, and the taps that were asked for."""
+
+    logits: np.ndarray
+    taps: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class Cache(Protocol):
+    """A KV cache as the door shows it: `capacity` slots, `used` of them written, `nbytes` of keys and values."""
+
+    capacity: int
+    used: int
+    nbytes: int
+
+
+class Model(Protocol):
+    """One model with its weights in one implementation. Positions [B, T] int, -1 marks padding."""
+
+    config: ModelConfig
+    execution: Execution
+
+    def forward(self, ids: np.ndarray, positions: np.ndarray | None = None, taps: Sequence[str] = ()) -> Forward: ...
+    def loss(self, ids: np.ndarray, targets: np.ndarray) -> float: ...
+    def gradients(self, ids: np.ndarray, targets: np.ndarray, dropout: tuple[int, int] | None = None) -> Gradients: ...
+    def component(self, path: str, inputs: np.ndarray, cotangent: np.ndarray) -> tuple[np.ndarray, Gradients]: ...
+    def new_cache(self, batch: int, capacity: int) -> Cache: ...
+    def extend(self, cache: Cache, ids: np.ndarray, positions: np.ndarray | None = None) -> np.ndarray: ...
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[list[int]]: ...
+    def stream(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> Iterator[list[int | None]]: ...
+    def start_training(
+        self, train: TrainConfig, slots: Mapping[str, np.ndarray] | None = None, step: int = 0
+    ) -> None: ...
+    def train_step(self, inputs: np.ndarray, targets: np.ndarray) -> StepResult: ...
+    def weights(self) -> dict[str, np.ndarray]: ...
+    def optimizer_slots(self) -> dict[str, np.ndarray]: ...
+    def matmul_flops(self, what: str, batch: int, length: int) -> int: ...
+
+
+class Backend(Protocol):
+    """One implementation of every model."""
+
+    name: str
+    title: str
+
+    def versions(self) -> dict[str, str]: ...
+    def devices(self) -> list[str]: ...
+    def build(self, config: ModelConfig, weights: Mapping[str, np.ndarray], execution: Execution) -> Model: ...
+
+
+def names() -> list[str]:
+    """The names of all installed backends."""
+    return sorted(point.name for point in entry_points(group=GROUP))
+
+
+@functools.cache
+def load(name: str) -> Backend:
+    """The backend of that name; imports its framework now."""
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            try:
+                return point.load()
+            except ImportError as error:
+                raise UserError(f"Backend {name!r} is not usable: {error}; install its packages.") from error
+    raise unknown("backend", name, names())
+
+
+def check_ids(ids: Any, config: ModelConfig, what: str = "token ids") -> np.ndarray:
+    """ids as int32, or an error that names the first id outside the vocabulary. JAX would clamp it silently."""
+    array = np.asarray(ids)
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise UserError(f"The {what} are {array.dtype}; they must be whole numbers.")
+    wrong = (array < 0) | (array >= config.vocab_size)
+    if wrong.any():
+        place = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise UserError(
+            f"Token id {int(array[place])} at {list(place)} of the {what} is outside the vocabulary"
+            f" (0 to {config.vocab_size - 1})."
+        )
+    return array.astype(np.int32)
+
+
+def check_targets(targets: Any, config: ModelConfig) -> np.ndarray:
+    """Labels as int32: token ids, or IGNORED where a position does not count."""
+    array = np.asarray(targets)
+    check_ids(np.where(array == IGNORED, 0, array), config, "targets")
+    return array.astype(np.int32)
+
+
+def check_length(length: int, config: ModelConfig) -> None:
+    """The model has no position beyond its context."""
+    if length > config.context_length:
+        raise UserError(f"{length} tokens do not fit in the context of {config.context_length}.")
+
+
+def positions_of(ids: np.ndarray, positions: np.ndarray | None, start: int, config: ModelConfig) -> np.ndarray:
+    """Absolute positions [1 or B, T] int32: those given (checked), or start, start+1, …"""
+    if positions is None:
+        check_length(start + ids.shape[1], config)
+        return np.arange(start, start + ids.shape[1], dtype=np.int32)[None]
+    positions = np.asarray(positions)
+    if positions.shape != ids.shape:
+        raise UserError(f"Positions have shape {list(positions.shape)}; they need that of the ids, {list(ids.shape)}.")
+    check_length(int(positions.max(initial=-1)) + 1, config)
+    if positions.min(initial=0) < -1:
+        raise UserError("A position is below -1; -1 marks padding, all others count from 0.")
+    return positions.astype(np.int32)
+
+
+def check_room(cache: Cache, tokens: int) -> None:
+    """A write past the end of a static cache must be refused on the host: inside jit it would overwrite silently."""
+    if cache.used + tokens > cache.capacity:
+        raise UserError(f"The cache holds {cache.used} of {cache.capacity} tokens; {tokens} more do not fit.")
+
+
+def step_inputs(inputs: Any, targets: Any, config: ModelConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """A training step's arrays: (inputs [A, B, T], targets [A, B, T], positions [1, T], count of counted targets).
+
+    [B, T] becomes one micro-batch. The count is at least 1, so that a step without targets has loss 0, not NaN.
+    """
+    inputs, targets = check_ids(inputs, config, "inputs"), check_targets(targets, config)
+    if inputs.shape != targets.shape or inputs.ndim not in (2, 3):
+        raise UserError(
+            f"Inputs {list(inputs.shape)} and targets {list(targets.shape)} must both be [A, B, T] or [B, T]."
+        )
+    if inputs.ndim == 2:
+        inputs, targets = inputs[None], targets[None]
+    positions = positions_of(inputs[0], None, 0, config)
+    return inputs, targets, positions, max(1, int((targets != IGNORED).sum()))
+
+
+def step_key(config: ModelConfig, dropout: tuple[int, int] | None, address: Any) -> Any:
+    """The key of all dropout masks of one step: `address(seed, DROPOUT, step)`, or None without dropout."""
+    if dropout is None or not config.has_dropout:
+        return None
+    seed, step = dropout
+    return address(seed, rng.DROPOUT, step)
+
+
+def decays(config: ModelConfig, train: TrainConfig) -> dict[str, bool]:
+    """Which parameters AdamW decays: those of the parameter table, or all of them if the run says so."""
+    return {name: p.decays or train.decay == "all" for name, p in params.table(config).items()}
+
+
+def collect(steps: Iterator[list[int | None]], rows: int) -> list[list[int]]:
+    """The new tokens of every row, from a stream of steps."""
+    new: list[list[int]] = [[] for _ in range(rows)]
+    for step in steps:
+        for row, token in enumerate(step):
+            if token is not None:
+                new[row].append(token)
+    return new
+
+
+def call(module: Any, x: Any, positions: Any) -> Any:
+    """The output of a component: modules that attend take positions and also return a cache, others take x alone."""
+    if "positions_BT" in inspect.signature(module).parameters:
+        return module(x, positions)[0]
+    return module(x)

@@ -1,0 +1,293 @@
+"""What a model, its execution, a training run and sampling are: frozen dataclasses that refuse nonsense.
+
+Every error names the field, the value it got and what is allowed. Dimension letters are the project's legend
+(ARCHITECTURE.md): V vocabulary, E embedding, F feed-forward, H heads, D head size.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Self
+
+from common.errors import UserError, unknown
+
+ACTIVATIONS = ("gelu_tanh", "gelu")
+DTYPES = ("float32", "float64", "bfloat16")
+ATTENTION_KERNELS = ("plain", "fused")
+OVERFLOWS = ("error", "crop")
+SCHEDULES = ("constant", "cosine")
+DECAYS = ("matrices", "all")
+
+
+def _require(holds: bool, owner: object, field: str, allowed: str) -> None:
+    if not holds:
+        raise UserError(f"{type(owner).__name__}.{field} is {getattr(owner, field)!r}; allowed is {allowed}.")
+
+
+def _positive_int(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        good = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        _require(good, owner, name, "a whole number > 0")
+
+
+def _number(owner: object, name: str, low: float, high: float, allowed: str) -> None:
+    value = getattr(owner, name)
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    _require(good and low <= value <= high, owner, name, allowed)
+
+
+class _Record:
+    """Dictionary form shared by all configs; unknown keys are refused with their near matches."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        names = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in names:
+                raise unknown(f"field of {cls.__name__}", key, names)
+        try:
+            return cls(**values)
+        except TypeError as error:
+            missing = str(error).split("argument")[-1].lstrip("s:").strip()
+            raise UserError(f"{cls.__name__} lacks a value for {missing}.") from error
+
+    def with_(self, **changes: Any) -> Self:
+        """A copy with some fields changed (validated again)."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class GPTConfig(_Record):
+    """A GPT-2 style decoder: learned positions, pre-norm blocks, causal multi-head attention, GELU MLP.
+
+    Source: Radford et al. 2019; Raschka, *Build a Large Language Model (From Scratch)*, chapter 4.
+    """
+
+    family: ClassVar[str] = "gpt"
+
+    vocab_size: int
+    context_length: int
+    embed_dim: int
+    num_layers: int
+    num_heads: int
+    ff_dim: int | None = None
+    qkv_bias: bool = True
+    tie_embeddings: bool = True
+    norm_eps: float = 1e-5
+    activation: str = "gelu_tanh"
+    dropout_embed: float = 0.0
+    dropout_attn: float = 0.0
+    dropout_shortcut: float = 0.0
+
+    def __post_init__(self):
+        _positive_int(self, "vocab_size", "context_length", "embed_dim", "num_layers", "num_heads")
+        if self.ff_dim is None:
+            object.__setattr__(self, "ff_dim", 4 * self.embed_dim)
+        _positive_int(self, "ff_dim")
+        divides = f"a divisor of embed_dim ({self.embed_dim}), because the heads share the width equally"
+        _require(self.embed_dim % self.num_heads == 0, self, "num_heads", divides)
+        for name in ("qkv_bias", "tie_embeddings"):
+            _require(isinstance(getattr(self, name), bool), self, name, "true or false")
+        _number(self, "norm_eps", 1e-12, 1.0, "a number in [1e-12, 1]")
+        if self.activation not in ACTIVATIONS:
+            raise unknown("activation", str(self.activation), ACTIVATIONS)
+        for name in ("dropout_embed", "dropout_attn", "dropout_shortcut"):
+            _number(self, name, 0.0, 0.999, "a rate in [0, 0.999]")
+
+    @property
+    def head_dim(self) -> int:
+        """D, the width of one head."""
+        return self.embed_dim // self.num_heads
+
+    @property
+    def has_dropout(self) -> bool:
+        return max(self.dropout_embed, self.dropout_attn, self.dropout_shortcut) > 0
+
+
+ModelConfig = GPTConfig  # becomes a union as families are added
+FAMILIES: dict[str, type[GPTConfig]] = {"gpt": GPTConfig}
+
+
+def _gpt2(width: int, layers: int, heads: int) -> GPTConfig:
+    return GPTConfig(50257, 1024, width, layers, heads)
+
+
+def _book(width: int, layers: int, heads: int) -> GPTConfig:
+    rates = {"dropout_embed": 0.1, "dropout_attn": 0.1, "dropout_shortcut": 0.1}
+    return _gpt2(width, layers, heads).with_(qkv_bias=False, tie_embeddings=False, **rates)
+
+
+PRESETS: dict[str, GPTConfig] = {
+    "nano": GPTConfig(256, 128, 128, 4, 4),
+    "gpt2-124m": _gpt2(768, 12, 12),
+    "gpt2-355m": _gpt2(1024, 24, 16),
+    "gpt2-774m": _gpt2(1280, 36, 20),
+    "gpt2-1558m": _gpt2(1600, 48, 25),
+    "book-124m": _book(768, 12, 12),
+    "book-355m": _book(1024, 24, 16),
+    "book-774m": _book(1280, 36, 20),
+    "book-1558m": _book(1600, 48, 25),
+}
+
+
+def preset(name: str) -> GPTConfig:
+    """The model config with that name; unknown names are answered with near matches."""
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return PRESETS[name]
+
+
+def model_to_dict(config: ModelConfig) -> dict[str, Any]:
+    """A model config as plain data, with its family's name."""
+    return {"family": config.family, **config.to_dict()}
+
+
+def model_from_dict(values: dict[str, Any]) -> ModelConfig:
+    """The inverse of `model_to_dict`."""
+    values = dict(values)
+    family = values.pop("family", "gpt")
+    if family not in FAMILIES:
+        raise unknown("model family", str(family), FAMILIES)
+    return FAMILIES[family].from_dict(values)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Where numbers are kept: parameters, compute (matmuls, activations), reductions (norms, softmax, loss)."""
+
+    param: str
+    compute: str
+    reduce: str
+
+
+PRECISIONS: dict[str, Precision] = {
+    "float32": Precision("float32", "float32", "float32"),
+    "float64": Precision("float64", "float64", "float64"),
+    "bfloat16": Precision("float32", "bfloat16", "float32"),
+}
+
+
+@dataclass(frozen=True)
+class Execution(_Record):
+    """How a model runs: nothing here changes what it computes, only where, how precisely and how fast.
+
+    `attention="fused"` asks for the framework's own fused attention; it raises where that cannot compute the
+    same function (dropout on the attention weights; float64 in JAX). `compile` is torch's; JAX always compiles.
+    """
+
+    dtype: str = "float32"
+    device: str = "cpu"
+    attention: str = "plain"
+    compile: bool = False
+    threads: int | None = None
+
+    def __post_init__(self):
+        if self.dtype not in PRECISIONS:
+            raise unknown("dtype", str(self.dtype), PRECISIONS)
+        if self.attention not in ATTENTION_KERNELS:
+            raise unknown("attention kernel", str(self.attention), ATTENTION_KERNELS)
+        if self.threads is not None:
+            _positive_int(self, "threads")
+
+    @property
+    def precision(self) -> Precision:
+        return PRECISIONS[self.dtype]
+
+
+@dataclass(frozen=True)
+class TrainConfig(_Record):
+    """One training run: AdamW with decoupled decay, global-norm clipping, a learning rate for every step.
+
+    `learning_rate` is the peak. The schedule "cosine" warms up linearly from `initial_rate` over `warmup_steps`
+    and then falls on half a cosine to `final_rate` at `steps`; "constant" stays at the peak.
+    Source: Loshchilov and Hutter 2019 (AdamW); Raschka, appendix D (schedule).
+    """
+
+    steps: int = 300
+    batch_size: int = 8
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup_steps: int = 20
+    initial_rate: float = 0.0
+    final_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.999
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay: str = "matrices"
+    clip_norm: float | None = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        _positive_int(self, "steps", "batch_size", "accumulate")
+        for name in ("learning_rate", "initial_rate", "final_rate", "weight_decay"):
+            _number(self, name, 0.0, 1e6, "a number >= 0")
+        for name in ("beta1", "beta2"):
+            _number(self, name, 0.0, 1 - 1e-12, "a number in [0, 1)")
+        _number(self, "adam_eps", 1e-30, 1.0, "a number in (0, 1]")
+        if self.clip_norm is not None:
+            _number(self, "clip_norm", 1e-12, 1e12, "a number > 0, or none")
+        warmup = isinstance(self.warmup_steps, int) and self.warmup_steps >= 0
+        _require(warmup, self, "warmup_steps", "a whole number >= 0")
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", str(self.schedule), SCHEDULES)
+        if self.decay not in DECAYS:
+            raise unknown("decay", str(self.decay), DECAYS)
+        _require(isinstance(self.seed, int) and 0 <= self.seed < 2**32, self, "seed", "a whole number in [0, 2^32)")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step 0, 1, 2, …"""
+        if self.schedule == "constant":
+            return self.learning_rate
+        if step < self.warmup_steps:
+            return self.initial_rate + step * (self.learning_rate - self.initial_rate) / self.warmup_steps
+        done = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
+        return self.final_rate + (self.learning_rate - self.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
+
+    def adam_scalars(self, step: int) -> tuple[float, float, float]:
+        """(learning rate, 1 - beta1^(step+1), 1 - beta2^(step+1)), in host float64 for both wings."""
+        return self.rate(step), 1 - self.beta1 ** (step + 1), 1 - self.beta2 ** (step + 1)
+
+
+@dataclass(frozen=True)
+class SamplingConfig(_Record):
+    """How the next token is chosen. `temperature` 0 is greedy; filters act as temperature, top-k, top-p, draw.
+
+    `end_token` ends a row and is not part of its text. `overflow` says what happens when prompt and new tokens
+    do not fit in the context: "error" refuses, "crop" keeps the last `context_length` tokens (as the book does).
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    end_token: int | None = None
+    seed: int = 0
+    overflow: str = "error"
+    cache: bool = True
+    prefill_chunk: int | None = None
+
+    def __post_init__(self):
+        _positive_int(self, "max_new_tokens")
+        _number(self, "temperature", 0.0, 1e6, "a number >= 0 (0 is greedy)")
+        if self.top_k is not None:
+            _positive_int(self, "top_k")
+        if self.top_p is not None:
+            _number(self, "top_p", 1e-9, 1.0, "a number in (0, 1]")
+        if self.end_token is not None:
+            _require(isinstance(self.end_token, int) and self.end_token >= 0, self, "end_token", "a token id >= 0")
+        if self.prefill_chunk is not None:
+            _positive_int(self, "prefill_chunk")
+        _require(isinstance(self.seed, int) and 0 <= self.seed < 2**32, self, "seed", "a whole number in [0, 2^32)")
+        if self.overflow not in OVERFLOWS:
+            raise unknown("overflow rule", str(self.overflow), OVERFLOWS)
+
+
+def dumps(values: dict[str, Any]) -> str:
+    """JSON as this project writes it: two spaces, a final newline."""
+    return json.dumps(values, indent=2) + "\n"

@@ -1,0 +1,91 @@
+"""Writing so that nothing existing is lost or half-written: everything goes beside its place and is renamed."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from common.errors import UserError
+
+
+def _explain(error: OSError, target: Path) -> UserError:
+    reason = error.strerror or str(error)
+    return UserError(f"Cannot write {target}: {reason}. What was there before is unchanged.")
+
+
+@contextlib.contextmanager
+def replacing(target: Path | str) -> Iterator[Path]:
+    """Yield a path beside `target` for a new file; rename it over `target` if the block succeeds."""
+    target = Path(target)
+    if target.is_dir():
+        raise UserError(f"{target} is a folder; a file is to be written there.")
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+        temporary = None
+    except OSError as error:
+        raise _explain(error, target) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(target: Path | str) -> Iterator[Path]:
+    """Yield a folder beside `target`; on success it takes the place of `target`, whose old content goes last."""
+    target = Path(target)
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file; a folder is to be written there.")
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
+        old = None
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+            os.rename(target, old / "content")
+        os.rename(temporary, target)
+        temporary = None
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise _explain(error, target) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def output_folder(path: Path | str) -> Path:
+    """Make a folder for results, or say plainly why that cannot be."""
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; give a folder for the results.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _explain(error, path) from error
+    return path
+
+
+def write_text(target: Path | str, text: str) -> None:
+    """Replace `target` by `text` (UTF-8), all or nothing."""
+    with replacing(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

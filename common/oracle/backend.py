@@ -1,0 +1,148 @@
+"""The oracle behind the door: everything in float64, gradients by complex steps (so: small models only)."""
+
+import numpy as np
+
+from common import backend as door
+from common import params as parameters
+from common import rng
+from common.errors import UserError
+from common.taps import Taps
+
+from .generate import generate
+from .gradient import gradient
+from .kv_cache import empty_cache
+from .loss import token_loss
+from .models import MODELS
+from .optim import empty_slots
+from .train import loss_and_grads, train_step
+
+
+class OracleCache:
+    """The caches of all layers, with what the host must know."""
+
+    def __init__(self, layers, capacity):
+        self.layers, self.capacity, self.used = layers, capacity, 0
+
+    @property
+    def nbytes(self):
+        return sum(layer.keys_BHSD.nbytes + layer.values_BHSD.nbytes for layer in self.layers)
+
+
+class OracleModel:
+    """See `common.backend.Model`."""
+
+    def __init__(self, config, weights, execution):
+        self.config, self.execution = config, execution
+        parameters.check(config, {name: weights[name].shape for name in weights}, "The set of weights")
+        self.params = {name: np.asarray(weights[name], np.float64) for name in parameters.table(config)}
+        self.net = self.rebuild(self.params)
+
+    def rebuild(self, params):
+        return MODELS[self.config.family](self.config).load(params)
+
+    def forward(self, ids, positions=None, taps=()):
+        ids = door.check_ids(ids, self.config)
+        found = Taps(taps)
+        logits, _ = self.net(ids, door.positions_of(ids, positions, 0, self.config), taps=found)
+        return door.Forward(logits, found.found)
+
+    def loss(self, ids, targets):
+        total, count = token_loss(self.forward(ids).logits, door.check_targets(targets, self.config))
+        return float(total / max(count, 1))
+
+    def loss_of(self, params, ids, targets):
+        """The mean loss as a function of the parameters (complex ones too)."""
+        positions = door.positions_of(ids, None, 0, self.config)
+        total, count = token_loss(self.rebuild(params)(ids, positions)[0], targets)
+        return total / max(count, 1)
+
+    def gradients(self, ids, targets, dropout=None):
+        inputs, targets, positions, count = door.step_inputs(ids, targets, self.config)
+        key = door.step_key(self.config, dropout, rng.address)
+        loss, grads = loss_and_grads(self.rebuild, self.params, inputs, targets, positions, count, key)
+        return door.Gradients(float(loss), grads)
+
+    def component(self, path, inputs, cotangent):
+        positions = np.arange(inputs.shape[1], dtype=np.int32)[None]
+        inputs, cotangent = np.asarray(inputs, np.float64), np.asarray(cotangent, np.float64)
+        own = {name: value for name, value in self.params.items() if name.startswith(f"{path}.")}
+
+        def run(params):
+            module = self.rebuild({**self.params, **params}).at(path)
+            return door.call(module.__call__, params["input"], positions)
+
+        def scalar(params):
+            return (run(params) * cotangent).sum()
+
+        variables = {**own, "input": inputs}
+        return run(variables), door.Gradients(float(scalar(variables)), gradient(scalar, variables))
+
+    def new_cache(self, batch, capacity):
+        return OracleCache(empty_cache(self.config, batch, capacity), capacity)
+
+    def extend(self, cache, ids, positions=None):
+        ids = door.check_ids(ids, self.config)
+        positions = door.positions_of(ids, positions, cache.used, self.config)
+        door.check_room(cache, ids.shape[1])
+        logits, cache.layers = self.net(ids, positions, cache.layers)
+        cache.used += ids.shape[1]
+        return logits
+
+    def stream(self, prompts, sampling):
+        yield from generate(self.net, self.config, prompts, sampling)
+
+    def generate(self, prompts, sampling):
+        return door.collect(self.stream(prompts, sampling), len(prompts))
+
+    def start_training(self, train, slots=None, step=0):
+        self.train, self.step = train, step
+        self.decays = door.decays(self.config, train)
+        self.slots = empty_slots(self.params) if slots is None else {k: np.asarray(slots[k]) for k in slots}
+
+    def train_step(self, inputs, targets):
+        inputs, targets, positions, count = door.step_inputs(inputs, targets, self.config)
+        key = door.step_key(self.config, (self.train.seed, self.step), rng.address)
+        scalars = self.train.adam_scalars(self.step)
+        self.params, self.slots, loss, norm = train_step(
+            self.rebuild,
+            self.params,
+            self.slots,
+            inputs,
+            targets,
+            positions,
+            count,
+            scalars,
+            self.train,
+            self.decays,
+            key,
+        )
+        self.net, self.step = self.rebuild(self.params), self.step + 1
+        return door.StepResult(float(loss), float(norm))
+
+    def weights(self):
+        return dict(self.params)
+
+    def optimizer_slots(self):
+        return dict(self.slots)
+
+
+class OracleBackend:
+    """See `common.backend.Backend`."""
+
+    name, title = "numpy", "NumPy oracle"
+
+    def versions(self):
+        return {"numpy": np.__version__}
+
+    def devices(self):
+        return ["cpu"]
+
+    def build(self, config, weights, execution):
+        if execution.dtype != "float64":
+            raise UserError(f"The oracle computes in float64 only, not in {execution.dtype}.")
+        if execution.device != "cpu":
+            raise UserError(f"The oracle runs on the cpu only, not on {execution.device!r}.")
+        return OracleModel(config, weights, execution)
+
+
+backend = OracleBackend()

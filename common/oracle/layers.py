@@ -1,0 +1,80 @@
+"""Linear maps, embeddings, layer normalisation, GELU, dropout."""
+
+import math
+
+import numpy as np
+
+from common import rng
+from common.oracle.module import Module, Slot
+
+
+class Linear(Module):
+    """y = x W^T + b, with W [out, in]."""
+
+    def __init__(self, in_dim, out_dim, bias):
+        self.weight = Slot(out_dim, in_dim)
+        self.bias = Slot(out_dim) if bias else None
+
+    def __call__(self, x):
+        # [1] y = x W^T + b
+        y = x @ self.weight.T
+        return y if self.bias is None else y + self.bias
+
+
+class Embedding(Module):
+    """Row i of W [count, E] stands for id i."""
+
+    def __init__(self, count, dim):
+        self.weight = Slot(count, dim)
+
+    def __call__(self, ids):
+        # [1] pick the rows
+        return self.weight[ids]
+
+
+class LayerNorm(Module):
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis; the variance is the biased one.
+
+    Source: Ba et al. 2016, equation 4.
+    """
+
+    def __init__(self, dim, eps):
+        self.weight, self.bias, self.eps = Slot(dim), Slot(dim), eps
+
+    def __call__(self, x):
+        # [1] centre
+        centred = x - x.mean(-1, keepdims=True)
+        # [2] divide by the standard deviation, scale and shift
+        variance = (centred * centred).mean(-1, keepdims=True)
+        return centred / np.sqrt(variance + self.eps) * self.weight + self.bias
+
+
+def gelu_tanh(x):
+    """GELU in its tanh form. Source: Hendrycks and Gimpel 2016, section 2."""
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def gelu(x):
+    """Exact GELU, x times the normal distribution function. Source: Hendrycks and Gimpel 2016, equation 1."""
+    return 0.5 * x * (1 + _erf(x / math.sqrt(2)))
+
+
+ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu}
+
+
+def dropout(x, rate, key, site):
+    """Zero each element with probability `rate` and scale the rest; the mask is drawn at address `site` of `key`."""
+    # [1] without a key (evaluation) or a rate, nothing happens
+    if key is None or rate == 0:
+        return x
+    # [2] keep with probability 1 - rate, multiply by the float32 number 1 / (1 - rate)
+    keep = rng.bernoulli(rng.fold_in(key, site), 1 - rate, x.shape)
+    return np.where(keep, x * float(np.float32(1 / (1 - rate))), 0.0)
+
+
+def _erf(x):
+    """The error function, also one complex step away from the real line (NumPy has none)."""
+    real = np.vectorize(math.erf, otypes=[float])(x.real)
+    if not np.iscomplexobj(x):
+        return real
+    return real + 1j * x.imag * 2 / math.sqrt(math.pi) * np.exp(-x.real * x.real)

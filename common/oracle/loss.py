@@ -1,0 +1,24 @@
+"""Cross-entropy over next tokens, and perplexity."""
+
+import math
+
+import numpy as np
+
+from common.backend import IGNORED
+
+
+def token_loss(logits_BTV, targets_BT):
+    """(sum of -log p(target) in nats, number of targets that count); a target of -100 does not count."""
+    # [1] log of the normaliser
+    peak = logits_BTV.real.max(-1, keepdims=True)
+    normaliser_BT = (np.log(np.exp(logits_BTV - peak).sum(-1, keepdims=True)) + peak)[..., 0]
+    # [2] the target's logit
+    counts_BT = targets_BT != IGNORED
+    picked_BT = np.take_along_axis(logits_BTV, np.where(counts_BT, targets_BT, 0)[..., None], -1)[..., 0]
+    # [3] sum over the targets that count
+    return np.where(counts_BT, normaliser_BT - picked_BT, 0.0).sum(), counts_BT.sum()
+
+
+def perplexity(loss):
+    """exp of a mean loss in nats: the size of an equally uncertain uniform choice."""
+    return math.exp(loss)

@@ -1,0 +1,41 @@
+"""One training step: gradients over micro-batches, clipping, AdamW."""
+
+from common import rng
+
+from .gradient import gradient
+from .loss import token_loss
+from .optim import adamw, clip_by_global_norm
+
+
+def objective(model, inputs_BT, targets_BT, positions_1T, count, dropout_key):
+    """This micro-batch's share of the mean loss: its sum divided by the number of targets of the whole step."""
+    # [1] sum of losses / global count
+    logits_BTV, _ = model(inputs_BT, positions_1T, dropout_key=dropout_key)
+    total, _ = token_loss(logits_BTV, targets_BT)
+    return total / count
+
+
+def loss_and_grads(rebuild, params, inputs_ABT, targets_ABT, positions_1T, count, step_key):
+    """(mean loss, gradients) over A micro-batches, which share one denominator. `rebuild(params)` gives the model."""
+
+    # [1] sum the shares of the micro-batches
+    def loss(params):
+        model, shares = rebuild(params), 0.0
+        for micro, (inputs_BT, targets_BT) in enumerate(zip(inputs_ABT, targets_ABT, strict=True)):
+            key = None if step_key is None else rng.fold_in(step_key, micro)
+            shares = shares + objective(model, inputs_BT, targets_BT, positions_1T, count, key)
+        return shares
+
+    # [2] differentiate
+    return loss(params), gradient(loss, params)
+
+
+def train_step(rebuild, params, slots, inputs_ABT, targets_ABT, positions_1T, count, scalars, train, decays, step_key):
+    """One optimizer step. Returns (params, slots, mean loss, gradient norm before clipping)."""
+    # [1] gradients
+    loss, grads = loss_and_grads(rebuild, params, inputs_ABT, targets_ABT, positions_1T, count, step_key)
+    # [2] clip
+    grads, norm = clip_by_global_norm(grads, train.clip_norm)
+    # [3] move
+    params, slots = adamw(params, grads, slots, scalars, train, decays)
+    return params, slots, loss, norm

@@ -1,0 +1,146 @@
+"""The one table of every model's parameters: name, shape, how it is initialised, whether it decays.
+
+Initialisation, conversion, FLOP and memory accounting and checkpoints all read this table. A torch `state_dict()`
+and a flattened NNX state have exactly these names. Linear weights are `[out, in]`.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from common.config import GPTConfig, ModelConfig
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One tensor: its name, shape, initial distribution ("normal", "zeros", "ones") and whether AdamW decays it.
+
+    `dead` marks a parameter whose gradient is exactly zero in theory, so that what arrives is rounding noise: softmax
+    ignores what is the same for all keys, hence a key bias without rotary positions.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    init: str = "normal"
+    std: float = 0.02
+    decays: bool = True
+    dead: bool = False
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+def _linear(
+    name: str, out_dim: int, in_dim: int, *, bias: bool, std: float = 0.02, dead_bias: bool = False
+) -> Iterator[Parameter]:
+    yield Parameter(f"{name}.weight", (out_dim, in_dim), std=std)
+    if bias:
+        yield Parameter(f"{name}.bias", (out_dim,), init="zeros", decays=False, dead=dead_bias)
+
+
+def _norm(name: str, width: int) -> Iterator[Parameter]:
+    yield Parameter(f"{name}.weight", (width,), init="ones", decays=False)
+    yield Parameter(f"{name}.bias", (width,), init="zeros", decays=False)
+
+
+def _gpt(config: GPTConfig) -> Iterator[Parameter]:
+    embed, shrunk = config.embed_dim, 0.02 / math.sqrt(2 * config.num_layers)  # residual branches: GPT-2, section 2.3
+    yield Parameter("model.embed_tokens.weight", (config.vocab_size, embed))
+    yield Parameter("model.embed_positions.weight", (config.context_length, embed))
+    for index in range(config.num_layers):
+        layer = f"model.layers.{index}"
+        yield from _norm(f"{layer}.input_layernorm", embed)
+        for name in ("q_proj", "k_proj", "v_proj"):
+            path, dead = f"{layer}.self_attn.{name}", name == "k_proj"
+            yield from _linear(path, embed, embed, bias=config.qkv_bias, dead_bias=dead)
+        yield from _linear(f"{layer}.self_attn.o_proj", embed, embed, bias=True, std=shrunk)
+        yield from _norm(f"{layer}.post_attention_layernorm", embed)
+        yield from _linear(f"{layer}.mlp.up_proj", config.ff_dim, embed, bias=True)
+        yield from _linear(f"{layer}.mlp.down_proj", embed, config.ff_dim, bias=True, std=shrunk)
+    yield from _norm("model.norm", embed)
+    if not config.tie_embeddings:
+        yield Parameter("lm_head.weight", (config.vocab_size, embed))
+
+
+TABLES: dict[str, Callable[[ModelConfig], Iterator[Parameter]]] = {"gpt": _gpt}
+
+
+def table(config: ModelConfig) -> dict[str, Parameter]:
+    """Every parameter of the model by name, in the order in which the model uses them."""
+    return {parameter.name: parameter for parameter in TABLES[config.family](config)}
+
+
+def count(config: ModelConfig) -> int:
+    """Number of parameters; a tied head counts once."""
+    return sum(parameter.size for parameter in TABLES[config.family](config))
+
+
+def check(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Raise one error that lists every missing, extra and misshapen tensor of `shapes` (name -> shape)."""
+    want = table(config)
+    faults = [f"{name} is missing" for name in want if name not in shapes]
+    faults += [f"{name} is not part of the model" for name in shapes if name not in want]
+    for name, parameter in want.items():
+        if name in shapes and tuple(shapes[name]) != parameter.shape:
+            faults.append(f"{name} has shape {list(shapes[name])}, expected {list(parameter.shape)}")
+    if faults:
+        raise UserError(f"{where} does not fit the model: {'; '.join(faults)}.")
+
+
+def _draw(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal float64 from Philox keyed by SHA-256 of (seed, name): independent of the order of creation."""
+    digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little"))).standard_normal(shape)
+
+
+def initial(parameter: Parameter, seed: int) -> np.ndarray:
+    """The initial value of one parameter, float32, the same in every wing."""
+    if parameter.init == "ones":
+        return np.ones(parameter.shape, np.float32)
+    if parameter.init == "zeros":
+        return np.zeros(parameter.shape, np.float32)
+    return (parameter.std * _draw(seed, parameter.name, parameter.shape)).astype(np.float32)
+
+
+class LazyWeights(Mapping[str, np.ndarray]):
+    """Weights by name, each made or read when it is asked for, so that no second full copy ever exists."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], np.ndarray]]):
+        self._makers = dict(makers)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+def initialise(config: ModelConfig, seed: int) -> LazyWeights:
+    """Initial weights of a model, float32, keyed by (seed, parameter name)."""
+    return LazyWeights({p.name: lambda p=p: initial(p, seed) for p in table(config).values()})
+
+
+def randomise(config: ModelConfig, seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
+    """Weights for tests: **every** parameter random, float32 values that bfloat16 represents exactly.
+
+    Default initialisation hides bugs (unit norms, zero biases). Matrices are N(0, 1.5^2/fan_in), norm weights
+    1 + N(0, 0.5^2), all other vectors N(0, 0.5^2).
+    """
+    out = {}
+    for p in table(config).values():
+        value = _draw(seed, f"randomise/{p.name}", p.shape)
+        if len(p.shape) > 1:
+            value = value * 1.5 / math.sqrt(p.shape[-1])
+        else:
+            value = 0.5 * value + (1.0 if p.init == "ones" else 0.0)
+        out[p.name] = (scale * value).astype(ml_dtypes.bfloat16).astype(np.float32)
+    return out

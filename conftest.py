@@ -1,0 +1,24 @@
+"""Shared by every test: where the real data lies, and devices and threads that make runs comparable."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+ROOT = Path(__file__).parent
+
+
+def _data() -> Path:
+    return Path(os.environ.get("PARALLAX_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Real texts, vocabularies and checkpoints; tests that need them skip where they are absent."""
+    path = _data()
+    if not path.is_dir():
+        pytest.skip(f"needs the data folder {path.name!r} (set PARALLAX_DATA)")
+    return path

@@ -1,0 +1,48 @@
+"""Softmax attention from queries, keys, values and a mask."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from common.errors import UserError
+from common.taps import NO_TAPS
+
+from ..layers import dropout, matmul
+
+
+def plain_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, reduce, rate=0.0, key=None, site=0, taps=NO_TAPS):
+    """softmax(q k^T / sqrt(D)) v over the visible keys; a query that sees no key gets zeros. Returns [B, H, T, D].
+
+    Source: Vaswani et al. 2017, equation 1.
+    """
+    # [1] scores = q k^T / sqrt(D)
+    scores_BHTS = matmul("bhtd,bhsd->bhts", q_BHTD, k_BHSD, reduce) / math.sqrt(q_BHTD.shape[-1])
+    # [2] hidden keys get -inf; a row without any visible key gets zeros, so that nothing becomes NaN
+    sees_B1T1 = mask_B1TS.any(-1, keepdims=True)
+    scores_BHTS = taps("scores", jnp.where(mask_B1TS, scores_BHTS, jnp.where(sees_B1T1, -jnp.inf, 0.0)))
+    # [3] weights = softmax over the keys
+    weights_BHTS = taps("weights", jax.nn.softmax(scores_BHTS, -1).astype(q_BHTD.dtype))
+    # [4] dropout on the weights
+    weights_BHTS = dropout(weights_BHTS, rate, key, site)
+    # [5] context = weights v, zero where nothing was visible
+    context_BHTD = matmul("bhts,bhsd->bhtd", weights_BHTS, v_BHSD, reduce).astype(q_BHTD.dtype)
+    return jnp.where(sees_B1T1, context_BHTD, 0.0)
+
+
+def fused_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, reduce, rate=0.0, key=None, site=0, taps=NO_TAPS):
+    """The same function by `jax.nn.dot_product_attention`: cuDNN on a GPU in 16 bits, XLA elsewhere."""
+    # [1-4] n/a: inside the kernel, which can neither show its scores nor draw the shared dropout mask
+    if key is not None and rate > 0:
+        raise UserError("Fused attention cannot draw the shared dropout mask: use attention='plain' or dropout_attn 0.")
+    if q_BHTD.dtype == jnp.float64:
+        raise UserError("JAX's fused attention reduces in float32: use attention='plain' for float64.")
+    # [5] context = weights v, zero where nothing was visible
+    half = q_BHTD.dtype in (jnp.bfloat16, jnp.float16)
+    kernel = "cudnn" if half and jax.default_backend() == "gpu" else "xla"
+    swapped = [jnp.swapaxes(x, 1, 2) for x in (q_BHTD, k_BHSD, v_BHSD)]
+    context_BTHD = jax.nn.dot_product_attention(*swapped, mask=mask_B1TS, implementation=kernel)
+    return jnp.where(mask_B1TS.any(-1, keepdims=True), jnp.swapaxes(context_BTHD, 1, 2), 0.0)
+
+
+KERNELS = {"plain": plain_attention, "fused": fused_attention}

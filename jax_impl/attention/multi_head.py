@@ -1,0 +1,59 @@
+"""Causal multi-head attention (Vaswani et al. 2017, section 3.2.2)."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from common.taps import NO_TAPS
+
+from ..layers import Linear
+from ..masks import causal_mask
+from ..precision import dtype
+from .kernels import KERNELS
+
+
+class MultiHeadAttention(nnx.Module):
+    """q, k, v from x; H heads of size D attend causally; their contexts are joined and projected.
+
+    x [B, T, E], positions [B or 1, T]. With a cache, k and v are appended to it and all of its slots are keys.
+    Returns ([B, T, E], the cache).
+    """
+
+    def __init__(self, config, index, execution):
+        embed, precision = config.embed_dim, execution.precision
+        self.num_heads, self.rate, self.site = config.num_heads, config.dropout_attn, 3 * index + 1
+        self.kernel, self.reduce = KERNELS[execution.attention], dtype(precision.reduce)
+        self.q_proj = Linear(embed, embed, config.qkv_bias, precision)
+        self.k_proj = Linear(embed, embed, config.qkv_bias, precision)
+        self.v_proj = Linear(embed, embed, config.qkv_bias, precision)
+        self.o_proj = Linear(embed, embed, True, precision)
+
+    def __call__(self, x_BTE, positions_BT, cache=None, dropout_key=None, taps=NO_TAPS):
+        # [1] q, k, v = x W^T + b, split into heads
+        q_BHTD = taps("q", split_heads(self.q_proj(x_BTE), self.num_heads))
+        k_BHSD = taps("k", split_heads(self.k_proj(x_BTE), self.num_heads))
+        v_BHSD = taps("v", split_heads(self.v_proj(x_BTE), self.num_heads))
+        key_positions_BS = positions_BT
+        # [2] with a cache: append k, v and their positions, then attend to every slot
+        if cache is not None:
+            cache = cache.append(k_BHSD, v_BHSD, positions_BT)
+            k_BHSD, v_BHSD, key_positions_BS = cache.keys_BHSD, cache.values_BHSD, cache.positions_BS
+        # [3] a query sees keys that are not later than itself
+        mask_B1TS = causal_mask(positions_BT, key_positions_BS)
+        # [4] softmax attention
+        context_BHTD = self.kernel(
+            q_BHTD, k_BHSD, v_BHSD, mask_B1TS, self.reduce, self.rate, dropout_key, self.site, taps
+        )
+        # [5] join the heads, project
+        return taps("output", self.o_proj(join_heads(context_BHTD))), cache
+
+
+def split_heads(x_BTE, num_heads):
+    """[B, T, E] -> [B, H, T, D]."""
+    batch, length, embed = x_BTE.shape
+    return jnp.swapaxes(x_BTE.reshape(batch, length, num_heads, embed // num_heads), 1, 2)
+
+
+def join_heads(x_BHTD):
+    """[B, H, T, D] -> [B, T, E]."""
+    batch, heads, length, dim = x_BHTD.shape
+    return jnp.swapaxes(x_BHTD, 1, 2).reshape(batch, length, heads * dim)

@@ -1,0 +1,229 @@
+"""The JAX wing behind the door (`common/backend.py`): arrays come in and go out as NumPy."""
+
+import contextlib
+import functools
+import os
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from common import backend as door
+from common import params as parameters
+from common.config import TrainConfig
+from common.errors import UserError
+
+from .flops import matmul_flops
+from .generate import generate
+from .kv_cache import empty_cache
+from .optim import empty_slots
+from .precision import dtype
+from .programs import programs
+
+
+class JaxCache:
+    """The caches of all layers, with what the host must know."""
+
+    def __init__(self, layers, capacity):
+        self.layers, self.capacity, self.used = layers, capacity, 0
+
+    @property
+    def nbytes(self):
+        return sum(layer.keys_BHSD.nbytes + layer.values_BHSD.nbytes for layer in self.layers)
+
+
+def _scoped(method):
+    """Run a method on the model's device, with 64-bit types if its precision is float64."""
+
+    @functools.wraps(method)
+    def run(self, *args, **kwargs):
+        with self.scope():
+            return method(self, *args, **kwargs)
+
+    return run
+
+
+class JaxModel:
+    """See `common.backend.Model`."""
+
+    def __init__(self, config, weights, execution, device):
+        self.config, self.execution, self.device = config, execution, device
+        with self.scope():
+            self.programs = programs(config, execution)
+            kind = dtype(execution.precision.param)
+            self.params = {name: jnp.array(weights[name], kind) for name in parameters.table(config)}
+
+    def scope(self):
+        """The context of everything this model does: its device, its width of numbers, no TF32."""
+        stack = contextlib.ExitStack()
+        stack.enter_context(jax.default_device(self.device))
+        stack.enter_context(jax.enable_x64(self.execution.dtype == "float64"))
+        stack.enter_context(jax.default_matmul_precision("highest"))
+        return stack
+
+    @_scoped
+    def forward(self, ids, positions=None, taps=()):
+        ids = door.check_ids(ids, self.config)
+        positions = door.positions_of(ids, positions, 0, self.config)
+        logits, found = self.programs.forward(self.params, ids, positions, tuple(taps))
+        return door.Forward(_numpy(logits), {name: _numpy(value) for name, value in found.items()})
+
+    @_scoped
+    def loss(self, ids, targets):
+        inputs, targets, positions, count = door.step_inputs(ids, targets, self.config)
+        return float(self.programs.loss_sum(self.params, inputs[0], targets[0], positions)) / count
+
+    @_scoped
+    def gradients(self, ids, targets, dropout=None):
+        inputs, targets, positions, count = door.step_inputs(ids, targets, self.config)
+        seed, step = (np.uint32(part) for part in dropout or (0, 0))
+        loss, grads = self.programs.gradients(
+            self.params, inputs, targets, positions, self._scalar(count), seed, step, dropout is not None
+        )
+        return door.Gradients(float(loss), {name: _numpy(g) for name, g in grads.items()})
+
+    @_scoped
+    def component(self, path, inputs, cotangent):
+        x = jnp.array(inputs, dtype(self.execution.precision.compute))
+        positions = np.arange(x.shape[1], dtype=np.int32)[None]
+        cotangent = jnp.array(cotangent, dtype(self.execution.precision.reduce))
+        out, value, grads = self.programs.component(path, self.params, x, positions, cotangent)
+        return _numpy(out), door.Gradients(float(value), {name: _numpy(g) for name, g in grads.items()})
+
+    @_scoped
+    def new_cache(self, batch, capacity):
+        return JaxCache(empty_cache(self.config, batch, capacity, self.execution), capacity)
+
+    @_scoped
+    def extend(self, cache, ids, positions=None):
+        ids = door.check_ids(ids, self.config)
+        positions = door.positions_of(ids, positions, cache.used, self.config)
+        door.check_room(cache, ids.shape[1])
+        logits, cache.layers = self.programs.extend(self.params, cache.layers, ids, positions)
+        cache.used += ids.shape[1]
+        return _numpy(logits)
+
+    def stream(self, prompts, sampling):
+        yield from self._generate(prompts, sampling, block=1)
+
+    def generate(self, prompts, sampling):
+        return door.collect(self._generate(prompts, sampling, block=sampling.max_new_tokens), len(prompts))
+
+    def _generate(self, prompts, sampling, block):
+        steps = generate(self.programs, self.params, self.config, self.execution, prompts, sampling, block)
+        while True:
+            with self.scope():  # not across the yield: the caller's own work is none of ours
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step
+
+    @_scoped
+    def start_training(self, train, slots=None, step=0):
+        self.train, self.step = train, step
+        kind = dtype(self.execution.precision.param)
+        if slots is None:
+            self.slots = empty_slots(self.params)
+        else:
+            self.slots = {name: jnp.array(slots[name], kind) for name in slots}
+
+    def train_step(self, inputs, targets):
+        return door.StepResult(*(float(x) for x in self._train_step(inputs, targets)))
+
+    @_scoped
+    def _train_step(self, inputs, targets):
+        inputs, targets, positions, count = door.step_inputs(inputs, targets, self.config)
+        kind = dtype(self.execution.precision.param)
+        self.params, self.slots, loss, norm = self.programs.step(
+            self.params,
+            self.slots,
+            inputs,
+            targets,
+            positions,
+            self._scalar(count),
+            np.array(self.train.adam_scalars(self.step), kind),
+            np.uint32(self.train.seed),
+            np.uint32(self.step),
+            _recipe(self.train),
+        )
+        self.step += 1
+        return loss, norm
+
+    def weights(self):
+        return {name: _numpy(value) for name, value in self.params.items()}
+
+    def optimizer_slots(self):
+        return {name: _numpy(value) for name, value in self.slots.items()}
+
+    def prepare(self, task, inputs, targets=None):
+        ids = door.check_ids(inputs, self.config)
+        positions = door.positions_of(ids, None, 0, self.config) if ids.ndim == 2 else None
+
+        def forward():
+            with self.scope():
+                jax.block_until_ready(self.programs.forward(self.params, ids, positions, ()))
+
+        def train():
+            jax.block_until_ready((self._train_step(inputs, targets), self.params, self.slots))
+
+        return {"forward": forward, "train": train}[task]
+
+    @_scoped
+    def matmul_flops(self, what, batch, length):
+        ids = np.zeros((batch, length), np.int32)
+        inputs, targets, positions, count = door.step_inputs(ids, ids, self.config)
+        if what == "forward":
+            return matmul_flops(lambda p: self.programs.forward(p, inputs[0], positions, ()), self.params)
+        scalar, zero = self._scalar(count), np.uint32(0)
+        return matmul_flops(
+            lambda p: self.programs.gradients(p, inputs, targets, positions, scalar, zero, zero, False), self.params
+        )
+
+    def _scalar(self, number):
+        return np.asarray(number, dtype(self.execution.precision.reduce))
+
+
+class JaxBackend:
+    """See `common.backend.Backend`."""
+
+    name, title = "jax", "JAX"
+
+    def versions(self):
+        return {"jax": jax.__version__, "flax": flax.__version__, "optax": optax.__version__}
+
+    def devices(self):
+        found = [f"cuda:{device.id}" for device in jax.devices() if device.platform == "gpu"]
+        return ["cpu", *found]
+
+    def threads(self):
+        return int(os.environ.get("NPROC", len(os.sched_getaffinity(0))))
+
+    def build(self, config, weights, execution):
+        if execution.compile:
+            raise UserError("JAX always compiles; the compile option is PyTorch's.")
+        if execution.threads is not None and execution.threads != self.threads():
+            advice = f"set NPROC={execution.threads} in the environment"
+            raise UserError(f"JAX takes its {self.threads()} threads when it starts: {advice}.")
+        return JaxModel(config, weights, execution, _device(execution.device, self.devices()))
+
+
+def _device(name, known):
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (name not in known and f"{kind}:0" not in known and name != "cpu"):
+        raise UserError(f"JAX sees no device {name!r}; it sees {', '.join(known)}.")
+    return jax.devices("gpu" if kind == "cuda" else "cpu")[int(index or 0)]
+
+
+def _recipe(train):
+    """What of a run's settings the compiled step depends on; rates, lengths and the seed are arguments."""
+    kept = ("beta1", "beta2", "adam_eps", "weight_decay", "decay", "clip_norm")
+    return TrainConfig(**{name: getattr(train, name) for name in kept})
+
+
+def _numpy(array):
+    return np.array(array.astype(jnp.float32) if array.dtype == jnp.bfloat16 else array)
+
+
+backend = JaxBackend()

@@ -1,0 +1,78 @@
+"""Linear maps, embeddings, layer normalisation, GELU, dropout."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from . import rng
+from .precision import at_least, dtype
+
+
+class Linear(nnx.Module):
+    """y = x W^T + b, with W [out, in]."""
+
+    def __init__(self, in_dim, out_dim, bias, precision):
+        self.weight = nnx.Param(jnp.zeros((out_dim, in_dim), dtype(precision.param)))
+        self.bias = nnx.Param(jnp.zeros(out_dim, dtype(precision.param))) if bias else None
+        self.reduce = dtype(precision.reduce)
+
+    def __call__(self, x):
+        # [1] y = x W^T + b
+        y = matmul("...i,oi->...o", x, self.weight[...].astype(x.dtype), self.reduce)
+        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """Row i of W [count, E] stands for id i."""
+
+    def __init__(self, count, dim, precision):
+        self.weight = nnx.Param(jnp.zeros((count, dim), dtype(precision.param)))
+        self.compute = dtype(precision.compute)
+
+    def __call__(self, ids):
+        # [1] pick the rows
+        return self.weight[...][ids].astype(self.compute)
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis; the variance is the biased one.
+
+    Source: Ba et al. 2016, equation 4.
+    """
+
+    def __init__(self, dim, eps, precision):
+        self.weight = nnx.Param(jnp.zeros(dim, dtype(precision.param)))
+        self.bias = nnx.Param(jnp.zeros(dim, dtype(precision.param)))
+        self.eps, self.reduce = eps, dtype(precision.reduce)
+
+    def __call__(self, x):
+        # [1] centre
+        wide = at_least(x, self.reduce)
+        centred = wide - wide.mean(-1, keepdims=True)
+        # [2] divide by the standard deviation, scale and shift
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(variance + self.eps) * self.weight[...] + self.bias[...]).astype(x.dtype)
+
+
+def matmul(dims, a, b, reduce):
+    """einsum that sums in the precision of reductions, and stays in it (16-bit sums are slow and inexact)."""
+    return jnp.einsum(dims, a, b, preferred_element_type=jnp.promote_types(a.dtype, reduce))
+
+
+gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
+gelu = functools.partial(jax.nn.gelu, approximate=False)
+ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu}
+
+
+def dropout(x, rate, key, site):
+    """Zero each element with probability `rate` and scale the rest; the mask is drawn at address `site` of `key`."""
+    # [1] without a key (evaluation) or a rate, nothing happens
+    if key is None or rate == 0:
+        return x
+    # [2] keep with probability 1 - rate, multiply by the float32 number 1 / (1 - rate)
+    keep = rng.bernoulli(rng.fold_in(key, site), 1 - rate, x.shape)
+    scale = float(np.float32(1 / (1 - rate)))
+    return jnp.where(keep, x * scale, 0.0)

@@ -1,0 +1,8 @@
+"""Who may attend to whom: boolean, True means attend, derived from absolute positions."""
+
+
+def causal_mask(query_positions_BT, key_positions_BS):
+    """[B, 1, T, S]: a query sees keys at its own position and before; position -1 is padding or an empty slot."""
+    # [1] not later than the query, and not empty
+    query, key = query_positions_BT[:, None, :, None], key_positions_BS[:, None, None, :]
+    return (key <= query) & (key >= 0)

@@ -1,0 +1,110 @@
+"""The compiled programs of one model: `jax.jit` over plain dictionaries of arrays.
+
+NNX describes the model. Its description is split from its values once; every program takes the values as a flat
+dictionary (name -> array) and puts the module together again while it is traced. One-sided: PyTorch has no such step.
+"""
+
+import functools
+
+import jax
+from flax import nnx
+
+from common import backend as door
+from common.taps import Taps
+
+from . import generate, rng
+from .loss import token_loss
+from .models import MODELS
+from .sampling import sample
+from .train import loss_and_grads, train_step
+
+
+class Programs:
+    """What is compiled for one (config, execution); take it from `programs`, which all models of that kind share."""
+
+    def __init__(self, config, execution):
+        self.config = config
+        self.graph, _ = nnx.split(nnx.eval_shape(lambda: MODELS[config.family](config, execution)))
+        self.forward = jax.jit(self._forward, static_argnums=3)
+        self.loss_sum = jax.jit(self._loss_sum)
+        self.gradients = jax.jit(self._gradients, static_argnums=7)
+        self.step = jax.jit(self._step, static_argnums=9, donate_argnums=(0, 1))
+        self.component = jax.jit(self._component, static_argnums=0)
+        self.extend = jax.jit(self._extend, donate_argnums=1)
+        self.prefill = jax.jit(self._prefill, donate_argnums=1)
+        self.choose = jax.jit(sample_by_seed, static_argnums=3)
+        self.next_token = jax.jit(self._next_token, static_argnums=5)
+        self.decode = jax.jit(self._decode, static_argnums=(7, 8), donate_argnums=1)
+
+    def rebuild(self, params):
+        """The module with these values, while tracing."""
+        return nnx.merge(self.graph, nest(params))
+
+    def _forward(self, params, ids, positions, wanted):
+        taps = Taps(wanted)
+        logits, _ = self.rebuild(params)(ids, positions, taps=taps)
+        return logits, taps.found
+
+    def _loss_sum(self, params, ids, targets, positions):
+        return token_loss(self.rebuild(params)(ids, positions)[0], targets)[0]
+
+    def _gradients(self, params, inputs, targets, positions, count, seed, step, dropout):
+        key = door.step_key(self.config, (seed, step) if dropout else None, rng.address)
+        return loss_and_grads(self.rebuild, params, inputs, targets, positions, count, key)
+
+    def _step(self, params, slots, inputs, targets, positions, count, scalars, seed, step, train):
+        key = door.step_key(self.config, (seed, step), rng.address)
+        decays = door.decays(self.config, train)
+        return train_step(self.rebuild, params, slots, inputs, targets, positions, count, scalars, train, decays, key)
+
+    def _component(self, path, params, x, positions, cotangent):
+        own = {name: value for name, value in params.items() if name.startswith(f"{path}.")}
+
+        def value(own, x):
+            module = self.rebuild({**params, **own})
+            for name in path.split("."):
+                module = module[int(name)] if name.isdigit() else getattr(module, name)
+            out = door.call(module.__call__, x, positions)
+            return (out * cotangent.astype(out.dtype)).sum(), out
+
+        (total, out), (grads, grad_x) = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(own, x)
+        return out, total, {"input": grad_x, **grads}
+
+    def _extend(self, params, caches, ids, positions):
+        return self.rebuild(params)(ids, positions, caches)
+
+    def _prefill(self, params, caches, ids, positions):
+        model = self.rebuild(params)
+        hidden, caches = model.model(ids, positions, caches)
+        return model.head(hidden[:, -1]), caches
+
+    def _next_token(self, params, ids, positions, next_positions, seed, sampling):
+        model = self.rebuild(params)
+        hidden, _ = model.model(ids, positions)
+        return sample(model.head(hidden[:, -1]), next_positions, sampling, seed)
+
+    def _decode(self, params, caches, token, positions, ended, seed, count, size, sampling):
+        return generate.decode(self.rebuild(params), caches, token, positions, ended, seed, count, size, sampling)
+
+
+@functools.lru_cache(maxsize=64)
+def programs(config, execution):
+    """The programs of a kind of model, made once."""
+    return Programs(config, execution)
+
+
+def sample_by_seed(logits, positions, seed, sampling):
+    """`sample` with the static argument last."""
+    return sample(logits, positions, sampling, seed)
+
+
+def nest(flat):
+    """{"layers.0.weight": x} -> {"layers": {0: {"weight": x}}}, the form that NNX merges."""
+    tree = {}
+    for name, value in flat.items():
+        *path, leaf = (int(part) if part.isdigit() else part for part in name.split("."))
+        at = tree
+        for part in path:
+            at = at.setdefault(part, {})
+        at[leaf] = value
+    return tree

@@ -1,0 +1,47 @@
+"""One training step: gradients over micro-batches, clipping, AdamW."""
+
+import jax
+import jax.numpy as jnp
+
+from . import rng
+from .loss import token_loss
+from .optim import adamw, clip_by_global_norm
+
+
+def objective(model, inputs_BT, targets_BT, positions_1T, count, dropout_key):
+    """This micro-batch's share of the mean loss: its sum divided by the number of targets of the whole step."""
+    # [1] sum of losses / global count
+    logits_BTV, _ = model(inputs_BT, positions_1T, dropout_key=dropout_key)
+    total, _ = token_loss(logits_BTV, targets_BT)
+    return total / count
+
+
+def loss_and_grads(rebuild, params, inputs_ABT, targets_ABT, positions_1T, count, step_key):
+    """(mean loss, gradients) over A micro-batches, which share one denominator. `rebuild(params)` gives the model."""
+    # [1] sum the shares of the micro-batches
+
+    def share(params, micro):
+        key = None if step_key is None else rng.fold_in(step_key, micro)
+        return objective(rebuild(params), inputs_ABT[micro], targets_ABT[micro], positions_1T, count, key)
+
+    # [2] differentiate
+    differentiate = jax.value_and_grad(share)
+    if len(inputs_ABT) == 1:
+        return differentiate(params, 0)
+
+    def add(sums, micro):
+        return jax.tree.map(jnp.add, sums, differentiate(params, micro)), None
+
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(differentiate, params, 0))
+    return jax.lax.scan(add, nothing, jnp.arange(len(inputs_ABT), dtype=jnp.int32))[0]
+
+
+def train_step(rebuild, params, slots, inputs_ABT, targets_ABT, positions_1T, count, scalars, train, decays, step_key):
+    """One optimizer step. Returns (params, slots, mean loss, gradient norm before clipping)."""
+    # [1] gradients
+    loss, grads = loss_and_grads(rebuild, params, inputs_ABT, targets_ABT, positions_1T, count, step_key)
+    # [2] clip
+    grads, norm = clip_by_global_norm(grads, train.clip_norm)
+    # [3] move
+    params, slots = adamw(params, grads, slots, scalars, train, decays)
+    return params, slots, loss, norm

@@ -1,0 +1,215 @@
+"""The PyTorch wing behind the door (`common/backend.py`): arrays come in and go out as NumPy."""
+
+import numpy as np
+import torch
+
+from common import backend as door
+from common import params as parameters
+from common.errors import UserError
+from common.taps import Taps
+
+from . import rng
+from .flops import matmul_flops
+from .generate import generate
+from .kv_cache import empty_cache
+from .loss import token_loss
+from .models import MODELS
+from .optim import empty_slots
+from .precision import dtype
+from .train import loss_and_grads, train_step
+
+
+class TorchCache:
+    """The caches of all layers, with what the host must know."""
+
+    def __init__(self, layers, capacity):
+        self.layers, self.capacity, self.used = layers, capacity, 0
+
+    @property
+    def nbytes(self):
+        return sum(layer.keys_BHSD.nbytes + layer.values_BHSD.nbytes for layer in self.layers)
+
+
+class TorchModel:
+    """See `common.backend.Model`."""
+
+    def __init__(self, config, weights, execution):
+        self.config, self.execution = config, execution
+        with torch.device("meta"):
+            self.net = MODELS[config.family](config, execution)
+        kind = dtype(execution.precision.param)
+        for name in parameters.table(config):
+            module, _, leaf = name.rpartition(".")
+            tensor = _own(weights[name], kind, execution.device)
+            setattr(self.net.get_submodule(module), leaf, torch.nn.Parameter(tensor))
+        if execution.compile:
+            for block in self.net.model.layers:
+                block.compile()
+
+    def forward(self, ids, positions=None, taps=()):
+        ids = door.check_ids(ids, self.config)
+        positions = door.positions_of(ids, positions, 0, self.config)
+        found = Taps(taps)
+        with torch.inference_mode():
+            logits, _ = self.net(self._put(ids), self._put(positions), taps=found)
+        return door.Forward(_numpy(logits), {name: _numpy(value) for name, value in found.found.items()})
+
+    def loss(self, ids, targets):
+        inputs, targets, positions, count = door.step_inputs(ids, targets, self.config)
+        with torch.inference_mode():
+            logits, _ = self.net(self._put(inputs[0]), self._put(positions))
+            return token_loss(logits, self._put(targets[0]))[0].item() / count
+
+    def gradients(self, ids, targets, dropout=None):
+        inputs, targets, positions, count = door.step_inputs(ids, targets, self.config)
+        key = door.step_key(self.config, dropout, rng.address)
+        loss, grads = loss_and_grads(self.net, self._put(inputs), self._put(targets), self._put(positions), count, key)
+        return door.Gradients(loss.item(), {name: _numpy(g) for name, g in grads.items()})
+
+    def component(self, path, inputs, cotangent):
+        module = self.net.get_submodule(path)
+        compute = dtype(self.execution.precision.compute)
+        x = self._put(np.asarray(inputs)).to(compute).requires_grad_()
+        positions = torch.arange(x.shape[1], dtype=torch.int32, device=x.device)[None]
+        out = door.call(module.forward, x, positions)
+        value = (out * self._put(np.asarray(cotangent)).to(out.dtype)).sum()
+        own = dict(module.named_parameters(prefix=path))
+        grads = torch.autograd.grad(value, [x, *own.values()])
+        named = dict(zip(["input", *own], map(_numpy, grads), strict=True))
+        return _numpy(out), door.Gradients(value.item(), named)
+
+    def new_cache(self, batch, capacity):
+        with torch.inference_mode():
+            return TorchCache(empty_cache(self.config, batch, capacity, self.execution), capacity)
+
+    def extend(self, cache, ids, positions=None):
+        ids = door.check_ids(ids, self.config)
+        positions = door.positions_of(ids, positions, cache.used, self.config)
+        door.check_room(cache, ids.shape[1])
+        with torch.inference_mode():
+            logits, cache.layers = self.net(self._put(ids), self._put(positions), cache.layers)
+        cache.used += ids.shape[1]
+        return _numpy(logits)
+
+    def stream(self, prompts, sampling):
+        yield from generate(self.net, self.config, self.execution, prompts, sampling)
+
+    def generate(self, prompts, sampling):
+        return door.collect(self.stream(prompts, sampling), len(prompts))
+
+    def start_training(self, train, slots=None, step=0):
+        self.train, self.step = train, step
+        self.decays = door.decays(self.config, train)
+        params = dict(self.net.named_parameters())
+        if slots is None:
+            self.slots = empty_slots(params)
+        else:
+            kind = dtype(self.execution.precision.param)
+            self.slots = {name: _own(slots[name], kind, self.execution.device) for name in slots}
+
+    def train_step(self, inputs, targets):
+        return door.StepResult(*(x.item() for x in self._train_step(inputs, targets)))
+
+    def _train_step(self, inputs, targets):
+        inputs, targets, positions, count = door.step_inputs(inputs, targets, self.config)
+        key = door.step_key(self.config, (self.train.seed, self.step), rng.address)
+        self.slots, loss, norm = train_step(
+            self.net,
+            self.slots,
+            self._put(inputs),
+            self._put(targets),
+            self._put(positions),
+            count,
+            self.train.adam_scalars(self.step),
+            self.train,
+            self.decays,
+            key,
+        )
+        self.step += 1
+        return loss, norm
+
+    def weights(self):
+        return {name: _numpy(p).copy() for name, p in self.net.named_parameters()}
+
+    def optimizer_slots(self):
+        return {name: _numpy(slot).copy() for name, slot in self.slots.items()}
+
+    def prepare(self, task, inputs, targets=None):
+        ids = self._put(door.check_ids(inputs, self.config))
+        positions = self._put(door.positions_of(inputs, None, 0, self.config))
+
+        def forward():
+            with torch.inference_mode():
+                self.net(ids, positions)
+            self._wait()
+
+        def train():
+            self._train_step(inputs, targets)
+            self._wait()
+
+        return {"forward": forward, "train": train}[task]
+
+    def matmul_flops(self, what, batch, length):
+        ids = np.zeros((batch, length), np.int32)
+        inputs, targets, positions, count = door.step_inputs(ids, ids, self.config)
+        if what == "forward":
+            return matmul_flops(self.net, self._put(inputs[0]), self._put(positions))
+        args = (self._put(inputs), self._put(targets), self._put(positions), count, None)
+        return matmul_flops(loss_and_grads, self.net, *args)
+
+    def _put(self, array):
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.execution.device)
+
+    def _wait(self):
+        if self.execution.device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+
+class TorchBackend:
+    """See `common.backend.Backend`. State dicts in PyTorch's own file format are read and written here too."""
+
+    name, title = "torch", "PyTorch"
+
+    def read_state_dict(self, path):
+        return pth.read_state_dict(path)
+
+    def write_state_dict(self, path, weights):
+        pth.write_state_dict(path, weights)
+
+    def versions(self):
+        return {"torch": torch.__version__}
+
+    def devices(self):
+        found = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        return ["cpu", *found]
+
+    def threads(self):
+        return torch.get_num_threads()
+
+    def build(self, config, weights, execution):
+        if execution.device not in [*self.devices(), *(["cuda"] if torch.cuda.is_available() else [])]:
+            raise UserError(f"PyTorch sees no device {execution.device!r}; it sees {', '.join(self.devices())}.")
+        if execution.threads is not None:
+            torch.set_num_threads(execution.threads)
+        torch.backends.fp32_precision = "ieee"  # no TF32 behind the caller's back
+        return TorchModel(config, weights, execution)
+
+
+def _own(array, kind, device):
+    """A tensor that shares memory with nobody else."""
+    tensor = torch.from_numpy(np.ascontiguousarray(_plain(array)))
+    moved = tensor.to(device=device, dtype=kind)
+    return moved.clone() if moved.data_ptr() == tensor.data_ptr() else moved
+
+
+def _plain(array):
+    """bfloat16 arrays as float32: NumPy's bfloat16 is a guest that torch does not know."""
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def _numpy(tensor):
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
+
+
+backend = TorchBackend()

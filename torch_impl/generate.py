@@ -1,0 +1,59 @@
+"""Continuing prompts: the plain loop that recomputes everything, and the one with a KV cache."""
+
+import torch
+
+from common.decoding import Progress, context_window, crop_prompts, padded
+
+from .kv_cache import empty_cache
+from .sampling import sample
+
+
+def generate(model, config, execution, prompts, sampling):
+    """Yield, step by step, one new token per row (None for a row that has ended)."""
+    # [1] refuse or crop prompts that outgrow the context
+    progress = Progress(crop_prompts(prompts, sampling, config), sampling, config)
+    # [2] with the cache while everything fits, then without
+    if sampling.cache:
+        yield from generate_cached(model, config, execution, progress, sampling)
+    yield from generate_plain(model, config, execution, progress, sampling)
+
+
+def generate_plain(model, config, execution, progress, sampling):
+    """One full forward per token over the last `context_length` tokens of every row (the book's loop)."""
+    while not progress.finished:
+        # [1] the window, padded on the left
+        ids_BT, positions_BT = _put(context_window(progress.rows, config), execution)
+        # [2] logits of the last column
+        with torch.inference_mode():
+            hidden_BTE, _ = model.model(ids_BT, positions_BT)
+            logits_BV = model.head(hidden_BTE[:, -1])
+            # [3] choose
+            tokens_B = sample(logits_BV, progress.positions, sampling, sampling.seed)
+        yield progress.take(tokens_B.tolist())
+
+
+def generate_cached(model, config, execution, progress, sampling):
+    """Prefill the cache with the prompts, then feed one token at a time, while the longest row fits the context."""
+    ids_BT, positions_BT = _put(padded(progress.rows), execution)
+    steps = progress.steps_in_context
+    # [1] prefill, in chunks if asked for
+    chunk = sampling.prefill_chunk or ids_BT.shape[1]
+    with torch.inference_mode():
+        caches = empty_cache(config, ids_BT.shape[0], ids_BT.shape[1] + steps, execution)
+        for start in range(0, ids_BT.shape[1], chunk):
+            part = slice(start, start + chunk)
+            hidden_BTE, caches = model.model(ids_BT[:, part], positions_BT[:, part], caches)
+    # [2] choose, feed, repeat
+    for step in range(steps):
+        with torch.inference_mode():
+            tokens_B = sample(model.head(hidden_BTE[:, -1]), progress.positions, sampling, sampling.seed)
+        yield progress.take(tokens_B.tolist())
+        if progress.finished or step == steps - 1:
+            return
+        ids_B1, positions_B1 = _put((progress.last_tokens[:, None], progress.last_positions[:, None]), execution)
+        with torch.inference_mode():
+            hidden_BTE, caches = model.model(ids_B1, positions_B1, caches)
+
+
+def _put(arrays, execution):
+    return [torch.from_numpy(array).to(execution.device) for array in arrays]

@@ -1,0 +1,73 @@
+"""Linear maps, embeddings, layer normalisation, GELU, dropout."""
+
+import functools
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from . import rng
+from .precision import at_least, dtype
+
+
+class Linear(nn.Module):
+    """y = x W^T + b, with W [out, in]."""
+
+    def __init__(self, in_dim, out_dim, bias, precision):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_dim, in_dim, dtype=dtype(precision.param)))
+        self.bias = nn.Parameter(torch.empty(out_dim, dtype=dtype(precision.param))) if bias else None
+
+    def forward(self, x):
+        # [1] y = x W^T + b
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class Embedding(nn.Module):
+    """Row i of W [count, E] stands for id i."""
+
+    def __init__(self, count, dim, precision):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(count, dim, dtype=dtype(precision.param)))
+        self.compute = dtype(precision.compute)
+
+    def forward(self, ids):
+        # [1] pick the rows
+        return F.embedding(ids, self.weight).to(self.compute)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis; the variance is the biased one.
+
+    Source: Ba et al. 2016, equation 4.
+    """
+
+    def __init__(self, dim, eps, precision):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim, dtype=dtype(precision.param)))
+        self.bias = nn.Parameter(torch.empty(dim, dtype=dtype(precision.param)))
+        self.eps, self.reduce = eps, dtype(precision.reduce)
+
+    def forward(self, x):
+        # [1] centre
+        wide = at_least(x, self.reduce)
+        centred = wide - wide.mean(-1, keepdim=True)
+        # [2] divide by the standard deviation, scale and shift
+        variance = centred.square().mean(-1, keepdim=True)
+        return (centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias).to(x.dtype)
+
+
+gelu_tanh = functools.partial(F.gelu, approximate="tanh")
+gelu = functools.partial(F.gelu, approximate="none")
+ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu}
+
+
+def dropout(x, rate, key, site):
+    """Zero each element with probability `rate` and scale the rest; the mask is drawn at address `site` of `key`."""
+    # [1] without a key (evaluation) or a rate, nothing happens
+    if key is None or rate == 0:
+        return x
+    # [2] keep with probability 1 - rate, multiply by the float32 number 1 / (1 - rate)
+    keep = rng.bernoulli(rng.fold_in(key, site), 1 - rate, x.shape, x.device)
+    scale = torch.tensor(1 / (1 - rate), dtype=torch.float32).item()
+    return torch.where(keep, x * scale, 0.0)

@@ -1,0 +1,5 @@
+"""Model families by name."""
+
+from .gpt import GPT
+
+MODELS = {"gpt": GPT}

@@ -1,0 +1,39 @@
+"""AdamW with decoupled weight decay, and clipping by the global norm."""
+
+import torch
+
+
+def clip_by_global_norm(grads, limit):
+    """(gradients scaled so that their common norm is at most `limit`, the norm before). `limit` None only measures."""
+    # [1] one norm over all tensors
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads.values()]))
+    # [2] scale down, never up
+    if limit is not None:
+        scale = torch.clamp(limit / (norm + 1e-6), max=1.0)
+        for g in grads.values():
+            g.mul_(scale)
+    return grads, norm
+
+
+def adamw(params, grads, slots, scalars, train, decays):
+    """One step. `scalars` = (rate, 1 - beta1^t, 1 - beta2^t); `decays[name]` says whether the decay applies.
+
+    Changes params and slots in place and returns them. Source: Loshchilov and Hutter 2019, algorithm 2, without the
+    schedule multiplier on decay.
+    """
+    rate, correction1, correction2 = scalars
+    for name, p in params.items():
+        g, m, v = grads[name], slots[f"{name}.exp_avg"], slots[f"{name}.exp_avg_sq"]
+        # [1] moving averages of the gradient and of its square
+        m.mul_(train.beta1).add_(g, alpha=1 - train.beta1)
+        v.mul_(train.beta2).addcmul_(g, g, value=1 - train.beta2)
+        # [2] decay, then move
+        decay = train.weight_decay if decays[name] else 0.0
+        p.mul_(1 - rate * decay)
+        p.addcdiv_(m, (v / correction2).sqrt_().add_(train.adam_eps), value=-rate / correction1)
+    return params, slots
+
+
+def empty_slots(params):
+    """Zero moving averages, `<name>.exp_avg` and `<name>.exp_avg_sq`, for every parameter."""
+    return {f"{name}.{slot}": torch.zeros_like(p) for name, p in params.items() for slot in ("exp_avg", "exp_avg_sq")}

@@ -1,0 +1,68 @@
+"""The shared random numbers of `common.rng` as tensors. Keys are made on the host; words are drawn on the device."""
+
+import math
+
+import torch
+
+from common import rng as host
+from common.rng import PARITY, ROTATIONS, TINY
+
+key, address, fold_in, split = host.key, host.address, host.fold_in, host.split
+
+CHUNK = 1 << 16  # counters per pass: the two words stay in the cache of one core
+
+
+def bits(key, shape, device="cpu"):
+    """Random 32-bit words as int32 (the same bits as uint32 elsewhere)."""
+    count = math.prod(shape)
+    out = torch.empty(count, dtype=torch.int32, device=device)
+    step = CHUNK if out.device.type == "cpu" else max(count, 1)
+    for start in range(0, count, step):
+        _fill(key, start, out[start : start + step])
+    return out.view(shape)
+
+
+def uniform(key, shape, device="cpu"):
+    """float32 in [0, 1)."""
+    mantissa = bits(key, shape, device).bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).bitwise_or_(0x3F800000)
+    return mantissa.view(torch.float32).sub_(1.0)
+
+
+def bernoulli(key, probability, shape, device="cpu"):
+    """True with that probability (rounded to float32)."""
+    return uniform(key, shape, device) < _float32(probability)
+
+
+def gumbel(key, shape, dtype, device="cpu"):
+    """Gumbel noise from the shared uniforms: `argmax(logits + noise)` draws from `softmax(logits)`."""
+    lifted = uniform(key, shape, device).clamp_(min=TINY).to(dtype)
+    return -torch.log(-torch.log(lifted))
+
+
+def _float32(number):
+    return torch.tensor(number, dtype=torch.float32).item()
+
+
+def _int32(word):
+    """The int32 with the bits of a uint32 (tensors of uint32 know no arithmetic)."""
+    word = int(word) & 0xFFFFFFFF
+    return word - (1 << 32) if word >= 1 << 31 else word
+
+
+def _fill(key, start, out):
+    """Threefry at counters start, start + 1, …: int32 arithmetic wraps as uint32 does; shifts are made logical."""
+    first, second = int(key[0]), int(key[1])
+    schedule = (first, second, first ^ second ^ PARITY)
+    y = torch.arange(start, start + out.numel(), dtype=torch.int64, device=out.device)
+    x = (y >> 32).to(torch.int32).add_(_int32(first))
+    y = y.to(torch.int32).add_(_int32(second))
+    spill = torch.empty_like(y)
+    for group in range(5):
+        for turn in ROTATIONS[group % 2]:
+            x.add_(y)
+            torch.bitwise_right_shift(y, 32 - turn, out=spill)
+            spill.bitwise_and_((1 << turn) - 1)
+            y.bitwise_left_shift_(turn).bitwise_or_(spill).bitwise_xor_(x)
+        x.add_(_int32(schedule[(group + 1) % 3]))
+        y.add_(_int32(schedule[(group + 2) % 3] + group + 1))
+    torch.bitwise_xor(x, y, out=out)

@@ -1,0 +1,43 @@
+"""One training step: gradients over micro-batches, clipping, AdamW."""
+
+import torch
+
+from . import rng
+from .loss import token_loss
+from .optim import adamw, clip_by_global_norm
+
+
+def objective(model, inputs_BT, targets_BT, positions_1T, count, dropout_key):
+    """This micro-batch's share of the mean loss: its sum divided by the number of targets of the whole step."""
+    # [1] sum of losses / global count
+    logits_BTV, _ = model(inputs_BT, positions_1T, dropout_key=dropout_key)
+    total, _ = token_loss(logits_BTV, targets_BT)
+    return total / count
+
+
+def loss_and_grads(model, inputs_ABT, targets_ABT, positions_1T, count, step_key):
+    """(mean loss, gradients) over A micro-batches, which share one denominator."""
+    # [1] sum the shares of the micro-batches
+    params, shares = dict(model.named_parameters()), 0.0
+    for micro, (inputs_BT, targets_BT) in enumerate(zip(inputs_ABT, targets_ABT, strict=True)):
+        key = None if step_key is None else rng.fold_in(step_key, micro)
+        share = objective(model, inputs_BT, targets_BT, positions_1T, count, key)
+        # [2] differentiate
+        share.backward()
+        shares = shares + share.detach()
+    grads = {name: p.grad for name, p in params.items()}
+    for p in params.values():
+        p.grad = None
+    return shares, grads
+
+
+def train_step(model, slots, inputs_ABT, targets_ABT, positions_1T, count, scalars, train, decays, step_key):
+    """One optimizer step, in place. Returns (slots, mean loss, gradient norm before clipping)."""
+    # [1] gradients
+    loss, grads = loss_and_grads(model, inputs_ABT, targets_ABT, positions_1T, count, step_key)
+    with torch.no_grad():
+        # [2] clip
+        grads, norm = clip_by_global_norm(grads, train.clip_norm)
+        # [3] move
+        _, slots = adamw(dict(model.named_parameters()), grads, slots, scalars, train, decays)
+    return slots, loss, norm
