@@ -93,7 +93,7 @@ def check(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], where: str
         raise UserError(f"{where} does not fit the model: {'; '.join(faults)}.")
 
 
-def _draw(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def draw(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Standard normal float64 from Philox keyed by SHA-256 of (seed, name): independent of the order of creation."""
     digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little"))).standard_normal(shape)
@@ -105,7 +105,7 @@ def initial(parameter: Parameter, seed: int) -> np.ndarray:
         return np.ones(parameter.shape, np.float32)
     if parameter.init == "zeros":
         return np.zeros(parameter.shape, np.float32)
-    return (parameter.std * _draw(seed, parameter.name, parameter.shape)).astype(np.float32)
+    return (parameter.std * draw(seed, parameter.name, parameter.shape)).astype(np.float32)
 
 
 class LazyWeights(Mapping[str, np.ndarray]):
@@ -137,7 +137,7 @@ def randomise(config: ModelConfig, seed: int, scale: float = 1.0) -> dict[str, n
     """
     out = {}
     for p in table(config).values():
-        value = _draw(seed, f"randomise/{p.name}", p.shape)
+        value = draw(seed, f"randomise/{p.name}", p.shape)
         if len(p.shape) > 1:
             value = value * 1.5 / math.sqrt(p.shape[-1])
         else:

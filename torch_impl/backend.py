@@ -8,7 +8,7 @@ from common import params as parameters
 from common.errors import UserError
 from common.taps import Taps
 
-from . import rng
+from . import pth, rng
 from .flops import matmul_flops
 from .generate import generate
 from .kv_cache import empty_cache
@@ -197,9 +197,7 @@ class TorchBackend:
 
 def _own(array, kind, device):
     """A tensor that shares memory with nobody else."""
-    tensor = torch.from_numpy(np.ascontiguousarray(_plain(array)))
-    moved = tensor.to(device=device, dtype=kind)
-    return moved.clone() if moved.data_ptr() == tensor.data_ptr() else moved
+    return torch.tensor(np.ascontiguousarray(_plain(array)), dtype=kind, device=device)
 
 
 def _plain(array):

@@ -1,0 +1,94 @@
+# Every target sets up what it needs in .venv, once; `make help` lists them.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?=
+ARGS ?=
+
+# Two pips must never write to one environment at the same time, so -j is not followed.
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help compare test test-full lint format doctor clean clean-venv
+
+help:
+	@echo "make compare      train and compare the models in both frameworks: the main job, no download of data"
+	@echo "make test         run the tests"
+	@echo "make test-full    run the tests with the longer checks"
+	@echo "make lint         check style and formatting"
+	@echo "make format       apply the formatting"
+	@echo "make doctor       examine this machine: versions, devices, memory, data"
+	@echo "make clean        remove caches and build leftovers"
+	@echo "make clean-venv   remove $(VENV), which the next command sets up anew"
+	@echo
+	@echo "ARGS=\"...\" is passed on, as in: make compare ARGS=--help"
+	@echo "PYTHON=... chooses the Python (3.11 or 3.12) for $(VENV)"
+
+compare: $(VENV)/.base
+	@$(BIN)/parallax compare $(ARGS)
+
+test: $(VENV)/.test
+	@$(BIN)/python -m pytest -m "not full" $(ARGS)
+
+test-full: $(VENV)/.test
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.lint
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(VENV)/.lint
+	@$(BIN)/ruff format .
+
+doctor: $(VENV)/.base
+	@$(BIN)/parallax doctor $(ARGS)
+
+clean:
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	@find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+clean-venv:
+	@rm -rf $(VENV)
+
+# A Python counts if it runs (a shim may not), has the right version and can make environments.
+SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+AGAIN := { echo "The set-up did not finish; run the same command again to go on." >&2; exit 1; }
+
+# An environment that is there and works is kept; one whose Python has gone is made anew.
+ifneq ($(shell $(BIN)/python -c 'print("runs")' 2>/dev/null),runs)
+.PHONY: $(VENV)/.made
+endif
+$(VENV)/.made:
+	@if $(BIN)/python -c '$(SUITABLE)' >/dev/null 2>&1 && $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  touch $@; exit 0; \
+	fi; \
+	found=; \
+	for python in "$(PYTHON)" python3.11 python3.12 python3 python; do \
+	  if [ -n "$$python" ] && "$$python" -c '$(SUITABLE)' >/dev/null 2>&1; then found=$$python; break; fi; \
+	  if [ -n "$(PYTHON)" ] && [ "$$python" = "$(PYTHON)" ]; then \
+	    echo "PYTHON=$(PYTHON) is no usable Python 3.11 or 3.12; trying others." >&2; \
+	  fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "No usable Python 3.11 or 3.12 (with venv) found; install one, or name it: make PYTHON=/path/to/python3.12" >&2; \
+	  exit 1; \
+	fi; \
+	echo "Setting up $(VENV) with $$("$$found" --version) (once, a few minutes)"; \
+	"$$found" -m venv --clear $(VENV) || $(AGAIN); \
+	touch $@
+
+# The stamp is written last, so an interrupted installation is taken up again.
+$(VENV)/.base: pyproject.toml constraints.txt $(VENV)/.made
+	@echo "Installing Parallax and what it needs into $(VENV)"
+	@rm -f $@
+	@$(PIP) install -c constraints.txt -e . || $(AGAIN)
+	@touch $@
+
+# While extras are added the base counts as unfinished, for pip replaces the project itself; `mv` keeps its time.
+$(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/.base
+	@echo "Adding what '$*' needs to $(VENV)"
+	@rm -f $@
+	@mv $(VENV)/.base $(VENV)/.base-busy
+	@$(PIP) install -c constraints.txt -e '.[$*]' || $(AGAIN)
+	@mv $(VENV)/.base-busy $(VENV)/.base
+	@touch $@
