@@ -1,0 +1,1 @@
+"""One file per command of `parallax`; each imports nothing heavy until it runs."""

@@ -1,0 +1,78 @@
+"""Options that several commands share, and what they mean."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from common.config import PRESETS, Execution
+from common.errors import UserError
+
+T = TypeVar("T")
+
+Backend = Annotated[str, typer.Option(help="Implementation: torch, jax, or numpy (the float64 oracle, small models).")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, float64 or bfloat16.")]
+Attention = Annotated[str, typer.Option(help="plain, or fused (the framework's own kernel).")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile PyTorch's blocks (JAX always compiles).")]
+Threads = Annotated[int | None, typer.Option(help="Threads for computing (default: all cores).")]
+TokenizerName = Annotated[str | None, typer.Option("--tokenizer", help="bytes or gpt2 (default: what fits the model).")]
+Vocab = Annotated[Path | None, typer.Option(help="Folder with GPT-2's vocabulary (encoder.json and vocab.bpe).")]
+
+
+def execution(
+    backend: str, device: str, dtype: str | None, attention: str, compile: bool, threads: int | None
+) -> Execution:
+    """The execution that was asked for; sets thread counts in the environment, where frameworks read them at import."""
+    chosen = Execution(
+        dtype=dtype or ("float64" if backend == "numpy" else "float32"),
+        device=device,
+        attention=attention,
+        compile=compile,
+        threads=threads,
+    )
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = os.environ["NPROC"] = str(threads)
+    return chosen
+
+
+def tokenizer_for(name: str | None, vocab: Path | None, vocab_size: int, near: Path | None = None):
+    """The tokenizer by name, or the one whose vocabulary has the model's size; it must fit into the model."""
+    from common.tokenizers import tokenizer
+
+    if name is None:
+        by_size = {256: "bytes", PRESETS["gpt2-124m"].vocab_size: "gpt2"}
+        if vocab_size not in by_size:
+            raise UserError(f"No tokenizer has {vocab_size} tokens as this model does; name one with --tokenizer.")
+        name = by_size[vocab_size]
+    if vocab is None and name == "gpt2" and near is not None and (near / "merges.txt").is_file():
+        vocab = near
+    found = tokenizer(name, vocab)
+    if found.vocab_size > vocab_size:
+        raise UserError(
+            f"Tokenizer {name!r} has {found.vocab_size} tokens, the model only {vocab_size}; choose one that fits."
+        )
+    return found
+
+
+def progress(steps: Iterable[T], total: int, label: Callable[[T], str]) -> Iterator[T]:
+    """Pass steps on; where a person watches, a bar on stderr says how far it is, how long it takes, and `label`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task("starting", total=total)
+        for step in steps:
+            bar.update(task, advance=1, description=label(step))
+            yield step
+
+
+def show(*parts: object) -> None:
+    """A line for people: on stderr, so that what a command produces can be piped."""
+    import sys
+
+    print(*parts, file=sys.stderr, flush=True)

@@ -1,0 +1,136 @@
+"""A training run behind the door: data, steps, evaluation, log, checkpoints; the same code drives either wing.
+
+A run lives in a folder: `checkpoint/` (a Parallax checkpoint with optimizer and data state) and `log.jsonl` (a line a
+step). Any backend can take up what any other has left.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import backend as door
+from common.config import ModelConfig, TrainConfig
+from common.data.corpora import Corpus, corpus, split
+from common.data.windows import Batches, Windows
+from common.errors import UserError
+from common.files import output_folder, write_text
+from common.weights import formats
+from common.weights.checkpoint import load_checkpoint, save_checkpoint
+
+CHECKPOINT, LOG = "checkpoint", "log.jsonl"
+HELD_OUT = 0.1
+EVALUATED = 8  # windows of held-out text per evaluation
+
+
+@dataclass
+class Data:
+    """A tokenized corpus, cut into training windows (batched) and held-out windows."""
+
+    text: Corpus
+    batches: Batches
+    held_out: Windows
+
+
+def prepare_data(source: str, tokenizer, length: int, train: TrainConfig, state: dict | None = None) -> Data:
+    """Read, tokenize, split and window a corpus; `state` takes up the order of an earlier run."""
+    text = corpus(source)
+    kept, held_out = split(text.text, HELD_OUT)
+    windows = Windows(tokenizer.encode(kept), length)
+    if state is None:
+        batches = Batches(windows, train.batch_size, seed=train.seed, accumulate=train.accumulate)
+    else:
+        batches = Batches.resume(windows, state)
+    return Data(text, batches, Windows(tokenizer.encode(held_out), length))
+
+
+def held_out_loss(model: door.Model, windows: Windows, count: int = EVALUATED) -> float:
+    """Mean loss in nats over the first `count` held-out windows."""
+    inputs, targets = windows.gather(np.arange(min(count, len(windows))))
+    return model.loss(inputs, targets)
+
+
+@dataclass
+class Step:
+    """One line of the log."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    rate: float
+    held_out: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if value is not None}
+
+
+def train(
+    model: door.Model, data: Data, settings: TrainConfig, *, start: int, until: int, eval_every: int
+) -> Iterator[Step]:
+    """Train from step `start` up to `until`; the model has been told with `start_training`."""
+    for index in range(start, until):
+        inputs, targets = next(data.batches)
+        result = model.train_step(inputs, targets)
+        if not np.isfinite(result.loss):
+            raise UserError(f"The loss of step {index} is {result.loss}; lower the learning rate or clip more.")
+        due = (index + 1) % eval_every == 0 or index + 1 == until
+        held_out = held_out_loss(model, data.held_out) if due else None
+        yield Step(index, result.loss, result.grad_norm, settings.rate(index), held_out)
+
+
+class RunFolder:
+    """Where a run keeps its checkpoint and its log."""
+
+    def __init__(self, path: Path):
+        self.path = output_folder(path)
+        self.checkpoint, self.log_path = self.path / CHECKPOINT, self.path / LOG
+
+    def save(self, model: door.Model, record: dict[str, Any], log: list[dict]) -> None:
+        """Write checkpoint and log, each all or nothing."""
+        save_checkpoint(self.checkpoint, model.config, model.weights(), model.optimizer_slots(), record)
+        write_text(self.log_path, "".join(json.dumps(line) + "\n" for line in log))
+
+
+@dataclass
+class Start:
+    """From where a run starts: a config, weights, and for a resumed run everything it had."""
+
+    config: ModelConfig
+    weights: Any
+    slots: Any = None
+    record: dict[str, Any] | None = None
+    log: tuple[dict, ...] = ()
+
+    @property
+    def step(self) -> int:
+        return self.record["step"] if self.record else 0
+
+
+def resume(folder: Path) -> Start:
+    """What a run's folder holds."""
+    inner = folder / CHECKPOINT
+    if not inner.is_dir():
+        raise UserError(f"{folder} holds no run to resume: there is no folder {CHECKPOINT!r} in it.")
+    found = load_checkpoint(inner)
+    if found.slots is None or found.training is None:
+        raise UserError(f"{inner} holds weights but no training state; start from it with --weights instead.")
+    lacking = [key for key in ("step", "train", "data", "source", "tokenizer", "length") if key not in found.training]
+    if lacking:
+        raise UserError(f"The training record in {inner} lacks {', '.join(lacking)}.")
+    log = ()
+    if (folder / LOG).is_file():
+        lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
+        log = tuple(entry for entry in map(json.loads, lines) if entry["step"] < found.training["step"])
+    return Start(found.config, found.weights, found.slots, found.training, log)
+
+
+def weights_of(path: Path, heads: int | None = None) -> tuple[formats.Loaded, dict[str, Any]]:
+    """Weights of any kind, or those of a run's folder, with the run's record if there is one."""
+    inner = path / CHECKPOINT
+    path = inner if (inner / "config.json").is_file() else path
+    found = formats.load(path, heads=heads)
+    record = load_checkpoint(path).training if found.kind == "parallax" else None
+    return found, record or {}
