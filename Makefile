@@ -8,12 +8,13 @@ ARGS ?=
 # Two pips must never write to one environment at the same time, so -j is not followed.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-full lint format doctor clean clean-venv
+.PHONY: help compare test test-full vectors lint format doctor clean clean-venv
 
 help:
 	@echo "make compare      train and compare the models in both frameworks: the main job, no download of data"
 	@echo "make test         run the tests"
 	@echo "make test-full    run the tests with the longer checks"
+	@echo "make vectors      write the oracle's test vectors anew (after a change of common/cases.py)"
 	@echo "make lint         check style and formatting"
 	@echo "make format       apply the formatting"
 	@echo "make doctor       examine this machine: versions, devices, memory, data"
@@ -31,6 +32,9 @@ test: $(VENV)/.test
 
 test-full: $(VENV)/.test
 	@$(BIN)/python -m pytest $(ARGS)
+
+vectors: $(VENV)/.base
+	@$(BIN)/python -m common.vectors tests/vectors
 
 lint: $(VENV)/.lint
 	@$(BIN)/ruff check .

@@ -46,8 +46,11 @@ class Forward:
 
 
 class Cache(Protocol):
-    """A KV cache as the door shows it: `capacity` slots, `used` of them written, `nbytes` of keys and values."""
+    """A KV cache as the door shows it: `capacity` slots for `batch` rows, `used` of them written, `nbytes` of keys and
+    values.
+    """
 
+    batch: int
     capacity: int
     used: int
     nbytes: int
@@ -134,6 +137,8 @@ def check_length(length: int, config: ModelConfig) -> None:
 
 def positions_of(ids: np.ndarray, positions: np.ndarray | None, start: int, config: ModelConfig) -> np.ndarray:
     """Absolute positions [1 or B, T] int32: those given (checked), or start, start+1, …"""
+    if ids.ndim != 2:
+        raise UserError(f"The token ids have shape {list(ids.shape)}; they must be [B, T], a row for every text.")
     if positions is None:
         check_length(start + ids.shape[1], config)
         return np.arange(start, start + ids.shape[1], dtype=np.int32)[None]
@@ -146,8 +151,13 @@ def positions_of(ids: np.ndarray, positions: np.ndarray | None, start: int, conf
     return positions.astype(np.int32)
 
 
-def check_room(cache: Cache, tokens: int) -> None:
-    """A write past the end of a static cache must be refused on the host: inside jit it would overwrite silently."""
+def check_room(cache: Cache, ids: np.ndarray) -> None:
+    """A write past the end of a static cache, or of other rows than it has, must be refused on the host: inside jit it
+    would overwrite silently.
+    """
+    rows, tokens = ids.shape
+    if rows != cache.batch:
+        raise UserError(f"The cache is for {cache.batch} rows; ids of {rows} rows do not fit.")
     if cache.used + tokens > cache.capacity:
         raise UserError(f"The cache holds {cache.used} of {cache.capacity} tokens; {tokens} more do not fit.")
 
@@ -166,6 +176,14 @@ def step_inputs(inputs: Any, targets: Any, config: ModelConfig) -> tuple[np.ndar
         inputs, targets = inputs[None], targets[None]
     positions = positions_of(inputs[0], None, 0, config)
     return inputs, targets, positions, max(1, int((targets != IGNORED).sum()))
+
+
+def loss_inputs(ids: Any, targets: Any, config: ModelConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """A batch's arrays: (ids [B, T], targets [B, T], positions [1, T], count of counted targets, at least 1)."""
+    inputs, targets, positions, count = step_inputs(ids, targets, config)
+    if len(inputs) != 1:
+        raise UserError(f"The token ids have shape {list(inputs.shape)}; a loss takes one batch, [B, T].")
+    return inputs[0], targets[0], positions, count
 
 
 def step_key(config: ModelConfig, dropout: tuple[int, int] | None, address: Any) -> Any:

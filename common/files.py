@@ -52,19 +52,33 @@ def replacing_folder(target: Path | str) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
-        old = None
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            os.rename(target, old / "content")
-        os.rename(temporary, target)
+        _take_place(temporary, target)
         temporary = None
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise _explain(error, target) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_place(temporary: Path, target: Path) -> None:
+    """Rename a finished folder to `target`; an older one there goes last, and comes back if the renaming fails."""
+    if not target.exists():
+        os.rename(temporary, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    try:
+        os.rename(target, old / "content")
+    except OSError:
+        old.rmdir()
+        raise
+    try:
+        os.rename(temporary, target)
+    except OSError:
+        os.rename(old / "content", target)
+        old.rmdir()
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def output_folder(path: Path | str) -> Path:

@@ -93,6 +93,17 @@ def check(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], where: str
         raise UserError(f"{where} does not fit the model: {'; '.join(faults)}.")
 
 
+def each(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) of every parameter, read one at a time; wrong names or a wrong shape are refused."""
+    want = table(config)
+    check(config, {name: want[name].shape if name in want else () for name in weights}, "The set of weights")
+    for name, parameter in want.items():
+        array = weights[name]
+        if array.shape != parameter.shape:
+            raise UserError(f"{name} has shape {list(array.shape)}, expected {list(parameter.shape)}.")
+        yield name, array
+
+
 def draw(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Standard normal float64 from Philox keyed by SHA-256 of (seed, name): independent of the order of creation."""
     digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()

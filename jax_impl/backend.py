@@ -26,8 +26,8 @@ from .programs import programs
 class JaxCache:
     """The caches of all layers, with what the host must know."""
 
-    def __init__(self, layers, capacity):
-        self.layers, self.capacity, self.used = layers, capacity, 0
+    def __init__(self, layers, batch, capacity):
+        self.layers, self.batch, self.capacity, self.used = layers, batch, capacity, 0
 
     @property
     def nbytes(self):
@@ -53,7 +53,7 @@ class JaxModel:
         with self.scope():
             self.programs = programs(config, execution)
             kind = dtype(execution.precision.param)
-            self.params = {name: jnp.array(weights[name], kind) for name in parameters.table(config)}
+            self.params = {name: jnp.array(array, kind) for name, array in parameters.each(config, weights)}
 
     def scope(self):
         """The context of everything this model does: its device, its width of numbers, no TF32."""
@@ -72,8 +72,8 @@ class JaxModel:
 
     @_scoped
     def loss(self, ids, targets):
-        inputs, targets, positions, count = door.step_inputs(ids, targets, self.config)
-        return float(self.programs.loss_sum(self.params, inputs[0], targets[0], positions)) / count
+        ids, targets, positions, count = door.loss_inputs(ids, targets, self.config)
+        return float(self.programs.loss_sum(self.params, ids, targets, positions)) / count
 
     @_scoped
     def gradients(self, ids, targets, dropout=None):
@@ -94,13 +94,13 @@ class JaxModel:
 
     @_scoped
     def new_cache(self, batch, capacity):
-        return JaxCache(empty_cache(self.config, batch, capacity, self.execution), capacity)
+        return JaxCache(empty_cache(self.config, batch, capacity, self.execution), batch, capacity)
 
     @_scoped
     def extend(self, cache, ids, positions=None):
         ids = door.check_ids(ids, self.config)
         positions = door.positions_of(ids, positions, cache.used, self.config)
-        door.check_room(cache, ids.shape[1])
+        door.check_room(cache, ids)
         logits, cache.layers = self.programs.extend(self.params, cache.layers, ids, positions)
         cache.used += ids.shape[1]
         return _numpy(logits)

@@ -22,8 +22,8 @@ from .train import loss_and_grads, train_step
 class TorchCache:
     """The caches of all layers, with what the host must know."""
 
-    def __init__(self, layers, capacity):
-        self.layers, self.capacity, self.used = layers, capacity, 0
+    def __init__(self, layers, batch, capacity):
+        self.layers, self.batch, self.capacity, self.used = layers, batch, capacity, 0
 
     @property
     def nbytes(self):
@@ -38,9 +38,9 @@ class TorchModel:
         with torch.device("meta"):
             self.net = MODELS[config.family](config, execution)
         kind = dtype(execution.precision.param)
-        for name in parameters.table(config):
+        for name, array in parameters.each(config, weights):
             module, _, leaf = name.rpartition(".")
-            tensor = _own(weights[name], kind, execution.device)
+            tensor = _own(array, kind, execution.device)
             setattr(self.net.get_submodule(module), leaf, torch.nn.Parameter(tensor))
         if execution.compile:
             for block in self.net.model.layers:
@@ -55,10 +55,10 @@ class TorchModel:
         return door.Forward(_numpy(logits), {name: _numpy(value) for name, value in found.found.items()})
 
     def loss(self, ids, targets):
-        inputs, targets, positions, count = door.step_inputs(ids, targets, self.config)
+        ids, targets, positions, count = door.loss_inputs(ids, targets, self.config)
         with torch.inference_mode():
-            logits, _ = self.net(self._put(inputs[0]), self._put(positions))
-            return token_loss(logits, self._put(targets[0]))[0].item() / count
+            logits, _ = self.net(self._put(ids), self._put(positions))
+            return token_loss(logits, self._put(targets))[0].item() / count
 
     def gradients(self, ids, targets, dropout=None):
         inputs, targets, positions, count = door.step_inputs(ids, targets, self.config)
@@ -80,12 +80,12 @@ class TorchModel:
 
     def new_cache(self, batch, capacity):
         with torch.inference_mode():
-            return TorchCache(empty_cache(self.config, batch, capacity, self.execution), capacity)
+            return TorchCache(empty_cache(self.config, batch, capacity, self.execution), batch, capacity)
 
     def extend(self, cache, ids, positions=None):
         ids = door.check_ids(ids, self.config)
         positions = door.positions_of(ids, positions, cache.used, self.config)
-        door.check_room(cache, ids.shape[1])
+        door.check_room(cache, ids)
         with torch.inference_mode():
             logits, cache.layers = self.net(self._put(ids), self._put(positions), cache.layers)
         cache.used += ids.shape[1]

@@ -20,8 +20,8 @@ from .train import loss_and_grads, train_step
 class OracleCache:
     """The caches of all layers, with what the host must know."""
 
-    def __init__(self, layers, capacity):
-        self.layers, self.capacity, self.used = layers, capacity, 0
+    def __init__(self, layers, batch, capacity):
+        self.layers, self.batch, self.capacity, self.used = layers, batch, capacity, 0
 
     @property
     def nbytes(self):
@@ -33,8 +33,7 @@ class OracleModel:
 
     def __init__(self, config, weights, execution):
         self.config, self.execution = config, execution
-        parameters.check(config, {name: weights[name].shape for name in weights}, "The set of weights")
-        self.params = {name: np.asarray(weights[name], np.float64) for name in parameters.table(config)}
+        self.params = {name: np.asarray(array, np.float64) for name, array in parameters.each(config, weights)}
         self.net = self.rebuild(self.params)
 
     def rebuild(self, params):
@@ -47,8 +46,8 @@ class OracleModel:
         return door.Forward(logits, found.found)
 
     def loss(self, ids, targets):
-        total, count = token_loss(self.forward(ids).logits, door.check_targets(targets, self.config))
-        return float(total / max(count, 1))
+        ids, targets, positions, count = door.loss_inputs(ids, targets, self.config)
+        return float(token_loss(self.net(ids, positions)[0], targets)[0] / count)
 
     def loss_of(self, params, ids, targets):
         """The mean loss as a function of the parameters (complex ones too)."""
@@ -78,12 +77,12 @@ class OracleModel:
         return run(variables), door.Gradients(float(scalar(variables)), gradient(scalar, variables))
 
     def new_cache(self, batch, capacity):
-        return OracleCache(empty_cache(self.config, batch, capacity), capacity)
+        return OracleCache(empty_cache(self.config, batch, capacity), batch, capacity)
 
     def extend(self, cache, ids, positions=None):
         ids = door.check_ids(ids, self.config)
         positions = door.positions_of(ids, positions, cache.used, self.config)
-        door.check_room(cache, ids.shape[1])
+        door.check_room(cache, ids)
         logits, cache.layers = self.net(ids, positions, cache.layers)
         cache.used += ids.shape[1]
         return logits

@@ -1,0 +1,104 @@
+"""Parallax's own checkpoint: a folder with the config, the canonical weights and, if wanted, the training state."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import params
+from common.config import ModelConfig, dumps, model_from_dict, model_to_dict
+from common.errors import UserError
+from common.files import replacing_folder
+from common.weights import gpt2_names, safetensors_io
+from common.weights.damage import damaged, read_json
+from common.weights.folders import require_replaceable
+from common.weights.stored import Stored, StoredWeights, stored
+
+FORMAT, VERSION = "parallax", 1
+CONFIG, OPTIMIZER, TRAINING = "config.json", "optimizer.safetensors", "training.json"
+SLOTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model at rest. `slots` maps `<parameter>.exp_avg` and `<parameter>.exp_avg_sq` to arrays; `training` is the
+    caller's own record (step, TrainConfig, state of the data)."""
+
+    config: ModelConfig
+    weights: Mapping[str, np.ndarray]
+    slots: Mapping[str, np.ndarray] | None = None
+    training: dict[str, Any] | None = None
+
+
+def _check_slots(config: ModelConfig, tensors: Mapping[str, Stored], where: object) -> None:
+    want = {f"{name}.{slot}": p.shape for name, p in params.table(config).items() for slot in SLOTS}
+    faults = [f"{name} is missing" for name in want if name not in tensors]
+    faults += [f"{name} is not part of it" for name in tensors if name not in want]
+    faults += [
+        f"{name} has shape {list(tensors[name].shape)}, expected {list(shape)}"
+        for name, shape in want.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    if faults:
+        raise UserError(f"{where} does not fit the model: {'; '.join(faults)}.")
+
+
+def save_checkpoint(
+    folder: Path | str,
+    config: ModelConfig,
+    weights: Mapping[str, np.ndarray],
+    slots: Mapping[str, np.ndarray] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint folder; an older one there is replaced only when the new one is complete."""
+    folder = require_replaceable(folder)
+    tensors = gpt2_names.from_canonical(gpt2_names.CANONICAL, config, weights)
+    moments = None if slots is None else stored(slots)
+    if moments is not None:
+        _check_slots(config, moments, "The optimizer state to be written")
+    try:
+        record = None if training is None else dumps(dict(training))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"The training record for {folder} cannot be written as JSON: {error}.") from error
+    with replacing_folder(folder) as temporary:
+        head = {"format": FORMAT, "version": VERSION, "model": model_to_dict(config)}
+        (temporary / CONFIG).write_text(dumps(head), encoding="utf-8")
+        safetensors_io.write_folder(temporary, tensors)
+        if moments is not None:
+            safetensors_io.write_file(temporary / OPTIMIZER, moments)
+        if record is not None:
+            (temporary / TRAINING).write_text(record, encoding="utf-8")
+
+
+def read_config(folder: Path | str) -> ModelConfig:
+    """The model config of a checkpoint folder."""
+    path = Path(folder) / CONFIG
+    head = read_json(path, "checkpoint config")
+    if head.get("format") != FORMAT:
+        raise damaged(path, "Parallax config", f'"format" is {json.dumps(head.get("format"))}, expected "{FORMAT}"')
+    if head.get("version") != VERSION:
+        raise UserError(f"{path} has version {head.get('version')!r}; this Parallax reads version {VERSION}.")
+    if not isinstance(head.get("model"), dict):
+        raise damaged(path, "Parallax config", '"model" is missing')
+    try:
+        return model_from_dict(head["model"])
+    except (UserError, TypeError) as error:
+        raise damaged(path, "Parallax config", error) from error
+
+
+def load_checkpoint(folder: Path | str) -> Checkpoint:
+    """A checkpoint whose weights and optimizer state are read when asked for; UserError if it is foreign or damaged."""
+    folder = Path(folder)
+    config = read_config(folder)
+    tensors = safetensors_io.open_folder(folder)
+    weights = gpt2_names.to_canonical(gpt2_names.CANONICAL, config, tensors, folder)
+    slots = None
+    if (folder / OPTIMIZER).exists():
+        moments = safetensors_io.open_file(folder / OPTIMIZER)
+        _check_slots(config, moments, folder / OPTIMIZER)
+        slots = StoredWeights(moments)
+    training = read_json(folder / TRAINING, "training record") if (folder / TRAINING).exists() else None
+    return Checkpoint(config, weights, slots, training)
