@@ -6,7 +6,7 @@ outside. Arrays cross the door as NumPy; token ids are checked here, because the
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Protocol
@@ -57,7 +57,11 @@ class Cache(Protocol):
 
 
 class Model(Protocol):
-    """One model with its weights in one implementation. Positions [B, T] int, -1 marks padding."""
+    """One model with its weights in one implementation. Positions [B, T] int, -1 marks padding.
+
+    `prepare` gives a function that does a task ("forward", "train") once on the device and waits until it is done:
+    what benchmarks time. The oracle has neither `prepare` nor `matmul_flops`.
+    """
 
     config: ModelConfig
     execution: Execution
@@ -77,6 +81,7 @@ class Model(Protocol):
     def weights(self) -> dict[str, np.ndarray]: ...
     def optimizer_slots(self) -> dict[str, np.ndarray]: ...
     def matmul_flops(self, what: str, batch: int, length: int) -> int: ...
+    def prepare(self, task: str, inputs: np.ndarray, targets: np.ndarray | None = None) -> Callable[[], None]: ...
 
 
 class Backend(Protocol):
@@ -87,6 +92,7 @@ class Backend(Protocol):
 
     def versions(self) -> dict[str, str]: ...
     def devices(self) -> list[str]: ...
+    def threads(self) -> int: ...
     def build(self, config: ModelConfig, weights: Mapping[str, np.ndarray], execution: Execution) -> Model: ...
 
 
@@ -125,7 +131,7 @@ def check_ids(ids: Any, config: ModelConfig, what: str = "token ids") -> np.ndar
 def check_targets(targets: Any, config: ModelConfig) -> np.ndarray:
     """Labels as int32: token ids, or IGNORED where a position does not count."""
     array = np.asarray(targets)
-    check_ids(np.where(array == IGNORED, 0, array), config, "targets")
+    check_ids(np.where(array == IGNORED, np.zeros_like(array), array), config, "targets")
     return array.astype(np.int32)
 
 
@@ -145,6 +151,8 @@ def positions_of(ids: np.ndarray, positions: np.ndarray | None, start: int, conf
     positions = np.asarray(positions)
     if positions.shape != ids.shape:
         raise UserError(f"Positions have shape {list(positions.shape)}; they need that of the ids, {list(ids.shape)}.")
+    if positions.size and not np.issubdtype(positions.dtype, np.integer):
+        raise UserError(f"The positions are {positions.dtype}; they must be whole numbers.")
     check_length(int(positions.max(initial=-1)) + 1, config)
     if positions.min(initial=0) < -1:
         raise UserError("A position is below -1; -1 marks padding, all others count from 0.")

@@ -63,6 +63,11 @@ class Step:
     rate: float
     held_out: float | None = None
 
+    @property
+    def perplexity(self) -> float | None:
+        """exp of the held-out loss: the size of an equally uncertain uniform choice."""
+        return None if self.held_out is None else float(np.exp(self.held_out))
+
     def to_dict(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if value is not None}
 

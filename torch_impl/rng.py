@@ -7,11 +7,13 @@ import torch
 from common import rng as host
 from common.rng import PARITY, ROTATIONS, TINY
 
-key, address, fold_in, split = host.key, host.address, host.fold_in, host.split
+key, address, split = host.key, host.address, host.split
+fold_in = torch.compiler.disable(host.fold_in)  # traced, its chain of shifts would grow exponentially
 
 CHUNK = 1 << 16  # counters per pass: the two words stay in the cache of one core
 
 
+@torch.compiler.disable
 def bits(key, shape, device="cpu"):
     """Random 32-bit words as int32 (the same bits as uint32 elsewhere)."""
     count = math.prod(shape)

@@ -121,7 +121,8 @@ def train(
             log.append({**step.to_dict(), "backend": backend})
             done = step.step + 1
             if step.held_out is not None:
-                options.show(f"step {done:>6}  loss {step.loss:.4f}  held-out {step.held_out:.4f}")
+                words = f"held-out {step.held_out:.4f}  perplexity {step.perplexity:.2f}"
+                options.show(f"step {done:>6}  loss {step.loss:.4f}  {words}")
             if done % save_every == 0 and done < until:
                 save(done)
     except KeyboardInterrupt:

@@ -16,6 +16,8 @@ from .models import MODELS
 from .optim import empty_slots
 from .train import loss_and_grads, train_step
 
+DIFFERENTIABLE = 50_000  # numbers: each costs one forward pass
+
 
 class OracleCache:
     """The caches of all layers, with what the host must know."""
@@ -56,6 +58,7 @@ class OracleModel:
         return total / max(count, 1)
 
     def gradients(self, ids, targets, dropout=None):
+        self._check_size()
         inputs, targets, positions, count = door.step_inputs(ids, targets, self.config)
         key = door.step_key(self.config, dropout, rng.address)
         loss, grads = loss_and_grads(self.rebuild, self.params, inputs, targets, positions, count, key)
@@ -94,6 +97,7 @@ class OracleModel:
         return door.collect(self.stream(prompts, sampling), len(prompts))
 
     def start_training(self, train, slots=None, step=0):
+        self._check_size()
         self.train, self.step = train, step
         self.decays = door.decays(self.config, train)
         self.slots = empty_slots(self.params) if slots is None else {k: np.asarray(slots[k]) for k in slots}
@@ -118,6 +122,12 @@ class OracleModel:
         self.net, self.step = self.rebuild(self.params), self.step + 1
         return door.StepResult(float(loss), float(norm))
 
+    def _check_size(self):
+        size = parameters.count(self.config)
+        if size > DIFFERENTIABLE:
+            limit = f"at most {DIFFERENTIABLE:,} parameters, not {size:,}"
+            raise UserError(f"The oracle differentiates one number at a time: it takes models of {limit}.")
+
     def weights(self):
         return dict(self.params)
 
@@ -135,6 +145,9 @@ class OracleBackend:
 
     def devices(self):
         return ["cpu"]
+
+    def threads(self):
+        return 1
 
     def build(self, config, weights, execution):
         if execution.dtype != "float64":

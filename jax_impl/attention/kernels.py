@@ -26,8 +26,7 @@ def plain_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, reduce, rate=0.0, key=Non
     # [4] dropout on the weights
     weights_BHTS = dropout(weights_BHTS, rate, key, site)
     # [5] context = weights v, zero where nothing was visible
-    context_BHTD = matmul("bhts,bhsd->bhtd", weights_BHTS, v_BHSD, reduce).astype(q_BHTD.dtype)
-    return jnp.where(sees_B1T1, context_BHTD, 0.0)
+    return jnp.where(sees_B1T1, matmul("bhts,bhsd->bhtd", weights_BHTS, v_BHSD, reduce).astype(q_BHTD.dtype), 0.0)
 
 
 def fused_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, reduce, rate=0.0, key=None, site=0, taps=NO_TAPS):

@@ -167,6 +167,7 @@ REFUSED = {
     "missing corpus": ("train --data {missing} --out {out}", "missing"),
     "output is a file": ("train --out {file}", "is a file"),
     "no run to resume": ("train --resume {weights}", "holds no run to resume"),
+    "oracle cannot train it": ("train --backend numpy --out {out}", "at most 50,000 parameters, not 842,496"),
     "negative steps": ("train --steps -3 --out {out}", "TrainConfig.steps is -3; allowed is a whole number > 0"),
     "window beyond context": ("train --length 129 --out {out}", "129 tokens do not fit in the context of 128"),
     "unknown tokenizer": ("train --tokenizer byte --out {out}", "did you mean 'bytes'"),

@@ -1,0 +1,1 @@
+"""What measures: the harness and the benchmarks. Nothing here contains a model."""

@@ -1,0 +1,101 @@
+"""Provenance: the machine, its software and its mood, as plain data without host or user names."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.harness.worker import usable_cores
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("numpy", "torch", "jax", "jaxlib", "flax", "optax", "safetensors", "tiktoken", "ml_dtypes")
+PREFIXES = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "XLA_", "JAX_", "TORCH", "PYTORCH_", "CUDA_VISIBLE")
+SWITCHES = ("NPROC", "MALLOC_CONF", "LD_PRELOAD")
+
+
+def describe() -> dict[str, Any]:
+    """CPU, memory, system, versions, relevant environment variables, commit and GPU of this machine."""
+    return {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "usable_cores": len(usable_cores()),
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.release()}",
+        "architecture": platform.machine(),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "versions": versions(),
+        "environment": environment(),
+        "commit": commit(),
+        "gpus": gpus(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that matter, without importing any."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def environment() -> dict[str, str]:
+    """Environment variables that change how the libraries run; values that are paths are not told."""
+    names = sorted(name for name in os.environ if name.startswith(PREFIXES) or name in SWITCHES)
+    return {name: "(a path)" if os.sep in os.environ[name] else os.environ[name] for name in names}
+
+
+def load_average() -> list[float] | None:
+    """Load over 1, 5 and 15 minutes, where the system counts it."""
+    return [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None
+
+
+def cpu_model() -> str:
+    """The processor's name as its system gives it."""
+    for line in (_read("/proc/cpuinfo") or "").splitlines():
+        if line.lower().startswith("model name"):
+            return line.partition(":")[2].strip()
+    if sys.platform == "darwin":
+        return _run("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> dict[str, Any] | None:
+    """{id, changed} of the repository this code lies in; None outside one."""
+    if not (ROOT / ".git").exists():
+        return None
+    found = _run("git", "-C", str(ROOT), "rev-parse", "HEAD")
+    if not found:
+        return None
+    return {"id": found, "changed": bool(_run("git", "-C", str(ROOT), "status", "--porcelain", "-uno"))}
+
+
+def gpus() -> list[dict[str, str]]:
+    """Name, driver and memory of NVIDIA GPUs; empty where there is none."""
+    query = "name,driver_version,memory.total,power.limit,mig.mode.current"
+    found = _run("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader")
+    names = ("name", "driver", "memory", "power_limit", "mig")
+    return [dict(zip(names, map(str.strip, line.split(",")), strict=False)) for line in (found or "").splitlines()]
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+def _run(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,53 @@
+"""Where a model's weights come from, in a few words that travel to any process instead of the weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from common import params
+from common.config import ModelConfig
+from common.errors import unknown
+
+KINDS = ("initial", "randomised", "stored", "file")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to get the weights of `config`: "initial" and "randomised" from `seed`, "stored" from any place that
+    `common.weights.formats` reads (with `heads` where it does not say), "file" from a safetensors file of ours.
+    """
+
+    kind: str
+    config: ModelConfig
+    seed: int = 0
+    path: str = ""
+    heads: int | None = None
+
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """The weights by name, made or read one at a time."""
+        if self.kind == "initial":
+            return params.initialise(self.config, self.seed)
+        if self.kind == "randomised":
+            return params.randomise(self.config, self.seed)
+        if self.kind == "stored":
+            from common.weights import formats
+
+            return formats.load(self.path, heads=self.heads).weights
+        if self.kind == "file":
+            return read_arrays(self.path)
+        raise unknown("kind of recipe", self.kind, KINDS)
+
+
+def read_arrays(path: str) -> params.LazyWeights:
+    """The arrays of a file by name, each read when it is asked for."""
+    from common.weights import safetensors_io
+
+    return params.LazyWeights({name: stored.read for name, stored in safetensors_io.open_file(path).items()})
+
+
+def write_arrays(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Arrays by name into one safetensors file."""
+    from common.weights import safetensors_io, stored
+
+    safetensors_io.write_file(path, stored.stored(arrays))

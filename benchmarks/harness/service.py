@@ -1,0 +1,189 @@
+"""What runs inside a worker: one backend, its models by handle, and the clock right beside them.
+
+Started by `worker.Worker` as `python -m benchmarks.harness.service NAME THREADS`; calls come in on the standard input
+and answers go out on the standard output, both pickled (from and for the parent process alone).
+"""
+
+import gc
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import compilation, memory
+from benchmarks.harness.recipe import Recipe, write_arrays
+from common import backend as door
+from common.config import Execution, SamplingConfig, TrainConfig
+from common.errors import UserError
+
+
+class Service:
+    """The calls that a worker answers. Models and timed functions are kept under names that the caller chooses."""
+
+    def __init__(self, name: str):
+        self.name, self.models, self.timed = name, {}, {}
+
+    def start(self) -> dict[str, Any]:
+        """Import the framework: {title, versions, threads, import_seconds, bytes before and after}."""
+        before, begun = memory.resident_bytes(), time.perf_counter()
+        self.backend = door.load(self.name)
+        seconds = time.perf_counter() - begun
+        return {
+            "title": self.backend.title,
+            "versions": self.backend.versions(),
+            "threads": self.backend.threads(),
+            "import_seconds": seconds,
+            "bytes_before_import": before,
+            "bytes_after_import": memory.resident_bytes(),
+        }
+
+    def build(self, handle: str, recipe: Recipe, execution: Execution) -> float:
+        """Make a model; seconds it took."""
+        weights, begun = recipe.weights(), time.perf_counter()
+        self.models[handle] = self.backend.build(recipe.config, weights, execution)
+        return time.perf_counter() - begun
+
+    def free(self, *handles: str) -> None:
+        """Drop models and what was prepared of them."""
+        for handle in handles:
+            self.models.pop(handle, None)
+            for task in [task for task in self.timed if task[0] == handle]:
+                del self.timed[task]
+        gc.collect()
+
+    def forward(self, handle: str, ids: np.ndarray) -> np.ndarray:
+        return self.models[handle].forward(ids).logits
+
+    def loss(self, handle: str, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+        """The mean loss over equally large batches."""
+        return float(np.mean([self.models[handle].loss(*batch) for batch in batches]))
+
+    def gradients(self, handle: str, ids: np.ndarray, targets: np.ndarray, path: str) -> float:
+        """Write the gradients to a file; the loss."""
+        found = self.models[handle].gradients(ids, targets)
+        write_arrays(path, found.grads)
+        return found.value
+
+    def start_training(self, handle: str, train: TrainConfig) -> None:
+        self.models[handle].start_training(train)
+
+    def train_step(self, handle: str, inputs: np.ndarray, targets: np.ndarray) -> tuple[float, float, float]:
+        """(loss, gradient norm, seconds) of one step."""
+        begun = time.perf_counter()
+        result = self.models[handle].train_step(inputs, targets)
+        return result.loss, result.grad_norm, time.perf_counter() - begun
+
+    def save_weights(self, handle: str, path: str) -> None:
+        write_arrays(path, self.models[handle].weights())
+
+    def generate(self, handle: str, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[list[int]]:
+        return self.models[handle].generate(prompts, sampling)
+
+    def matmul_flops(self, handle: str, what: str, batch: int, length: int) -> int:
+        return int(self.models[handle].matmul_flops(what, batch, length))
+
+    def prepare(
+        self, handle: str, task: str, inputs: Any, targets: Any = None, sampling: SamplingConfig | None = None
+    ) -> None:
+        """Get a task ready for the clock: "forward" or "train" on a batch, "decode" of one prompt."""
+        model = self.models[handle]
+        if task == "decode":
+            self.timed[handle, task] = lambda: model.generate([list(inputs)], sampling)
+        else:
+            self.timed[handle, task] = model.prepare(task, inputs, targets)
+
+    def first(self, handle: str, task: str) -> float:
+        """Seconds of a task's first call, which is when compilers work."""
+        return _seconds(self.timed[handle, task], 1)
+
+    def warm(self, handle: str, task: str, seconds: float, least: int, most: int) -> float:
+        """Call until `seconds` have passed, `least` to `most` times; the median seconds of a call."""
+        spent: list[float] = []
+        while len(spent) < least or (sum(spent) < seconds and len(spent) < most):
+            spent.append(_seconds(self.timed[handle, task], 1))
+        return float(np.median(spent[-10:]))
+
+    def sample(self, handle: str, task: str, calls: int, burn_in: int, gap: float) -> float:
+        """Seconds per call over `calls` calls, after a pause and `burn_in` calls of its own that are not timed.
+
+        Nothing may compile in here: both frameworks raise if it does.
+        """
+        run = self.timed[handle, task]
+        gc.collect()
+        time.sleep(gap)
+        with compilation.forbidden(self.name):
+            _seconds(run, burn_in)
+            return _seconds(run, calls) / calls
+
+    def peak(self, handle: str, task: str, calls: int) -> dict[str, Any]:
+        """Highest memory while a task runs `calls` times; see `memory.Peak`."""
+        gc.collect()
+        with memory.Peak(self.name) as peak:
+            _seconds(self.timed[handle, task], calls)
+        return peak.found
+
+
+def _seconds(run: Callable[[], Any], calls: int) -> float:
+    begun = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return time.perf_counter() - begun
+
+
+def _out_of_memory(error: Exception) -> bool:
+    words = str(error)
+    signs = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory", "Out of memory")
+    return isinstance(error, MemoryError) or any(sign in words for sign in signs)
+
+
+def answer(service: Service, method: str, args: tuple, options: dict) -> tuple[str, Any]:
+    """The outcome of one call: ("ok", value), ("user", sentence), ("memory", words) or ("fault", traceback)."""
+    try:
+        return "ok", getattr(service, method)(*args, **options)
+    except UserError as error:
+        return "user", str(error)
+    except Exception as error:  # everything crosses to the parent, which raises it there
+        if _out_of_memory(error):
+            return "memory", (str(error).splitlines() or [type(error).__name__])[0][:200]
+        return "fault", traceback.format_exc()
+
+
+def _read(requests, inbox: queue.SimpleQueue) -> None:
+    """Pass calls on; when the parent is gone, so are we, whatever is being computed."""
+    while True:
+        try:
+            inbox.put(pickle.load(requests))
+        except EOFError:
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+
+def main() -> None:
+    name, threads = sys.argv[1], int(sys.argv[2])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    inbox: queue.SimpleQueue = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(requests, inbox), daemon=True).start()
+    service = Service(name)
+    while True:
+        method, args, options = inbox.get()
+        pickle.dump(answer(service, method, args, options), replies, protocol=5)
+        replies.flush()
+
+
+if __name__ == "__main__":
+    main()

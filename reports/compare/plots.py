@@ -1,0 +1,164 @@
+"""The plots of the page as inline SVG whose colours are the page's own variables, so that they follow its theme."""
+
+import io
+import re
+from typing import Any
+
+import numpy as np
+
+from reports.compare import wording as say
+from reports.compare.wording import Found
+
+# Colours that stand for variables of the page's style; they never reach the eye.
+STAND_INS = {"#aa0001": "--torch", "#aa0002": "--jax", "#aa0003": "--ink", "#aa0004": "--soft", "#aa0005": "--line"}
+STAND_INS |= {"#aa0006": "--band"}
+FIRST, SECOND, INK, SOFT, LINE, BAND = STAND_INS
+SETTINGS = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "parallax",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": SOFT,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+}
+
+
+def _svg(draw, name: str, title: str, *, size: tuple[float, float]) -> str:
+    """Run `draw(figure)` and give its drawing as one <svg> element."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _inline(out.getvalue(), name, title)
+
+
+def _inline(text: str, name: str, title: str) -> str:
+    """Only what a page needs of an SVG file: no header, no metadata, no namespaces, identifiers of its own."""
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = (
+        re.sub(r'\s(xmlns(:\w+)?|version|width|height)="[^"]*"', "", text[: text.index(">")]) + text[text.index(">") :]
+    )
+    text = text.replace("xlink:href=", "href=")
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'href="#', f'href="#{name}-', text)
+    text = re.sub(r"url\(#", f"url(#{name}-", text)
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
+    for stand_in, variable in STAND_INS.items():
+        text = text.replace(stand_in, f"var({variable})")
+    return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+
+
+def _colours(found: Found) -> dict[str, str]:
+    return dict(zip(found["settings"]["wings"], (FIRST, SECOND), strict=True))
+
+
+def losses(found: Found) -> str:
+    """The loss curves over each other, their difference below on a logarithmic axis."""
+    training, wings = found["training"], found["settings"]["wings"]
+    styles = dict(zip(wings, ({"linewidth": 3.2, "alpha": 0.55}, {"linewidth": 1.1, "linestyle": "--"}), strict=True))
+
+    def draw(figure: Any) -> None:
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.2))
+        for wing in wings:
+            curve = [np.nan if value is None else value for value in training["curves"][wing]["loss"]]
+            above.plot(curve, color=_colours(found)[wing], label=say.title(found, wing), **styles[wing])
+        above.set_ylabel("loss (nats per token)")
+        above.legend(loc="upper right")
+        gap = np.array([np.nan if value is None else value for value in training["difference"]], float)
+        below.plot(np.where(gap > 0, gap, np.nan), color=INK, linewidth=0.9, marker=".", markersize=2)
+        if (gap > 0).any():
+            below.set_yscale("log")
+        below.set_ylabel("difference")
+        below.set_xlabel("step (where the two are equal to the last bit, the lower curve has a gap)")
+
+    return _svg(draw, "losses", "Loss of both wings by training step, and their difference", size=(9, 4.6))
+
+
+def speeds(found: Found) -> str:
+    """Tokens per second of each task, and the paired ratios with interval and noise floor."""
+    speed, wings = found["speed"], found["settings"]["wings"]
+
+    def draw(figure: Any) -> None:
+        grid = figure.add_gridspec(2, len(speed), height_ratios=(1.3, 1))
+        for column, (task, row) in enumerate(speed.items()):
+            axes = figure.add_subplot(grid[0, column])
+            rates = [row["seconds"][wing]["tokens_per_second"] for wing in wings]
+            axes.barh(range(len(wings)), rates, color=[_colours(found)[wing] for wing in wings], height=0.62)
+            axes.set_yticks(range(len(wings)), [say.title(found, wing) for wing in wings], color=INK)
+            axes.invert_yaxis()
+            axes.set_xlim(0, 1.45 * max(rates))
+            for at, value in enumerate(rates):
+                axes.text(value, at, f" {say.count(value)}", va="center", color=INK)
+            axes.set_title(f"{say.TASKS[task]}, tokens/s", loc="left", fontsize=10)
+            axes.xaxis.set_visible(False)
+            axes.grid(False)
+        _forest(figure.add_subplot(grid[1, :]), found)
+
+    return _svg(draw, "speeds", "Tokens per second of both wings, and their paired ratios", size=(9, 4.2))
+
+
+def _forest(axes: Any, found: Found) -> None:
+    speed, wings = found["speed"], found["settings"]["wings"]
+    for at, row in enumerate(speed.values()):
+        reach = 1 + row["floor"]
+        axes.barh(at, reach - 1 / reach, left=1 / reach, height=0.66, color=BAND)
+        low, high = row["interval"]
+        colour = INK if row["faster"] is None else _colours(found)[row["faster"]]
+        axes.plot([low, high], [at, at], color=colour, linewidth=3, solid_capstyle="butt")
+        axes.plot([row["ratio"]], [at], "o", color=colour, markersize=6)
+    axes.axvline(1, color=INK, linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} ×")
+    limit = max(2.0, *(max(row["interval"][1], 1 / row["interval"][0]) for row in speed.values())) * 1.15
+    axes.set_xlim(1 / limit, limit)
+    axes.set_yticks(range(len(speed)), [say.TASKS[task] for task in speed], color=INK)
+    axes.invert_yaxis()
+    first, second = (say.title(found, wing) for wing in wings)
+    axes.set_xlabel(f"←  {first} faster        seconds of {first} / seconds of {second}        {second} faster  →")
+    axes.set_title("Paired ratio, 95 % interval; the band is the noise floor", loc="left", fontsize=10)
+
+
+def memories(found: Found) -> str:
+    """Peak memory of training and decoding; the pale part is there as soon as the framework is imported."""
+    memory, wings = found["memory"], found["settings"]["wings"]
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        labels, at = [], 0.0
+        for task in ("train", "decode"):
+            for wing in wings:
+                cell, colour = memory[task][wing], _colours(found)[wing]
+                total, imported = (value / 2**20 for value in (cell["steady"]["bytes"], cell["import_only"]))
+                axes.barh(at, min(imported, total), color=colour, alpha=0.35, height=0.7)
+                axes.barh(at, max(0.0, total - imported), left=min(imported, total), color=colour, height=0.7)
+                axes.text(total, at, f" {say.size(cell['steady']['bytes'])}", va="center", color=INK)
+                labels.append((at, f"{say.TASKS[task]}, {say.title(found, wing)}"))
+                at += 1
+            at += 0.5
+        axes.set_yticks([place for place, _ in labels], [label for _, label in labels], color=INK)
+        axes.invert_yaxis()
+        axes.margins(x=0.16)
+        axes.set_xlabel("MiB of this process; pale: after import alone")
+        axes.grid(axis="y", visible=False)
+
+    return _svg(draw, "memories", "Peak memory of both wings, training and decoding", size=(9, 2.6))

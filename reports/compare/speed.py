@@ -1,0 +1,143 @@
+"""Time and memory of the tasks: forward, one training step, decoding; first calls apart from the steady state."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from benchmarks.harness import timing
+from benchmarks.harness.worker import Worker
+from common import params
+from common.accounting import flops, memory
+from common.config import Execution
+from reports.compare.plan import Plan
+
+TASKS = ("forward", "train", "decode")
+MEMORY_TASKS = ("train", "decode")
+LEAST = 5  # quartets
+STEADY_CALLS = 3
+
+
+def prepare(plan: Plan, worker: Worker, handle: str, tasks: tuple[str, ...] = TASKS) -> None:
+    """Get a model's tasks ready for the clock: on the first batch, on the prompt."""
+    for task in tasks:
+        if task == "decode":
+            worker.ask("prepare", handle, task, plan.prompt, sampling=plan.sampling["greedy"])
+        else:
+            worker.ask("prepare", handle, task, *plan.batches[0])
+
+
+def first_calls(plan: Plan, workers: Mapping[str, Worker]) -> dict[str, dict[str, float]]:
+    """Seconds of building a model and of the first call of every task, by wing."""
+    found: dict[str, dict[str, float]] = {}
+    for wing, worker in workers.items():
+        found[wing] = {"build": worker.ask("build", "first", plan.recipe, plan.execution(wing))}
+        worker.ask("start_training", "first", plan.train)
+        prepare(plan, worker, "first")
+        for task in TASKS:
+            found[wing][task] = worker.ask("first", "first", task)
+        worker.ask("free", "first")
+    return found
+
+
+def duel(plan: Plan, workers: Mapping[str, Worker], progress: Callable[[float], None]) -> dict[str, Any]:
+    """Every task timed in both wings against each other, on the trained models."""
+    found = {}
+    for worker in workers.values():
+        prepare(plan, worker, "trained")
+    for number, task in enumerate(TASKS):
+        arms, calls = {}, {}
+        for wing, worker in workers.items():
+            steady = worker.ask("warm", "trained", task, min(1.0, plan.seconds_per_task / 8), 3, 10)
+            calls[wing], burn_in = timing.turns(steady)
+            arms[wing] = _turn(worker, task, calls[wing], burn_in)
+        fight = timing.Duel(arms, seed=plan.settings.seed + number)
+        least = 2 if plan.settings.quick else LEAST
+        fight.run(plan.seconds_per_task, least, lambda share, n=number: progress((n + share) / len(TASKS)))
+        found[task] = {
+            "tokens": tokens(plan, task),
+            "calls_per_sample": calls,
+            **timing.summarise(fight.samples, plan.wings),
+            "samples": timing.rows(fight.samples),
+        }
+        _rates(plan, task, found[task])
+    return found
+
+
+def _turn(worker: Worker, task: str, calls: int, burn_in: int) -> Callable[[], float]:
+    return lambda: worker.ask("sample", "trained", task, calls, burn_in, timing.GAP)
+
+
+def tokens(plan: Plan, task: str) -> int:
+    """Tokens that one call of a task handles."""
+    return plan.sampling["greedy"].max_new_tokens if task == "decode" else plan.batches[0][0].size
+
+
+def _rates(plan: Plan, task: str, row: dict[str, Any]) -> None:
+    """Tokens per second, and FLOP/s by the closed form (full scores) where there is one, from the median."""
+    work = work_flops(plan).get(task)
+    for spread in row["seconds"].values():
+        spread["tokens_per_second"] = row["tokens"] / spread["median"]
+        spread["flops_per_second"] = work["full"] / spread["median"] if work else None
+
+
+def work_flops(plan: Plan) -> dict[str, dict[str, int]]:
+    """Closed-form FLOPs of one call, with full and with causal scores."""
+    shape = plan.batches[0][0].shape
+    return {
+        task: {
+            "full": sum(rule(plan.config, *shape).values()),
+            "causal": sum(rule(plan.config, *shape, causal=True).values()),
+        }
+        for task, rule in (("forward", flops.forward), ("train", flops.training))
+    }
+
+
+def count_flops(plan: Plan, workers: Mapping[str, Worker]) -> dict[str, Any]:
+    """The closed form beside each framework's own counter; plain kernels, uncompiled, as counters need it."""
+    found: dict[str, Any] = {task: {"closed": work} for task, work in work_flops(plan).items()}
+    for wing, worker in workers.items():
+        plain = Execution("float32", plan.settings.device, threads=plan.threads)
+        worker.ask("build", "counted", plan.recipe, plain)
+        for task, what in (("forward", "forward"), ("train", "gradients")):
+            counted = worker.ask("matmul_flops", "counted", what, *plan.batches[0][0].shape)
+            found[task].setdefault("counted", {})[wing] = counted
+        worker.ask("free", "counted")
+    for row in found.values():
+        row["equal"] = all(count == row["closed"]["full"] for count in row["counted"].values())
+    found["passed"] = all(row["equal"] for row in found.values())
+    return found
+
+
+def compile_seconds(first: Mapping[str, Mapping[str, float]], speed: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """First call minus steady median, by task and wing; never below 0."""
+    return {
+        task: {wing: max(0.0, own[task] - speed[task]["seconds"][wing]["median"]) for wing, own in first.items()}
+        for task in TASKS
+    }
+
+
+def peaks(plan: Plan, progress: Callable[[float], None]) -> dict[str, Any]:
+    """Peak memory of training and of decoding, each wing in a fresh process of its own for each task."""
+    found: dict[str, Any] = {
+        "closed": {
+            "weights": memory.weights(plan.config, plan.execution(plan.wings[0]).precision.param),
+            "training": memory.training(plan.config, plan.execution(plan.wings[0]).precision.param),
+            "parameters": params.count(plan.config),
+        }
+    }
+    cells = [(task, wing) for task in MEMORY_TASKS for wing in plan.wings]
+    for number, (task, wing) in enumerate(cells):
+        with Worker(wing, threads=plan.threads, device=plan.settings.device) as worker:
+            started = worker.ask("start")
+            worker.ask("build", "only", plan.recipe, plan.execution(wing))
+            worker.ask("start_training", "only", plan.train) if task == "train" else None
+            prepare(plan, worker, "only", (task,))
+            first = worker.ask("peak", "only", task, 1)
+            worker.ask("first", "only", task)
+            steady = worker.ask("peak", "only", task, STEADY_CALLS)
+        found.setdefault(task, {})[wing] = {
+            "import_only": started["bytes_after_import"],
+            "first_call": first,
+            "steady": steady,
+        }
+        progress((number + 1) / len(cells))
+    return found

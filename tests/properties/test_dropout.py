@@ -1,0 +1,118 @@
+"""Dropout draws the same masks everywhere, other masks at every address, and nothing at rate 0."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from common import rng
+
+SHAPE = (2, 3, 5, 64)
+ROOMS = ("common.oracle", "torch_impl", "jax_impl")
+
+
+def dropped(room, rate, address, site, dtype="float32"):
+    """Dropout of ones: the mask times its scale."""
+    layers = importlib.import_module(f"{room}.layers")
+    if room == "common.oracle":
+        return layers.dropout(np.ones(SHAPE, dtype), rate, rng.address(*address), site)
+    if room == "torch_impl":
+        return layers.dropout(torch.ones(SHAPE, dtype=getattr(torch, dtype)), rate, rng.address(*address), site).numpy()
+    with jax.enable_x64(dtype == "float64"):
+        key = importlib.import_module("jax_impl.rng").address(*address)
+        return np.asarray(jax.jit(layers.dropout, static_argnums=(1, 3))(jnp.ones(SHAPE, dtype), rate, key, site))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rate", [0.1, 0.2, 0.5, 0.9])
+def test_masks_and_scale_are_equal_to_the_bit(rate, dtype):
+    address = (2**32 - 1, rng.DROPOUT, 12, 3)
+    want = dropped("common.oracle", rate, address, 4, dtype)
+    assert set(np.unique(want)) == {0.0, np.float32(1 / (1 - rate))}
+    for room in ("torch_impl", "jax_impl"):
+        np.testing.assert_array_equal(dropped(room, rate, address, 4, dtype), want, err_msg=room)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_address_has_its_own_mask(room):
+    """Another seed, step, micro-batch or site: masks that agree only by chance (p^2 + q^2 = .5 at rate .5)."""
+    base = ((7, rng.DROPOUT, 1, 0), 2)
+    others = [((8, *base[0][1:]), 2), ((7, rng.SAMPLING, 1, 0), 2), ((7, rng.DROPOUT, 2, 0), 2)]
+    others += [((7, rng.DROPOUT, 1, 1), 2), (base[0], 3)]
+    want = dropped(room, 0.5, *base)
+    np.testing.assert_array_equal(dropped(room, 0.5, *base), want)
+    for other in others:
+        agreement = ((dropped(room, 0.5, *other) > 0) == (want > 0)).mean()
+        assert abs(agreement - 0.5) < 5 * 0.5 / np.sqrt(want.size), other
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_the_share_that_is_kept(rate):
+    keep = dropped("common.oracle", rate, (0, rng.DROPOUT, 0, 0), 0) > 0
+    assert abs(keep.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / keep.size)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rate_0_and_no_key_leave_the_input_alone(room):
+    layers, x = importlib.import_module(f"{room}.layers"), np.ones(3)
+    assert layers.dropout(x, 0.0, rng.key(0), 1) is x
+    assert layers.dropout(x, 0.5, None, 1) is x
+
+
+def test_every_place_in_the_model_has_its_own_site(model_of, tokens, with_dropout, name, monkeypatch):
+    """One site for the embedding and three for every block (attention, two branches), none used twice."""
+    room = {"numpy": "common.oracle", "torch": "torch_impl", "jax": "jax_impl"}[name]
+    layers = importlib.import_module(f"{room}.layers")
+    sites, rates, draw = [], [], layers.dropout
+
+    def record(x, rate, key, site):
+        sites.append(site)
+        rates.append(rate)
+        return draw(x, rate, key, site)
+
+    for place in ("models.gpt", "attention.kernels"):
+        monkeypatch.setattr(importlib.import_module(f"{room}.{place}"), "dropout", record)
+    model = model_of(name, with_dropout)
+    ids, positions = tokens(1, 4), np.arange(4, dtype=np.int32)[None]
+    if name == "jax":
+        with model.scope():
+            key = importlib.import_module("jax_impl.rng").key(0)
+            model.programs.rebuild(model.params)(ids, positions, dropout_key=key)
+    else:
+        put = torch.from_numpy if name == "torch" else np.asarray
+        model.net(put(ids), put(positions), dropout_key=rng.key(0))
+    assert sorted(sites) == list(range(1 + 3 * with_dropout.num_layers))
+    by_site = dict(zip(sites, rates, strict=True))
+    assert [by_site[i] for i in range(7)] == [0.1, 0.3, 0.2, 0.2, 0.3, 0.2, 0.2]
+
+
+def test_rates_of_0_train_like_evaluation(model_of, tokens, wing):
+    """With rates 0 a key changes no bit of loss and gradients."""
+    model, (ids, targets) = model_of(wing), tokens(2, 2, 8)
+    with_key, without = (model.gradients(ids, targets, dropout=d) for d in ((3, 5), None))
+    assert with_key.value == without.value
+    for parameter, g in without.grads.items():
+        np.testing.assert_array_equal(with_key.grads[parameter], g, err_msg=parameter)
+
+
+def test_evaluation_draws_no_mask(model_of, tokens, small, with_dropout, name):
+    """Without a key the model with dropout is the model without."""
+    ids = tokens(2, 8)
+    np.testing.assert_array_equal(model_of(name, with_dropout).forward(ids).logits, model_of(name).forward(ids).logits)
+
+
+def test_losses_with_dropout_depend_on_seed_step_and_micro_batch(model_of, tokens, with_dropout):
+    """And are equal in both wings, for the same ids in two micro-batches too."""
+    ids, targets = (np.stack([x, x]) for x in tokens(2, 2, 8))
+    found = {}
+    for wing in ("torch", "jax"):
+        model = model_of(wing, with_dropout)
+        found[wing] = [model.gradients(ids, targets, dropout=d).value for d in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    np.testing.assert_allclose(found["torch"], found["jax"], rtol=1e-13)
+    assert found["torch"][0] == found["torch"][3]
+    assert len(set(found["torch"])) == 3
+    single = model_of("torch", with_dropout).gradients(ids[:1], targets[:1], dropout=(0, 0)).value
+    assert single != pytest.approx(found["torch"][0], rel=1e-6)

@@ -1,0 +1,144 @@
+"""Fused attention, half precision and compilation compute the same function, as well as their arithmetic allows."""
+
+import numpy as np
+import pytest
+
+from common import compare, params
+from common.decoding import padded
+from common.errors import UserError
+from common.taps import Taps
+
+DTYPES = ("float32", "bfloat16")
+
+
+class Noise(Taps):
+    """Multiplies everything a model shows by 1 + u U(-1, 1): the error that rounding each of these values makes."""
+
+    def __init__(self, u, seed):
+        super().__init__(("*",))
+        self.u, self.rng = u, np.random.default_rng(seed)
+
+    def under(self, name):
+        return self
+
+    def __call__(self, name, value):
+        noise = 1 + self.u * self.rng.uniform(-1, 1, np.shape(value))
+        return np.where(np.isfinite(value), value * noise, value)
+
+
+@pytest.fixture(scope="module")
+def batch(tokens):
+    """A padded batch: (ids, positions, where no padding is)."""
+    ids, positions = padded([tokens(8, seed=1).tolist(), tokens(5, seed=2).tolist()])
+    return ids, positions, positions >= 0
+
+
+@pytest.fixture(scope="module")
+def truth(model_of, batch):
+    return model_of("numpy").forward(batch[0], batch[1]).logits[batch[2]]
+
+
+def error(model, batch, truth):
+    logits = model.forward(batch[0], batch[1]).logits
+    assert np.isfinite(logits).all()
+    return compare.rms(logits[batch[2]] - truth)
+
+
+def two_sided(one, other, u, scale):
+    """Two roundings of one function: neither error is more than twice the other (u of the result is free)."""
+    assert one <= 2 * other + u * scale
+    assert other <= 2 * one + u * scale
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fused_attention_is_as_accurate_as_the_plain_one(model_of, batch, truth, wing, dtype):
+    plain, fused = (error(model_of(wing, dtype=dtype, attention=k), batch, truth) for k in ("plain", "fused"))
+    two_sided(fused, plain, compare.UNIT_ROUNDOFF[dtype], compare.rms(truth))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fused_gradients_are_as_accurate_as_the_plain_ones(model_of, tokens, small, wing, dtype):
+    ids, targets = tokens(2, 2, 8)
+    want = model_of("torch").gradients(ids, targets).grads
+    plain, fused = (model_of(wing, dtype=dtype, attention=k).gradients(ids, targets).grads for k in ("plain", "fused"))
+    for name, parameter in params.table(small).items():
+        if not parameter.dead:
+            errors = (compare.rms(g[name] - want[name]) for g in (fused, plain))
+            # one tensor holds few numbers, so its error is known less well: 4 u of the gradient are free
+            two_sided(*errors, 4 * compare.UNIT_ROUNDOFF[dtype], compare.rms(want[name]))
+
+
+def test_torchs_fused_attention_in_float64(model_of, batch, truth):
+    assert error(model_of("torch", attention="fused"), batch, truth) < 1e-12 * compare.rms(truth)
+
+
+def test_jaxs_fused_attention_refuses_float64_and_says_why(model_of, tokens):
+    with pytest.raises(UserError, match="reduces in float32: use attention='plain' for float64"):
+        model_of("jax", attention="fused").forward(tokens(2, 8))
+
+
+def test_fused_attention_refuses_dropout_on_the_weights(fresh_model, with_dropout, tokens, wing):
+    """Evaluation is possible, training is refused, and the model is unhurt by the refusal."""
+    from common.config import TrainConfig
+
+    model, (ids, targets) = fresh_model(wing, with_dropout, "float32", attention="fused"), tokens(2, 2, 8)
+    before = model.forward(ids).logits
+    model.start_training(TrainConfig())
+    for attempt in (lambda: model.train_step(ids, targets), lambda: model.gradients(ids, targets, dropout=(0, 0))):
+        with pytest.raises(UserError, match="dropout_attn 0"):
+            attempt()
+    np.testing.assert_array_equal(model.forward(ids).logits, before)
+    assert model.step == 0
+    other = fresh_model(wing, with_dropout.with_(dropout_attn=0.0), "float32", attention="fused")
+    other.start_training(TrainConfig())
+    assert np.isfinite(other.train_step(ids, targets).loss)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rounding_is_what_the_arithmetic_explains(model_of, batch, truth, wing, dtype):
+    """At most 10 times the error of an oracle whose every shown value is rounded once (it shows about one in four)."""
+    oracle, u = model_of("numpy"), compare.UNIT_ROUNDOFF[dtype]
+    noisy = [oracle.net(batch[0], batch[1], taps=Noise(u, seed))[0][batch[2]] for seed in range(5)]
+    explained = np.median([compare.rms(n - truth) for n in noisy])
+    got = error(model_of(wing, dtype=dtype), batch, truth)
+    assert explained / 10 < got < 10 * explained
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_wings_are_equally_accurate(model_of, batch, truth, dtype):
+    one, other = (error(model_of(wing, dtype=dtype), batch, truth) for wing in ("torch", "jax"))
+    two_sided(one, other, compare.UNIT_ROUNDOFF[dtype], compare.rms(truth))
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(model_of, fresh_model, tokens, wing):
+    from common.config import TrainConfig
+
+    found = model_of(wing, dtype="bfloat16").forward(tokens(2, 8), taps=("*",))
+    half = found.taps["model.layers.0.self_attn.q"]
+    np.testing.assert_array_equal(half.view(np.uint32) & 0xFFFF, 0)  # the lower half of every float32 is empty
+    assert found.logits.dtype == np.float32
+    if wing == "jax":  # PyTorch's matmul of two bfloat16 has no wider output on a CPU
+        assert (found.logits.view(np.uint32) & 0xFFFF).any(), "the logits lost the precision of reductions"
+    model = fresh_model(wing, dtype="bfloat16")
+    model.start_training(TrainConfig(schedule="constant", learning_rate=1e-5))
+    losses = [model.train_step(*tokens(2, 2, 8)).loss for _ in range(3)]
+    assert np.isfinite(losses).all()
+    # steps of 1e-5 are smaller than a bfloat16 of size 1 can show, so the parameters must be float32
+    moved = model.weights()["model.norm.weight"] != params.randomise(model.config, 20)["model.norm.weight"]
+    assert moved.mean() > 0.9
+
+
+@pytest.mark.full
+def test_compiled_blocks_equal_eager_ones(fresh_model, tokens, with_dropout):
+    """Forward, cache and a training step of PyTorch with compile=True, in float64."""
+    from common.config import SamplingConfig, TrainConfig
+
+    eager, compiled = (fresh_model("torch", with_dropout, compile=c) for c in (False, True))
+    ids, targets = tokens(2, 2, 8)
+    np.testing.assert_allclose(compiled.forward(ids).logits, eager.forward(ids).logits, rtol=0, atol=1e-12)
+    prompts, sampling = [[1, 2, 3], [4]], SamplingConfig(max_new_tokens=4)
+    assert compiled.generate(prompts, sampling) == eager.generate(prompts, sampling)
+    for model in (eager, compiled):
+        model.start_training(TrainConfig())
+    one, other = (model.train_step(ids, targets) for model in (compiled, eager))
+    assert (one.loss, one.grad_norm) == pytest.approx((other.loss, other.grad_norm), rel=1e-12)
