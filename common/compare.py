@@ -41,7 +41,8 @@ def difference(name: str, got: np.ndarray, want: np.ndarray) -> Difference:
     gap = np.where(finite, got, 0.0) - np.where(finite, want, 0.0)
     where = np.unravel_index(int(np.argmax(np.abs(gap))), gap.shape) if gap.size else ()
     reference = rms(want[finite])
-    relative = rms(gap) / reference if reference > 0 else (0.0 if rms(gap) == 0 else float("inf"))
+    error = rms(gap[finite])
+    relative = error / reference if reference > 0 else (0.0 if error == 0 else float("inf"))
     return Difference(name, gap.size, relative, float(np.abs(gap).max(initial=0.0)), tuple(int(i) for i in where))
 
 

@@ -26,15 +26,24 @@ def _require(holds: bool, owner: object, field: str, allowed: str) -> None:
 
 def _positive_int(owner: object, *names: str) -> None:
     for name in names:
-        value = getattr(owner, name)
-        good = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        _require(good, owner, name, "a whole number > 0")
+        _whole(owner, name, 1, math.inf, "a whole number > 0")
 
 
 def _number(owner: object, name: str, low: float, high: float, allowed: str) -> None:
     value = getattr(owner, name)
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     _require(good and low <= value <= high, owner, name, allowed)
+
+
+def _whole(owner: object, name: str, low: int, high: float, allowed: str) -> None:
+    value = getattr(owner, name)
+    good = isinstance(value, int) and not isinstance(value, bool)
+    _require(good and low <= value < high, owner, name, allowed)
+
+
+def _flag(owner: object, *names: str) -> None:
+    for name in names:
+        _require(isinstance(getattr(owner, name), bool), owner, name, "true or false")
 
 
 class _Record:
@@ -90,8 +99,7 @@ class GPTConfig(_Record):
         _positive_int(self, "ff_dim")
         divides = f"a divisor of embed_dim ({self.embed_dim}), because the heads share the width equally"
         _require(self.embed_dim % self.num_heads == 0, self, "num_heads", divides)
-        for name in ("qkv_bias", "tie_embeddings"):
-            _require(isinstance(getattr(self, name), bool), self, name, "true or false")
+        _flag(self, "qkv_bias", "tie_embeddings")
         _number(self, "norm_eps", 1e-12, 1.0, "a number in [1e-12, 1]")
         if self.activation not in ACTIVATIONS:
             raise unknown("activation", str(self.activation), ACTIVATIONS)
@@ -150,7 +158,7 @@ def model_from_dict(values: dict[str, Any]) -> ModelConfig:
     """The inverse of `model_to_dict`."""
     values = dict(values)
     family = values.pop("family", "gpt")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise unknown("model family", str(family), FAMILIES)
     return FAMILIES[family].from_dict(values)
 
@@ -186,10 +194,12 @@ class Execution(_Record):
     threads: int | None = None
 
     def __post_init__(self):
-        if self.dtype not in PRECISIONS:
-            raise unknown("dtype", str(self.dtype), PRECISIONS)
+        if self.dtype not in DTYPES:
+            raise unknown("dtype", str(self.dtype), DTYPES)
         if self.attention not in ATTENTION_KERNELS:
             raise unknown("attention kernel", str(self.attention), ATTENTION_KERNELS)
+        _require(isinstance(self.device, str), self, "device", "a name such as 'cpu' or 'cuda'")
+        _flag(self, "compile")
         if self.threads is not None:
             _positive_int(self, "threads")
 
@@ -232,13 +242,12 @@ class TrainConfig(_Record):
         _number(self, "adam_eps", 1e-30, 1.0, "a number in (0, 1]")
         if self.clip_norm is not None:
             _number(self, "clip_norm", 1e-12, 1e12, "a number > 0, or none")
-        warmup = isinstance(self.warmup_steps, int) and self.warmup_steps >= 0
-        _require(warmup, self, "warmup_steps", "a whole number >= 0")
+        _whole(self, "warmup_steps", 0, math.inf, "a whole number >= 0")
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", str(self.schedule), SCHEDULES)
         if self.decay not in DECAYS:
             raise unknown("decay", str(self.decay), DECAYS)
-        _require(isinstance(self.seed, int) and 0 <= self.seed < 2**32, self, "seed", "a whole number in [0, 2^32)")
+        _whole(self, "seed", 0, 2**32, "a whole number in [0, 2^32)")
 
     def rate(self, step: int) -> float:
         """The learning rate of step 0, 1, 2, …"""
@@ -280,10 +289,11 @@ class SamplingConfig(_Record):
         if self.top_p is not None:
             _number(self, "top_p", 1e-9, 1.0, "a number in (0, 1]")
         if self.end_token is not None:
-            _require(isinstance(self.end_token, int) and self.end_token >= 0, self, "end_token", "a token id >= 0")
+            _whole(self, "end_token", 0, math.inf, "a token id >= 0")
+        _flag(self, "cache")
         if self.prefill_chunk is not None:
             _positive_int(self, "prefill_chunk")
-        _require(isinstance(self.seed, int) and 0 <= self.seed < 2**32, self, "seed", "a whole number in [0, 2^32)")
+        _whole(self, "seed", 0, 2**32, "a whole number in [0, 2^32)")
         if self.overflow not in OVERFLOWS:
             raise unknown("overflow rule", str(self.overflow), OVERFLOWS)
 

@@ -128,6 +128,9 @@ class LazyWeights(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         return self._makers[name]()
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers  # what Mapping offers would make the array
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._makers)
 

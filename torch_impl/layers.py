@@ -69,5 +69,5 @@ def dropout(x, rate, key, site):
         return x
     # [2] keep with probability 1 - rate, multiply by the float32 number 1 / (1 - rate)
     keep = rng.bernoulli(rng.fold_in(key, site), 1 - rate, x.shape, x.device)
-    scale = torch.tensor(1 / (1 - rate), dtype=torch.float32).item()
+    scale = torch.tensor(1 / (1 - rate), dtype=torch.float32)
     return torch.where(keep, x * scale, 0.0)

@@ -32,17 +32,13 @@ def uniform(key, shape, device="cpu"):
 
 def bernoulli(key, probability, shape, device="cpu"):
     """True with that probability (rounded to float32)."""
-    return uniform(key, shape, device) < _float32(probability)
+    return uniform(key, shape, device) < torch.tensor(probability, dtype=torch.float32)
 
 
 def gumbel(key, shape, dtype, device="cpu"):
     """Gumbel noise from the shared uniforms: `argmax(logits + noise)` draws from `softmax(logits)`."""
     lifted = uniform(key, shape, device).clamp_(min=TINY).to(dtype)
     return -torch.log(-torch.log(lifted))
-
-
-def _float32(number):
-    return torch.tensor(number, dtype=torch.float32).item()
 
 
 def _int32(word):

@@ -109,6 +109,8 @@ class Service:
         spent: list[float] = []
         while len(spent) < least or (sum(spent) < seconds and len(spent) < most):
             spent.append(_seconds(self.timed[handle, task], 1))
+        gc.collect()
+        gc.freeze()
         return float(np.median(spent[-10:]))
 
     def sample(self, handle: str, task: str, calls: int, burn_in: int, gap: float) -> float:
@@ -117,11 +119,14 @@ class Service:
         Nothing may compile in here: both frameworks raise if it does.
         """
         run = self.timed[handle, task]
-        gc.collect()
         time.sleep(gap)
-        with compilation.forbidden(self.name):
-            _seconds(run, burn_in)
-            return _seconds(run, calls) / calls
+        gc.disable()  # a collection in the middle of a sample would be timed as work
+        try:
+            with compilation.forbidden(self.name):
+                _seconds(run, burn_in)
+                return _seconds(run, calls) / calls
+        finally:
+            gc.enable()
 
     def peak(self, handle: str, task: str, calls: int) -> dict[str, Any]:
         """Highest memory while a task runs `calls` times; see `memory.Peak`."""

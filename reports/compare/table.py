@@ -12,6 +12,12 @@ from reports.compare import wording as say
 from reports.compare.wording import Found
 
 
+SHORT = {
+    "gradients that are zero in theory": "zero gradients",
+    "parameters after 5 AdamW steps": "after 5 AdamW steps",
+}
+
+
 def build(found: Found) -> Group:
     """Headline and findings, then agreement, speed, memory and compile time."""
     parts: list[Any] = [_head(found), _findings(found), _agreement(found)]
@@ -44,31 +50,35 @@ def _findings(found: Found) -> Table:
 
 
 def _new(title: str, *columns: str) -> Table:
+    """A table that fits into 80 columns: numbers never break."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
     table.add_column(columns[0], no_wrap=True)
     for name in columns[1:]:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
 def _agreement(found: Found) -> Table:
     wings = found["settings"]["wings"]
-    names = [f"{say.title(found, wing)} – oracle" for wing in wings]
-    table = _new("Relative error", "", *names, say.pair(found), "bound", "")
+    names = [say.title(found, wing) for wing in wings]
+    table = _new("Relative error to the oracle, and to each other", "", *names, "each other", "of bound", "")
     for row in say.condensed(found):
         errors = [say.sci(row["errors"][name]) if name in row["errors"] else "" for name in (*wings, "pair")]
         mark = Text("ok", style="green") if row["passed"] else Text("FAILED", style="bold red")
-        table.add_row(f"{row['dtype']} {row['what']}", *errors, say.bound(row, wings), mark)
+        table.add_row(
+            f"{row['dtype']} {SHORT.get(row['what'], row['what'])}", *errors, say.percent(say.used(row)), mark
+        )
     return table
 
 
 def _speed(found: Found) -> Table:
     wings = found["settings"]["wings"]
-    names = [f"{say.title(found, wing)} tokens/s" for wing in wings]
-    table = _new("Speed, measured in turns", "", *names, "ratio (95 % interval)", "noise floor", "")
+    names = [say.title(found, wing) for wing in wings]
+    table = _new("Tokens per second, measured in turns", "", *names, "ratio (95 % interval)", "noise floor")
     for task, row in found["speed"].items():
         rates = [say.count(row["seconds"][wing]["tokens_per_second"]) for wing in wings]
-        table.add_row(say.TASKS[task], *rates, say.times(found, row), say.floor(row), say.verdict(found, row))
+        ratio = say.times(found, row) if row["faster"] else say.verdict(found, row)
+        table.add_row(say.TASKS[task], *rates, ratio, say.floor(row))
     return table
 
 

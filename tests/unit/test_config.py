@@ -1,0 +1,84 @@
+"""Configs refuse nonsense in a sentence that names the field, the value and what is allowed."""
+
+import re
+
+import pytest
+
+from common.config import (
+    PRESETS,
+    Execution,
+    GPTConfig,
+    SamplingConfig,
+    TrainConfig,
+    model_from_dict,
+    model_to_dict,
+    preset,
+)
+from common.errors import UserError
+
+GPT = GPTConfig(31, 16, 24, 2, 3)
+BAD = [
+    (GPT, "vocab_size", 0, "a whole number > 0"),
+    (GPT, "context_length", -1, "a whole number > 0"),
+    (GPT, "num_layers", True, "a whole number > 0"),
+    (GPT, "embed_dim", 24.0, "a whole number > 0"),
+    (GPT, "ff_dim", 0, "a whole number > 0"),
+    (GPT, "num_heads", 5, "a divisor of embed_dim (24)"),
+    (GPT, "qkv_bias", 1, "true or false"),
+    (GPT, "norm_eps", 0.0, "[1e-12, 1]"),
+    (GPT, "dropout_attn", 1.0, "a rate in [0, 0.999]"),
+    (GPT, "dropout_embed", -0.1, "a rate in [0, 0.999]"),
+    (GPT, "dropout_shortcut", float("nan"), "a rate in [0, 0.999]"),
+    (GPT, "activation", "gelu_tan", "did you mean 'gelu_tanh'"),
+    (Execution(), "dtype", "float46", "did you mean 'float64'"),
+    (Execution(), "attention", "fuse", "did you mean 'fused'"),
+    (Execution(), "threads", 0, "a whole number > 0"),
+    (TrainConfig(), "steps", 0, "a whole number > 0"),
+    (TrainConfig(), "accumulate", 1.5, "a whole number > 0"),
+    (TrainConfig(), "learning_rate", -1e-3, "a number >= 0"),
+    (TrainConfig(), "beta1", 1.0, "[0, 1)"),
+    (TrainConfig(), "adam_eps", 0.0, "(0, 1]"),
+    (TrainConfig(), "clip_norm", 0.0, "a number > 0, or none"),
+    (TrainConfig(), "warmup_steps", -1, "a whole number >= 0"),
+    (TrainConfig(), "schedule", "cosin", "did you mean 'cosine'"),
+    (TrainConfig(), "decay", "matrix", "did you mean 'matrices'"),
+    (TrainConfig(), "seed", 2**32, "[0, 2^32)"),
+    (SamplingConfig(), "max_new_tokens", 0, "a whole number > 0"),
+    (SamplingConfig(), "temperature", -1.0, "0 is greedy"),
+    (SamplingConfig(), "top_k", 0, "a whole number > 0"),
+    (SamplingConfig(), "top_p", 0.0, "(0, 1]"),
+    (SamplingConfig(), "end_token", -2, "a token id >= 0"),
+    (SamplingConfig(), "overflow", "crops", "did you mean 'crop'"),
+    (SamplingConfig(), "prefill_chunk", 0, "a whole number > 0"),
+]
+
+
+@pytest.mark.parametrize(("config", "field", "value", "allowed"), BAD, ids=lambda x: str(x)[:24])
+def test_bad_values_are_named(config, field, value, allowed):
+    with pytest.raises(UserError, match=re.escape(allowed)) as told:
+        config.with_(**{field: value})
+    assert repr(value) in str(told.value)
+    assert field in str(told.value) or "Unknown" in str(told.value)
+
+
+def test_dictionaries_round_trip_and_refuse_unknown_and_missing_keys():
+    for config in PRESETS.values():
+        assert model_from_dict(model_to_dict(config)) == config
+    for config in (Execution(), TrainConfig(), SamplingConfig(top_k=3)):
+        assert type(config).from_dict(config.to_dict()) == config
+    with pytest.raises(UserError, match="did you mean 'num_heads'"):
+        GPTConfig.from_dict({**GPT.to_dict(), "num_head": 3})
+    with pytest.raises(UserError, match="GPTConfig lacks a value for 'num_layers' and 'num_heads'"):
+        GPTConfig.from_dict({"vocab_size": 3, "context_length": 4, "embed_dim": 5})
+    with pytest.raises(UserError, match="Unknown model family 'gtp'"):
+        model_from_dict({"family": "gtp"})
+
+
+def test_presets_and_defaults():
+    assert preset("gpt2-1558m").num_heads == 25
+    assert preset("gpt2-124m").ff_dim == 3072
+    assert GPT.head_dim == 8
+    assert not GPT.has_dropout
+    assert preset("book-124m").has_dropout
+    with pytest.raises(UserError, match="did you mean 'gpt2-774m'"):
+        preset("gpt-774m")
