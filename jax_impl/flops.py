@@ -7,9 +7,7 @@ import jax
 
 def matmul_flops(function, *args):
     """FLOPs of `function(*args)`, from its jaxpr: nothing is run."""
-    # [1] trace
     jaxpr = jax.make_jaxpr(function)(*args)
-    # [2] count
     return _walk(jaxpr.jaxpr, 1)
 
 

@@ -27,7 +27,7 @@ def generate_plain(programs, params, config, execution, progress, sampling):
     """One full forward per token over the last `context_length` tokens of every row (the book's loop)."""
     seed = np.uint32(sampling.seed)
     while not progress.finished:
-        # [1] the window, padded on the left (to one static length)
+        # [1] the window, padded on the left
         ids_BT, positions_BT = context_window(progress.rows, config, config.context_length)
         # [2] logits of the last column  [3] choose
         tokens_B = programs.next_token(params, ids_BT, positions_BT, progress.positions, seed, recipe(sampling))

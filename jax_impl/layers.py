@@ -1,7 +1,5 @@
 """Linear maps, embeddings, layer normalisation, GELU, dropout."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,8 +60,16 @@ def matmul(dims, a, b, reduce):
     return jnp.einsum(dims, a, b, preferred_element_type=jnp.promote_types(a.dtype, reduce))
 
 
-gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
-gelu = functools.partial(jax.nn.gelu, approximate=False)
+def gelu_tanh(x):
+    """GELU in its tanh form. Source: Hendrycks and Gimpel 2016, section 2."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def gelu(x):
+    """Exact GELU, x times the normal distribution function. Source: Hendrycks and Gimpel 2016, equation 1."""
+    return jax.nn.gelu(x, approximate=False)
+
+
 ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu}
 
 

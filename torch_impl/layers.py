@@ -1,7 +1,5 @@
 """Linear maps, embeddings, layer normalisation, GELU, dropout."""
 
-import functools
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -57,8 +55,16 @@ class LayerNorm(nn.Module):
         return (centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias).to(x.dtype)
 
 
-gelu_tanh = functools.partial(F.gelu, approximate="tanh")
-gelu = functools.partial(F.gelu, approximate="none")
+def gelu_tanh(x):
+    """GELU in its tanh form. Source: Hendrycks and Gimpel 2016, section 2."""
+    return F.gelu(x, approximate="tanh")
+
+
+def gelu(x):
+    """Exact GELU, x times the normal distribution function. Source: Hendrycks and Gimpel 2016, equation 1."""
+    return F.gelu(x, approximate="none")
+
+
 ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu}
 
 

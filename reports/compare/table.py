@@ -11,7 +11,6 @@ from rich.text import Text
 from reports.compare import wording as say
 from reports.compare.wording import Found
 
-
 SHORT = {
     "gradients that are zero in theory": "zero gradients",
     "parameters after 5 AdamW steps": "after 5 AdamW steps",

@@ -1,0 +1,213 @@
+"""The rules of the house, read from the source: who may import whom, and that the three implementations are twins."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FRAMEWORKS = {"torch", "jax", "flax", "optax"}
+ORACLE, TORCH, JAX = ROOT / "common" / "oracle", ROOT / "torch_impl", ROOT / "jax_impl"
+ALLOWED = {  # arrows point down only
+    "common": {"common"},
+    "torch_impl": {"common", "torch_impl"},
+    "jax_impl": {"common", "jax_impl"},
+    "benchmarks": {"common", "benchmarks"},
+    "reports": {"common", "benchmarks", "reports"},
+}
+HOUSE = set(ALLOWED) | {"tests"}
+
+# What stands in one place only, and why. A stale entry fails.
+ONE_SIDED_FILES = {
+    "jax_impl/programs.py": "NNX modules are split into description and values, and compiled",
+    "torch_impl/pth.py": "the file format is PyTorch's own",
+    "common/oracle/module.py": "NumPy has no module class",
+    "common/oracle/gradient.py": "the oracle differentiates by complex steps, the wings automatically",
+    "torch_impl/precision.py": "the oracle has one precision",
+    "jax_impl/precision.py": "the oracle has one precision",
+    "torch_impl/rng.py": "the oracle's is common/rng.py",
+    "jax_impl/rng.py": "the oracle's is common/rng.py",
+    "torch_impl/flops.py": "the oracle counts nothing",
+    "jax_impl/flops.py": "the oracle counts nothing",
+}
+ONE_SIDED_NAMES = {
+    "torch_impl/attention/kernels.py:fused_attention": "the oracle has no fast paths",
+    "jax_impl/attention/kernels.py:fused_attention": "the oracle has no fast paths",
+    "common/oracle/attention/kernels.py:softmax": "the frameworks bring their own",
+    "jax_impl/layers.py:matmul": "XLA must be told in which precision to sum",
+    "jax_impl/generate.py:decode": "the loop runs on the device",
+    "jax_impl/generate.py:recipe": "what compiled programs depend on",
+    "jax_impl/generate.py:bucket": "few static lengths, few compilations",
+    "common/oracle/backend.py:DIFFERENTIABLE": "a complex step for every number",
+}
+FORCED = {  # arguments that one framework needs and another does not
+    "self", "execution", "precision", "reduce", "device", "params", "programs", "model", "rebuild", "block", "dtype",
+}  # fmt: skip
+
+
+def sources(folder):
+    return sorted(path for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+def imported(path):
+    """Top-level packages that a file imports anywhere."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_imports_point_down_only(room):
+    files = sources(ROOT / room)
+    assert files
+    for path in files:
+        upward = (set(imported(path)) & HOUSE) - ALLOWED[room]
+        assert not upward, f"{relative(path)} imports {upward}"
+
+
+def test_frameworks_stay_in_their_wings():
+    for room, own in {"common": set(), "torch_impl": {"torch"}, "jax_impl": FRAMEWORKS - {"torch"}}.items():
+        for path in sources(ROOT / room):
+            foreign = (set(imported(path)) & FRAMEWORKS) - own
+            assert not foreign, f"{relative(path)} imports {foreign}"
+
+
+def test_the_oracle_is_plain_numpy():
+    plain = {"numpy", "math", "typing", "collections", "common"}
+    for path in sources(ORACLE):
+        assert set(imported(path)) <= plain, relative(path)
+
+
+def test_wings_are_loaded_by_name_only():
+    """Outside the wings and their tests nobody imports a wing."""
+    for room in ("common", "benchmarks", "reports"):
+        for path in sources(ROOT / room):
+            assert not set(imported(path)) & {"torch_impl", "jax_impl"}, relative(path)
+
+
+def rooms(folder):
+    return {str(path.relative_to(folder)) for path in sources(folder)}
+
+
+def test_the_three_implementations_have_the_same_files():
+    union = rooms(ORACLE) | rooms(TORCH) | rooms(JAX)
+    lonely = set()
+    for folder in (ORACLE, TORCH, JAX):
+        for other in (ORACLE, TORCH, JAX):
+            lonely |= {relative(folder / name) for name in rooms(folder) - rooms(other)}
+    assert lonely == set(ONE_SIDED_FILES), lonely ^ set(ONE_SIDED_FILES)
+    assert {"attention/multi_head.py", "models/gpt.py", "kv_cache.py"} <= union
+
+
+def definitions(path):
+    """Public definitions in order: name -> (arguments, step comments, docstring, kind)."""
+    text = path.read_text(encoding="utf-8")
+    lines, found = text.splitlines(), {}
+
+    def visit(body, prefix):
+        for node in body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                name = {"__call__": "forward"}.get(node.name, node.name)
+                if name.startswith("_") and name != "__init__":
+                    continue
+                arguments = [] if isinstance(node, ast.ClassDef) else [a.arg for a in node.args.args]
+                own = lines[node.lineno - 1 : node.end_lineno]
+                steps = re.findall(r"# (\[[^\n]*)", "\n".join(own)) if isinstance(node, ast.FunctionDef) else []
+                found[prefix + name] = (arguments, steps, ast.get_docstring(node), type(node).__name__)
+                if isinstance(node, ast.ClassDef):
+                    visit(node.body, f"{prefix}{name}.")
+            elif isinstance(node, ast.Assign) and not prefix:
+                for target in node.targets:
+                    if isinstance(target, ast.Name) and target.id.isupper():
+                        found[target.id] = ([], [], "constant", "Assign")
+
+    visit(ast.parse(text).body, "")
+    return found
+
+
+def shared_files():
+    return sorted(rooms(TORCH) & rooms(JAX))
+
+
+def twins(name):
+    """The definitions of all implementations that have this file, without what is one-sided, by folder."""
+    out = {}
+    for folder in (ORACLE, TORCH, JAX):
+        if (folder / name).exists():
+            listed = {key.split(":")[1] for key in ONE_SIDED_NAMES if key.startswith(f"{relative(folder / name)}:")}
+            own = definitions(folder / name)
+            assert listed <= set(own), f"stale entry in ONE_SIDED_NAMES: {listed - set(own)}"
+            out[folder.name] = {key: value for key, value in own.items() if key.split(".")[0] not in listed}
+    return out
+
+
+@pytest.mark.parametrize("name", [name for name in shared_files() if name not in ("backend.py", "rng.py")])
+def test_twins_have_the_same_names_signatures_and_steps(name):
+    found = twins(name)
+    first, *others = found
+    for other in others:
+        assert list(found[first]) == list(found[other]), f"{name}: {first} and {other}"
+        for key in found[first]:
+            one, two = found[first][key], found[other][key]
+            assert [a for a in one[0] if a not in FORCED] == [a for a in two[0] if a not in FORCED], f"{name}:{key}"
+            steps = [[re.sub(r"\s+", " ", s) for item in side[1] for s in item.split("  ")] for side in (one, two)]
+            assert steps[0] == steps[1], f"{name}:{key}"
+
+
+def test_the_wings_random_numbers_have_the_same_names():
+    both = [definitions(folder / "rng.py") for folder in (TORCH, JAX)]
+    common = {"bits", "uniform", "bernoulli", "gumbel"}
+    assert [common <= set(own) for own in both] == [True, True]
+    import jax_impl.rng
+    import torch_impl.rng
+
+    for name in (*common, "key", "address", "fold_in", "split"):
+        assert callable(getattr(jax_impl.rng, name))
+        assert callable(getattr(torch_impl.rng, name))
+
+
+def test_backends_offer_the_same():
+    """Classes are named after their framework; their public methods are those of the door, in the same order."""
+    own = {}
+    for folder in (TORCH, JAX):
+        names = [key for key in definitions(folder / "backend.py") if "." in key]
+        own[folder.name] = [re.sub("^(Torch|Jax)", "", name) for name in names]
+    one_sided = {"Backend.read_state_dict", "Backend.write_state_dict", "Model.scope"}
+    lists = [[name for name in names if name not in one_sided] for names in own.values()]
+    assert lists[0] == lists[1]
+
+
+@pytest.mark.parametrize("folder", [ORACLE, TORCH, JAX, ROOT / "common"], ids=relative)
+def test_public_definitions_are_documented(folder):
+    """Functions and classes at the top of a module say what they are."""
+    bare = []
+    for path in sources(folder):
+        if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))):
+            bare.append(relative(path))
+        for name, (_, _, text, kind) in definitions(path).items():
+            if not text and "." not in name and kind != "Assign":
+                bare.append(f"{relative(path)}:{name}")
+    assert bare == []
+
+
+def test_files_stay_small():
+    long = {
+        relative(p): n for room in ALLOWED for p in sources(ROOT / room) if (n := len(p.read_text().splitlines())) > 400
+    }
+    assert long == {}
+
+
+def test_no_machine_paths_or_registry_hosts():
+    """Nothing of one machine is in the repository."""
+    homes = re.compile(r"(?<![\w.])/(?:work|home|root|farm)/")
+    for room in (*ALLOWED, "tests"):
+        for path in sources(ROOT / room):
+            if path != Path(__file__):
+                assert not homes.search(path.read_text(encoding="utf-8")), relative(path)
