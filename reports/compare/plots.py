@@ -12,6 +12,7 @@ from reports.compare.wording import Found
 # Colours that stand for variables of the page's style; they never reach the eye.
 STAND_INS = {"#aa0001": "--torch", "#aa0002": "--jax", "#aa0003": "--ink", "#aa0004": "--soft", "#aa0005": "--line"}
 STAND_INS |= {"#aa0006": "--band"}
+NARROW = "\u2002"  # browsers fold plain spaces
 FIRST, SECOND, INK, SOFT, LINE, BAND = STAND_INS
 SETTINGS = {
     "svg.fonttype": "none",
@@ -75,7 +76,7 @@ def _colours(found: Found) -> dict[str, str]:
 def losses(found: Found) -> str:
     """The loss curves over each other, their difference below on a logarithmic axis."""
     training, wings = found["training"], found["settings"]["wings"]
-    styles = dict(zip(wings, ({"linewidth": 3.2, "alpha": 0.55}, {"linewidth": 1.1, "linestyle": "--"}), strict=True))
+    styles = dict(zip(wings, ({"linewidth": 4, "alpha": 0.5}, {"linewidth": 1.1}), strict=True))
 
     def draw(figure: Any) -> None:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.2))
@@ -87,11 +88,19 @@ def losses(found: Found) -> str:
         gap = np.array([np.nan if value is None else value for value in training["difference"]], float)
         below.plot(np.where(gap > 0, gap, np.nan), color=INK, linewidth=0.9, marker=".", markersize=2)
         if (gap > 0).any():
-            below.set_yscale("log")
+            _decades(below, gap[gap > 0])
         below.set_ylabel("difference")
         below.set_xlabel("step (where the two are equal to the last bit, the lower curve has a gap)")
 
     return _svg(draw, "losses", "Loss of both wings by training step, and their difference", size=(9, 4.6))
+
+
+def _decades(axes: Any, values: np.ndarray) -> None:
+    """A logarithmic axis over whole decades, labelled at decades only."""
+    axes.set_yscale("log")
+    low, high = np.floor(np.log10(values.min())), np.ceil(np.log10(values.max()))
+    axes.set_ylim(10.0**low, 10.0 ** max(high, low + 1))
+    axes.minorticks_off()
 
 
 def speeds(found: Found) -> str:
@@ -108,7 +117,7 @@ def speeds(found: Found) -> str:
             axes.invert_yaxis()
             axes.set_xlim(0, 1.45 * max(rates))
             for at, value in enumerate(rates):
-                axes.text(value, at, f" {say.count(value)}", va="center", color=INK)
+                axes.text(value, at, NARROW + say.count(value), va="center", color=INK)
             axes.set_title(f"{say.TASKS[task]}, tokens/s", loc="left", fontsize=10)
             axes.xaxis.set_visible(False)
             axes.grid(False)
@@ -152,7 +161,7 @@ def memories(found: Found) -> str:
                 total, imported = (value / 2**20 for value in (cell["steady"]["bytes"], cell["import_only"]))
                 axes.barh(at, min(imported, total), color=colour, alpha=0.35, height=0.7)
                 axes.barh(at, max(0.0, total - imported), left=min(imported, total), color=colour, height=0.7)
-                axes.text(total, at, f" {say.size(cell['steady']['bytes'])}", va="center", color=INK)
+                axes.text(total, at, NARROW + say.size(cell["steady"]["bytes"]), va="center", color=INK)
                 labels.append((at, f"{say.TASKS[task]}, {say.title(found, wing)}"))
                 at += 1
             at += 0.5

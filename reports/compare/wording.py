@@ -78,8 +78,8 @@ def pair(found: Found) -> str:
 
 def used(row: Found) -> float:
     """The share of its bound that an agreement row uses; above 1 it has failed."""
-    shares = [float("inf") if row["errors"][k] is None else row["errors"][k] / b for k, b in row["bounds"].items()]
-    return max(shares)
+    errors = row["errors"]
+    return max(float("inf") if None in (errors[k], b) else errors[k] / b for k, b in row["bounds"].items())
 
 
 def bound(row: Found, wings: list[str]) -> str:
@@ -153,8 +153,8 @@ def _training(found: Found) -> str:
 def _text(found: Found) -> str:
     same = found["generation"]["same"]
     parts = [f"{kind} {equal_tokens(row)}" for kind, row in same.items()]
-    lead = "" if found["generation"]["passed"] else "FAILED: "
-    return f"{lead}same weights, equal tokens: {', '.join(parts)}."
+    lead = "With the same" if found["generation"]["passed"] else "FAILED: with the same"
+    return f"{lead} weights, equal tokens: {', '.join(parts)}."
 
 
 def equal_tokens(row: Found) -> str:
@@ -174,8 +174,8 @@ def _speed(found: Found) -> str:
         return "Not measured, because a check above failed."
     parts = []
     for task, row in found["speed"].items():
-        told = times(found, row).partition(" (")[0] if row["faster"] else "no difference seen"
-        parts.append(f"{TASKS[task].lower()}: {told}")
+        told = f"{times(found, row).partition(' (')[0]} as fast" if row["faster"] else "no difference seen"
+        parts.append(f"{TASKS[task] if not parts else TASKS[task].lower()}: {told}")
     return "; ".join(parts) + "."
 
 

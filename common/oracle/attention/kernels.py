@@ -15,7 +15,7 @@ def plain_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, rate=0.0, key=None, site=
     Source: Vaswani et al. 2017, equation 1.
     """
     # [1] scores = q k^T / sqrt(D)
-    scores_BHTS = np.einsum("bhtd,bhsd->bhts", q_BHTD, k_BHSD) / math.sqrt(q_BHTD.shape[-1])
+    scores_BHTS = q_BHTD @ np.swapaxes(k_BHSD, 2, 3) / math.sqrt(q_BHTD.shape[-1])
     # [2] hidden keys get -inf; a row without any visible key gets zeros, so that nothing becomes NaN
     sees_B1T1 = mask_B1TS.any(-1, keepdims=True)
     scores_BHTS = taps("scores", np.where(mask_B1TS, scores_BHTS, np.where(sees_B1T1, -np.inf, 0.0)))
@@ -24,7 +24,7 @@ def plain_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, rate=0.0, key=None, site=
     # [4] dropout on the weights
     weights_BHTS = dropout(weights_BHTS, rate, key, site)
     # [5] context = weights v, zero where nothing was visible
-    return np.where(sees_B1T1, np.einsum("bhts,bhsd->bhtd", weights_BHTS, v_BHSD), 0.0)
+    return np.where(sees_B1T1, weights_BHTS @ v_BHSD, 0.0)
 
 
 def softmax(x):
