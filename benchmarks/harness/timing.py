@@ -18,6 +18,7 @@ GAP = 0.02  # seconds: OpenMP's threads spin on for a while after a call and wou
 LONG_ENOUGH = 0.02  # seconds a timed sample should last at least
 SHARES = {"ab": 0.5, "aa": 0.25}  # of the time; "aa" for each of the two wings
 NOISY = math.log(1.05)
+ENOUGH = {"ab": 4, "aa": 2}  # quartets below which there is no verdict: an interval of so few says nothing
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,10 @@ def summarise(samples: Sequence[Sample], arms: Sequence[str]) -> dict[str, Any]:
     floor = max(max(abs(low_), abs(high_)) for _, low_, high_ in self_ratios.values())
     carried = carry_over(samples)
     beyond = max(floor, *(abs(value) for value in carried.values()))
+    quartets = {kind: len(log_ratios(samples, kind)) for kind in ("ab", *arms)}
+    enough = all(number >= ENOUGH["ab" if kind == "ab" else "aa"] for kind, number in quartets.items())
     faster = None
-    if (low > 0 or high < 0) and abs(ratio) > beyond:
+    if enough and (low > 0 or high < 0) and abs(ratio) > beyond:
         faster = second if ratio > 0 else first
     return {
         "ratio": math.exp(ratio),
@@ -141,8 +144,9 @@ def summarise(samples: Sequence[Sample], arms: Sequence[str]) -> dict[str, Any]:
         "self_ratios": {wing: [math.exp(value) for value in values] for wing, values in self_ratios.items()},
         "carry_over": {wing: math.expm1(value) for wing, value in carried.items()},
         "noisy": floor > NOISY,
+        "enough": enough,
         "faster": faster,
-        "quartets": {kind: len(log_ratios(samples, kind)) for kind in ("ab", *arms)},
+        "quartets": quartets,
         "seconds": {wing: spread([s.seconds for s in samples if s.wing == wing]) for wing in arms},
     }
 

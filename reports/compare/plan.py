@@ -45,6 +45,7 @@ class Plan:
     slopes: list[str]
     prompt: list[int]
     sampling: dict[str, SamplingConfig]
+    timed_sampling: SamplingConfig
     seconds_per_task: float
     about: dict[str, Any]
     skipped: list[dict[str, str]]
@@ -92,7 +93,7 @@ def make(settings: Settings) -> Plan:
     length = _length(settings, config)
     train = _train(settings, config, length)
     about, batches, held_out = _text(settings, words, length, train, skipped)
-    prompt, sampling = _sampling(settings, words, config)
+    prompt, sampling, timed = _sampling(settings, words, config)
     check, slopes = _checks(config, batches[0], settings.quick, skipped)
     about["check"] = {"sequences": check[0].shape[0], "length": check[0].shape[1], "slopes": slopes}
     _list_skipped(settings, config, skipped)
@@ -108,6 +109,7 @@ def make(settings: Settings) -> Plan:
         slopes=slopes,
         prompt=prompt,
         sampling=sampling,
+        timed_sampling=timed,
         seconds_per_task=0.5 if settings.quick else 14.0,
         about=about,
         skipped=skipped,
@@ -221,7 +223,8 @@ def _sampling(settings: Settings, words: Tokenizer, config: ModelConfig) -> tupl
         )
     greedy = SamplingConfig(max_new_tokens=new, seed=settings.seed)
     decoding.crop_prompts([ids], greedy, config)
-    return ids, {"greedy": greedy, "sampled": greedy.with_(temperature=0.8, top_k=40)}
+    timed = greedy.with_(max_new_tokens=min(new, 16)) if params.count(config) > LARGE else greedy
+    return ids, {"greedy": greedy, "sampled": greedy.with_(temperature=0.8, top_k=40)}, timed
 
 
 def _checks(config: ModelConfig, first: Batch, quick: bool, skipped: list) -> tuple[Batch, list[str]]:
@@ -243,13 +246,14 @@ def _checks(config: ModelConfig, first: Batch, quick: bool, skipped: list) -> tu
 
 
 def _some_of_every_kind(names: Sequence[str], most: int) -> list[str]:
-    """At most `most` names: one of every kind (the name without its layer's number) before a second of any kind."""
+    """At most `most` names: of as many kinds (the name without its layer's number) as possible, from all layers."""
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(".".join("#" if part.isdigit() else part for part in name.split(".")), []).append(name)
+    spread = [list(kinds.values())[i] for i in np.linspace(0, len(kinds) - 1, min(most, len(kinds))).astype(int)]
     picked: list[str] = []
-    while len(picked) < most and any(kinds.values()):
-        for number, group in enumerate(kinds.values()):
+    while len(picked) < most and any(spread):
+        for number, group in enumerate(spread):
             if group and len(picked) < most:
                 picked.append(group.pop(number % len(group)))
     return [name for name in names if name in picked]

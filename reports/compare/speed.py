@@ -20,7 +20,7 @@ def prepare(plan: Plan, worker: Worker, handle: str, tasks: tuple[str, ...] = TA
     """Get a model's tasks ready for the clock: on the first batch, on the prompt."""
     for task in tasks:
         if task == "decode":
-            worker.ask("prepare", handle, task, plan.prompt, sampling=plan.sampling["greedy"])
+            worker.ask("prepare", handle, task, plan.prompt, sampling=plan.timed_sampling)
         else:
             worker.ask("prepare", handle, task, *plan.batches[0])
 
@@ -50,7 +50,7 @@ def duel(plan: Plan, workers: Mapping[str, Worker], progress: Callable[[float], 
             calls[wing], burn_in = timing.turns(steady)
             arms[wing] = _turn(worker, task, calls[wing], burn_in)
         fight = timing.Duel(arms, seed=plan.settings.seed + number)
-        least = 2 if plan.settings.quick else LEAST
+        least = 4 if plan.settings.quick else LEAST
         fight.run(plan.seconds_per_task, least, lambda share, n=number: progress((n + share) / len(TASKS)))
         found[task] = {
             "tokens": tokens(plan, task),
@@ -68,7 +68,7 @@ def _turn(worker: Worker, task: str, calls: int, burn_in: int) -> Callable[[], f
 
 def tokens(plan: Plan, task: str) -> int:
     """Tokens that one call of a task handles."""
-    return plan.sampling["greedy"].max_new_tokens if task == "decode" else plan.batches[0][0].size
+    return plan.timed_sampling.max_new_tokens if task == "decode" else plan.batches[0][0].size
 
 
 def _rates(plan: Plan, task: str, row: dict[str, Any]) -> None:

@@ -68,6 +68,8 @@ def floor(row: Found) -> str:
 
 def verdict(found: Found, row: Found) -> str:
     """Who is faster at a task, if anybody is."""
+    if not row["enough"]:
+        return "too few samples to tell"
     return "no difference seen" if row["faster"] is None else f"{title(found, row['faster'])} faster"
 
 
@@ -174,7 +176,7 @@ def _speed(found: Found) -> str:
         return "Not measured, because a check above failed."
     parts = []
     for task, row in found["speed"].items():
-        told = f"{times(found, row).partition(' (')[0]} as fast" if row["faster"] else "no difference seen"
+        told = f"{times(found, row).partition(' (')[0]} as fast" if row["faster"] else verdict(found, row)
         parts.append(f"{TASKS[task] if not parts else TASKS[task].lower()}: {told}")
     return "; ".join(parts) + "."
 
