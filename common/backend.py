@@ -115,7 +115,12 @@ def load(name: str) -> Backend:
 
 def check_ids(ids: Any, config: ModelConfig, what: str = "token ids") -> np.ndarray:
     """ids as int32, or an error that names the first id outside the vocabulary. JAX would clamp it silently."""
-    array = np.asarray(ids)
+    try:
+        array = np.asarray(ids)
+    except ValueError as error:
+        raise UserError(
+            f"The {what} have rows of unequal length; pad them, and mark padding in the positions."
+        ) from error
     if array.size and not np.issubdtype(array.dtype, np.integer):
         raise UserError(f"The {what} are {array.dtype}; they must be whole numbers.")
     wrong = (array < 0) | (array >= config.vocab_size)
@@ -145,6 +150,8 @@ def positions_of(ids: np.ndarray, positions: np.ndarray | None, start: int, conf
     """Absolute positions [1 or B, T] int32: those given (checked), or start, start+1, …"""
     if ids.ndim != 2:
         raise UserError(f"The token ids have shape {list(ids.shape)}; they must be [B, T], a row for every text.")
+    if not ids.shape[1]:
+        raise UserError("There are no token ids; give at least one for every row.")
     if positions is None:
         check_length(start + ids.shape[1], config)
         return np.arange(start, start + ids.shape[1], dtype=np.int32)[None]

@@ -37,11 +37,17 @@ def main(arguments: list[str] | None = None) -> None:
         _stop(error.format_message(), 2)
     except (typer.Abort, KeyboardInterrupt):
         _stop("Interrupted.", 130)
+    except SystemExit as stop:  # the command-line library's own answer to Ctrl-C
+        if stop.code == 130:
+            _stop("Interrupted.", 130)
+        raise
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
     except MemoryError:
         _stop("There is not enough memory for this; choose a smaller model, batch or length.", 2)
+    if code == 130:
+        _stop("Interrupted.", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

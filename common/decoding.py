@@ -15,6 +15,8 @@ def crop_prompts(prompts: Sequence[Sequence[int]], sampling: SamplingConfig, con
     """
     if not len(prompts):
         raise UserError("There is no prompt; give at least one.")
+    if any(np.ndim(prompt) != 1 for prompt in prompts):
+        raise UserError("Prompts must be a list of rows of token ids, one row for every text.")
     rows = [check_ids(np.asarray(prompt, dtype=None), config, "prompt").tolist() for prompt in prompts]
     for number, row in enumerate(rows):
         if not row:

@@ -21,6 +21,9 @@ def replacing(target: Path | str) -> Iterator[Path]:
     target = Path(target)
     if target.is_dir():
         raise UserError(f"{target} is a folder; a file is to be written there.")
+    target = target.resolve()
+    if target.exists() and not target.is_file():
+        raise UserError(f"{target} is not a regular file; give another place.")
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

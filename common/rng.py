@@ -12,7 +12,7 @@ import numpy as np
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
-INIT, DROPOUT, SAMPLING, DATA = range(4)  # purposes
+DROPOUT, SAMPLING, DATA = 1, 2, 3  # purposes
 TINY = float(np.finfo(np.float32).tiny)
 
 

@@ -86,6 +86,12 @@ def train(
         yield Step(index, result.loss, result.grad_norm, settings.rate(index), held_out)
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a place that cannot become a run's folder, before any work is done; nothing is made yet."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; give a folder for the results.")
+
+
 class RunFolder:
     """Where a run keeps its checkpoint and its log."""
 
@@ -122,14 +128,27 @@ def resume(folder: Path) -> Start:
     found = load_checkpoint(inner)
     if found.slots is None or found.training is None:
         raise UserError(f"{inner} holds weights but no training state; start from it with --weights instead.")
-    lacking = [key for key in ("step", "train", "data", "source", "tokenizer", "length") if key not in found.training]
-    if lacking:
-        raise UserError(f"The training record in {inner} lacks {', '.join(lacking)}.")
-    log = ()
-    if (folder / LOG).is_file():
-        lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
-        log = tuple(entry for entry in map(json.loads, lines) if entry["step"] < found.training["step"])
+    wrong = [key for key, kind in RECORD.items() if not isinstance(found.training.get(key), kind)]
+    if wrong or found.training["step"] < 0:
+        raise UserError(f"The training record in {inner} is damaged: see {', '.join(wrong) or 'step'}.")
+    log = _read_log(folder / LOG, found.training["step"]) if (folder / LOG).is_file() else ()
     return Start(found.config, found.weights, found.slots, found.training, log)
+
+
+RECORD = {"step": int, "train": dict, "data": dict, "source": str, "tokenizer": str, "length": int}
+
+
+def _read_log(path: Path, until: int) -> tuple[dict, ...]:
+    """The lines of the steps before `until`; a damaged line is named."""
+    entries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            if entry["step"] < until:
+                entries.append(entry)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"Line {number} of {path} is damaged; mend it, or move the log away.") from error
+    return tuple(entries)
 
 
 def weights_of(path: Path, heads: int | None = None) -> tuple[formats.Loaded, dict[str, Any]]:

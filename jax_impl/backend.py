@@ -198,7 +198,9 @@ class JaxBackend:
         return ["cpu", *found]
 
     def threads(self):
-        return int(os.environ.get("NPROC", len(os.sched_getaffinity(0))))
+        asked = os.environ.get("NPROC", "")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return int(asked) if asked.isdigit() else cores
 
     def build(self, config, weights, execution):
         if execution.compile:

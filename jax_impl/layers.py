@@ -81,4 +81,4 @@ def dropout(x, rate, key, site):
     # [2] keep with probability 1 - rate, multiply by the float32 number 1 / (1 - rate)
     keep = rng.bernoulli(rng.fold_in(key, site), 1 - rate, x.shape)
     scale = float(np.float32(1 / (1 - rate)))
-    return jnp.where(keep, x * scale, 0.0)
+    return jnp.where(keep, (at_least(x, jnp.float32) * scale).astype(x.dtype), 0.0)

@@ -135,12 +135,12 @@ class TorchModel:
         return {name: _numpy(slot).copy() for name, slot in self.slots.items()}
 
     def prepare(self, task, inputs, targets=None):
-        ids = self._put(door.check_ids(inputs, self.config))
-        positions = self._put(door.positions_of(inputs, None, 0, self.config))
+        ids = door.check_ids(inputs, self.config)
+        positions = door.positions_of(ids, None, 0, self.config) if ids.ndim == 2 else None
 
         def forward():
             with torch.inference_mode():
-                self.net(ids, positions)
+                self.net(self._put(ids), self._put(positions))
             self._wait()
 
         def train():

@@ -1,6 +1,7 @@
 """Options that several commands share, and what they mean."""
 
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -69,6 +70,24 @@ def progress(steps: Iterable[T], total: int, label: Callable[[T], str]) -> Itera
         for step in steps:
             bar.update(task, advance=1, description=label(step))
             yield step
+
+
+class Patience:
+    """Ctrl-C as a wish: `asked` turns True, and the work ends where nothing is half done. A second one ends it now."""
+
+    def __enter__(self) -> "Patience":
+        self.asked = False
+        self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        show("Stopping after this step; press Ctrl-C again to stop at once and lose it.")
 
 
 def show(*parts: object) -> None:

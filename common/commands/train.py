@@ -60,8 +60,11 @@ def train(
         data, length, tokenizer = (start.record[key] for key in ("source", "length", "tokenizer"))
         out = resume if context.get_parameter_source("out").name == "DEFAULT" else out
     else:
+        if weights is not None and context.get_parameter_source("preset").name == "COMMANDLINE":
+            raise UserError("--preset and --weights each name a model; give one of them.")
         if weights is None:
             config = preset_of(preset)
+            config = config if heads is None else config.with_(num_heads=heads)
             start = runs.Start(config, params.initialise(config, seed))
         else:
             found, _ = runs.weights_of(weights, heads)
@@ -81,8 +84,8 @@ def train(
             clip_norm=clip_norm or None,
             seed=seed,
         )
-    folder = runs.RunFolder(out)
-    if resume is None and folder.checkpoint.exists():
+    backend_of = door.load(backend)
+    if resume is None and (out / runs.CHECKPOINT).exists():
         raise UserError(f"{out} already holds a run; go on with --resume {out}, or choose another --out.")
     encoder = options.tokenizer_for(tokenizer, vocab, start.config.vocab_size, weights)
     length = length or start.config.context_length
@@ -92,9 +95,10 @@ def train(
     if start.step >= until:
         raise UserError(f"The run is at step {start.step} and was to stop at {until}: there is nothing left to do.")
 
-    model = door.load(backend).build(start.config, start.weights, execution)
+    runs.check_folder(out)
+    model = backend_of.build(start.config, start.weights, execution)
     model.start_training(settings, start.slots, start.step)
-    log = list(start.log)
+    log, folder = list(start.log), runs.RunFolder(out)
 
     def save(step: int) -> None:
         record = {
@@ -112,24 +116,23 @@ def train(
 
     done = start.step
     options.show(
-        f"{params.count(start.config):,} parameters, {door.load(backend).title} on {device}, {execution.dtype};"
+        f"{params.count(start.config):,} parameters, {backend_of.title} on {device}, {execution.dtype};"
         f" {text.text.name}: {len(text.batches.windows)} windows of {length}; steps {start.step} to {until}"
     )
-    try:
-        steps_of = runs.train(model, text, settings, start=start.step, until=until, eval_every=eval_every)
+    steps_of = runs.train(model, text, settings, start=start.step, until=until, eval_every=eval_every)
+    with options.Patience() as patience:
         for step in options.progress(steps_of, until - start.step, lambda step: f"loss {step.loss:.4f}"):
             log.append({**step.to_dict(), "backend": backend})
             done = step.step + 1
             if step.held_out is not None:
                 words = f"held-out {step.held_out:.4f}  perplexity {step.perplexity:.2f}"
                 options.show(f"step {done:>6}  loss {step.loss:.4f}  {words}")
+            if patience.asked and done < until:
+                save(done)
+                options.show(f"Stopped after {done} steps; go on with: parallax train --resume {out}")
+                raise KeyboardInterrupt
             if done % save_every == 0 and done < until:
                 save(done)
-    except KeyboardInterrupt:
-        if done > start.step:
-            save(done)
-            options.show(f"Stopped after {done} steps; go on with: parallax train --resume {out}")
-        raise
     save(done)
     print(f"Step {done} of {settings.steps}: checkpoint and log are in {out}")
     if done < settings.steps:

@@ -172,7 +172,9 @@ def convert(
 
 
 def _keep_apart(source: Path, target: Path) -> None:
-    """Refuse targets whose writing would destroy the source."""
+    """Refuse targets whose writing would destroy the source, or the state of a training run."""
+    if (target / checkpoint.TRAINING).exists():
+        raise UserError(f"{target} holds the state of a training run, which would be lost; give another target.")
     here, there = source.resolve(), target.resolve()
     if here == there or (target.exists() and source.exists() and target.samefile(source)):
         raise UserError(f"{target} is the source itself; give another target.")

@@ -94,7 +94,7 @@ def config_of(
             raise UserError(
                 f"{where} does not tell its number of heads and no preset has its shapes (width {known['embed_dim']},"
                 f" {known['num_layers']} layers, vocabulary {known['vocab_size']}, context {known['context_length']}):"
-                " say it with heads=, or give the folder with its config."
+                " say how many (--heads, heads=), or give the folder with its config."
             )
         heads = PRESETS[name].num_heads
     return scheme, GPTConfig(num_heads=heads, **known)

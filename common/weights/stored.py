@@ -62,8 +62,3 @@ def _described(weights: Mapping[str, np.ndarray], name: str) -> Stored:
         return np.asarray(weights[name])[index]
 
     return Stored(array.shape, array.dtype, read)
-
-
-def to_memory(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All weights as arrays at once, each read once; for targets that need them together."""
-    return {name: np.asarray(weights[name]) for name in weights}

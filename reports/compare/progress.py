@@ -41,7 +41,8 @@ class Shown:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()
 
     @contextlib.contextmanager
     def phase(self, title: str) -> Iterator[Report]:

@@ -1,16 +1,19 @@
 """The command line as a person meets it: what works, what is refused, with which sentence and which exit code."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from common import backend as door
 from common import params
 from common.cli import main
 from common.compare import difference
-from common.config import GPTConfig
+from common.config import Execution, GPTConfig
 from common.weights.checkpoint import load_checkpoint, save_checkpoint
 from common.weights.huggingface import write_hf
 
@@ -168,6 +171,8 @@ REFUSED = {
     "output is a file": ("train --out {file}", "is a file"),
     "no run to resume": ("train --resume {weights}", "holds no run to resume"),
     "oracle cannot train it": ("train --backend numpy --out {out}", "at most 50,000 parameters, not 842,496"),
+    "heads that do not divide": ("train --preset nano --heads 3 --out {out}", "a divisor of embed_dim (128)"),
+    "two models": ("train --preset nano --weights {weights} --out {out}", "give one of them"),
     "negative steps": ("train --steps -3 --out {out}", "TrainConfig.steps is -3; allowed is a whole number > 0"),
     "window beyond context": ("train --length 129 --out {out}", "129 tokens do not fit in the context of 128"),
     "unknown tokenizer": ("train --tokenizer byte --out {out}", "did you mean 'bytes'"),
@@ -207,7 +212,7 @@ def test_mistakes_get_one_sentence_and_exit_code_2(call, bad, name):
     assert err.startswith("parallax: ")
     assert err.count("\n") == 1, err
     assert {path: path.read_bytes() for path in bad["weights"].iterdir()} == before
-    assert not (bad["out"] / "checkpoint").exists()
+    assert not bad["out"].exists()
 
 
 class _Braces(dict):
@@ -255,19 +260,62 @@ def test_a_second_run_in_the_same_folder_is_refused(call, tmp_path, weights, tex
     assert "leave out --learning-rate" in err
 
 
-def test_interrupting_saves_what_was_done(call, tmp_path, weights, text, monkeypatch):
-    from torch_impl.backend import TorchModel
-
-    run, real, steps = tmp_path / "run", TorchModel.train_step, []
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_an_interrupted_run_loses_nothing(call, tmp_path, weights, text, monkeypatch, backend):
+    """Ctrl-C in the middle of a step: the step is finished, saved, and the resumed run equals an unbroken one."""
+    asked = ["--weights", weights, "--data", text, "--steps", 6, "--backend", backend, *FAST]
+    assert call("train", *asked, "--out", tmp_path / "whole")[0] == 0
+    kind = type(door.load(backend).build(BYTES, params.randomise(BYTES, 0), Execution()))
+    real, steps = kind.train_step, []
 
     def interrupted(self, *batch):
-        if len(steps) == 3:
-            raise KeyboardInterrupt
         steps.append(1)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
         return real(self, *batch)
 
-    monkeypatch.setattr(TorchModel, "train_step", interrupted)
-    code, _, err = call("train", "--weights", weights, "--data", text, "--steps", 9, "--out", run, *FAST)
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "train_step", interrupted)
+        code, _, err = call("train", *asked, "--out", tmp_path / "run")
     assert code == 130
     assert "Stopped after 3 steps" in err
-    assert load_checkpoint(run / "checkpoint").training["step"] == 3
+    assert "Interrupted." in err
+    assert load_checkpoint(tmp_path / "run" / "checkpoint").training["step"] == 3
+    assert call("train", "--resume", tmp_path / "run", "--backend", backend)[0] == 0
+    whole, run = (load_checkpoint(tmp_path / name / "checkpoint") for name in ("whole", "run"))
+    for name in params.table(BYTES):
+        assert np.array_equal(run.weights[name], whole.weights[name]), name
+    assert whole.training["data"] == run.training["data"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("log.jsonl", "{broken", "Line 1 of"),
+        ("log.jsonl", '{"a": 1}', "Line 1 of"),
+        ("checkpoint/training.json", None, "training record"),
+        ("checkpoint/training.json", '{"step": "x"}', "is damaged"),
+        ("checkpoint/training.json", "{", "training.json"),
+    ],
+)
+def test_a_damaged_run_is_refused(call, tmp_path, weights, text, file, content, words):
+    run = tmp_path / "run"
+    call("train", "--weights", weights, "--data", text, "--steps", 2, "--until", 1, "--out", run, *FAST)
+    if content is None:
+        record = json.loads((run / file).read_text())
+        content = json.dumps({**record, "train": 3})
+    (run / file).write_text(content)
+    code, out, err = call("train", "--resume", run)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_a_training_state_is_not_overwritten_by_a_conversion(call, tmp_path, weights, text):
+    run = tmp_path / "run"
+    call("train", "--weights", weights, "--data", text, "--steps", 1, "--out", run, *FAST)
+    before = {path.name: path.read_bytes() for path in (run / "checkpoint").iterdir()}
+    code, _, err = call("convert", weights, run / "checkpoint")
+    assert code == 2
+    assert "training run, which would be lost" in err
+    assert {path.name: path.read_bytes() for path in (run / "checkpoint").iterdir()} == before

@@ -76,6 +76,6 @@ class GPT(nn.Module):
 
     def head(self, hidden_BTE):
         """Logits from hidden states; a tied head is the token embedding."""
-        # [1] hidden W^T, kept in the precision of reductions
+        # [1] hidden W^T, handed on in the precision of reductions
         weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         return at_least(F.linear(hidden_BTE, weight.to(hidden_BTE.dtype)), self.reduce)
