@@ -147,7 +147,7 @@ def summarise(samples: Sequence[Sample], arms: Sequence[str]) -> dict[str, Any]:
         "enough": enough,
         "faster": faster,
         "quartets": quartets,
-        "seconds": {wing: spread([s.seconds for s in samples if s.wing == wing]) for wing in arms},
+        "seconds": {wing: spread([s.seconds for s in samples if s.wing == wing and s.kind == "ab"]) for wing in arms},
     }
 
 

@@ -167,8 +167,18 @@ def convert(
         raise UserError(f"A target of kind {kind!r} is a single file; only 'hf' can be sharded.")
     _keep_apart(source, target)
     found = load(source, heads=heads, tie=tie)
+    if form.free:
+        _refuse_what_a_file_cannot_say(found.config, target)
     form.write(target, found.config, found.weights, gpt2_names.SCHEMES[names or form.names], max_shard_bytes)
     return target
+
+
+def _refuse_what_a_file_cannot_say(config: ModelConfig, target: Path) -> None:
+    """A file of tensors has no config: what neither shapes nor GPT-2's own values tell would be lost."""
+    usual = {"activation": "gelu_tanh", "norm_eps": 1e-5}
+    lost = [f"{name} {getattr(config, name)!r}" for name, value in usual.items() if getattr(config, name) != value]
+    if lost:
+        raise UserError(f"{target} would lose {' and '.join(lost)}: a file of tensors has no config; give a folder.")
 
 
 def _keep_apart(source: Path, target: Path) -> None:

@@ -73,12 +73,21 @@ def _agreement(found: Found) -> Table:
 def _speed(found: Found) -> Table:
     wings = found["settings"]["wings"]
     names = [say.title(found, wing) for wing in wings]
-    table = _new("Tokens per second, measured in turns", "", *names, "ratio (95 % interval)", "noise floor")
+    table = _new("Tokens per second, measured in turns", "", *names, "faster (95 % interval)", "noise floor")
     for task, row in found["speed"].items():
         rates = [say.count(row["seconds"][wing]["tokens_per_second"]) for wing in wings]
-        ratio = say.times(found, row) if row["faster"] else say.verdict(found, row)
+        ratio = _ratio(found, row) if row["faster"] else say.verdict(found, row)
         table.add_row(say.TASKS[task], *rates, ratio, say.floor(row))
     return table
+
+
+def _ratio(found: Found, row: Found) -> str:
+    """The faster wing with its factor and interval, in three digits."""
+    values = [row["ratio"], *row["interval"]]
+    if row["ratio"] < 1:
+        values = [1 / row["ratio"], 1 / row["interval"][1], 1 / row["interval"][0]]
+    factor, low, high = (f"{value:.3g}" for value in values)
+    return f"{say.title(found, row['faster'])} {factor} × ({low}–{high})"
 
 
 def _costs(found: Found) -> Table:
