@@ -3,6 +3,7 @@
 float64: all pairs within 1e-12. Lower precisions: each wing's error against float64 is at most twice the other's plus
 one unit round-off, and the reverse, so neither is worse than the arithmetic allows while the other shows it can be met.
 The RMS of n roundings is itself uncertain by 1/sqrt(2n), a ratio of two by 1/sqrt(n): three of these widen the 2.
+Errors within one token hang together, so n is at most the number of tokens.
 """
 
 import hashlib
@@ -199,7 +200,7 @@ def _rounded_rows(plan, dtype, near, logits, loss, exact, live, tensors) -> list
 
 def _allowed(plan: Plan, errors: Mapping[str, float], unit: float, size: int) -> dict[str, float]:
     first, second = plan.wings
-    factor = 2 * (1 + 3 / np.sqrt(size))
+    factor = 2 * (1 + 3 / np.sqrt(min(size, plan.check[0].size)))
     return {first: float(factor * errors[second] + unit), second: float(factor * errors[first] + unit)}
 
 
