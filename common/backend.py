@@ -18,6 +18,7 @@ from common.config import Execution, ModelConfig, SamplingConfig, TrainConfig
 from common.errors import UserError, unknown
 
 IGNORED = -100  # the label of a position that does not count
+ELEMENTWISE = ("exp", "log", "tanh", "erf", "rsqrt", "gelu_tanh", "gelu")
 GROUP = "parallax.backends"
 
 
@@ -72,6 +73,7 @@ class Model(Protocol):
     def component(self, path: str, inputs: np.ndarray, cotangent: np.ndarray) -> tuple[np.ndarray, Gradients]: ...
     def new_cache(self, batch: int, capacity: int) -> Cache: ...
     def extend(self, cache: Cache, ids: np.ndarray, positions: np.ndarray | None = None) -> np.ndarray: ...
+    def cache_contents(self, cache: Cache) -> dict[str, np.ndarray]: ...
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[list[int]]: ...
     def stream(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> Iterator[list[int | None]]: ...
     def start_training(
@@ -79,13 +81,18 @@ class Model(Protocol):
     ) -> None: ...
     def train_step(self, inputs: np.ndarray, targets: np.ndarray) -> StepResult: ...
     def weights(self) -> dict[str, np.ndarray]: ...
+    def state_shapes(self) -> dict[str, tuple[int, ...]]: ...
     def optimizer_slots(self) -> dict[str, np.ndarray]: ...
     def matmul_flops(self, what: str, batch: int, length: int) -> int: ...
     def prepare(self, task: str, inputs: np.ndarray, targets: np.ndarray | None = None) -> Callable[[], None]: ...
 
 
 class Backend(Protocol):
-    """One implementation of every model."""
+    """One implementation of every model.
+
+    `draw` gives random numbers as the framework draws them at an address (seed, part, part, …): "bits" uint32,
+    "uniform" float32, "bernoulli" bool, "split" uint32 [n, 2]. `elementwise` applies one of the ELEMENTWISE functions.
+    """
 
     name: str
     title: str
@@ -93,6 +100,10 @@ class Backend(Protocol):
     def versions(self) -> dict[str, str]: ...
     def devices(self) -> list[str]: ...
     def threads(self) -> int: ...
+    def draw(
+        self, kind: str, address: Sequence[int], shape: tuple[int, ...], probability: float = 0.5
+    ) -> np.ndarray: ...
+    def elementwise(self, name: str, x: np.ndarray, dtype_name: str) -> np.ndarray: ...
     def build(self, config: ModelConfig, weights: Mapping[str, np.ndarray], execution: Execution) -> Model: ...
 
 
@@ -109,8 +120,16 @@ def load(name: str) -> Backend:
             try:
                 return point.load()
             except ImportError as error:
-                raise UserError(f"Backend {name!r} is not usable: {error}; install its packages.") from error
+                advice = "`pip install -e .` in the project's folder brings what it needs"
+                raise UserError(f"Backend {name!r} is not usable: {error}; {advice}.") from error
     raise unknown("backend", name, names())
+
+
+def pick(what: str, name: str, table: Mapping[str, Any]) -> Any:
+    """The entry of a table; unknown names are answered with near matches."""
+    if name not in table:
+        raise unknown(what, name, table)
+    return table[name]
 
 
 def check_ids(ids: Any, config: ModelConfig, what: str = "token ids") -> np.ndarray:

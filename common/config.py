@@ -14,6 +14,7 @@ from common.errors import UserError, unknown
 ACTIVATIONS = ("gelu_tanh", "gelu")
 DTYPES = ("float32", "float64", "bfloat16")
 ATTENTION_KERNELS = ("plain", "fused")
+STACKS = ("loop", "scan")
 OVERFLOWS = ("error", "crop")
 SCHEDULES = ("constant", "cosine")
 DECAYS = ("matrices", "all")
@@ -184,14 +185,17 @@ class Execution(_Record):
     """How a model runs: nothing here changes what it computes, only where, how precisely and how fast.
 
     `attention="fused"` asks for the framework's own fused attention; it raises where that cannot compute the
-    same function (dropout on the attention weights; float64 in JAX). `compile` is torch's; JAX always compiles.
+    same function (dropout on the attention weights; float64 in JAX). `compile` None is the framework's own way: PyTorch
+    runs eagerly, JAX compiles; True compiles PyTorch's blocks, False runs JAX operation by operation. `layers="scan"`
+    compiles one block for all layers (JAX).
     """
 
     dtype: str = "float32"
     device: str = "cpu"
     attention: str = "plain"
-    compile: bool = False
+    compile: bool | None = None
     threads: int | None = None
+    layers: str = "loop"
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
@@ -199,7 +203,10 @@ class Execution(_Record):
         if self.attention not in ATTENTION_KERNELS:
             raise unknown("attention kernel", str(self.attention), ATTENTION_KERNELS)
         _require(isinstance(self.device, str), self, "device", "a name such as 'cpu' or 'cuda'")
-        _flag(self, "compile")
+        if self.layers not in STACKS:
+            raise unknown("way to run the layers", str(self.layers), STACKS)
+        if self.compile is not None:
+            _flag(self, "compile")
         if self.threads is not None:
             _positive_int(self, "threads")
 

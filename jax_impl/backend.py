@@ -15,9 +15,11 @@ from common import params as parameters
 from common.config import TrainConfig
 from common.errors import UserError
 
+from . import rng
 from .flops import matmul_flops
 from .generate import generate
 from .kv_cache import empty_cache
+from .layers import ELEMENTWISE
 from .optim import empty_slots
 from .precision import dtype
 from .programs import programs
@@ -61,6 +63,8 @@ class JaxModel:
         stack.enter_context(jax.default_device(self.device))
         stack.enter_context(jax.enable_x64(self.execution.dtype == "float64"))
         stack.enter_context(jax.default_matmul_precision("highest"))
+        if self.execution.compile is False:
+            stack.enter_context(jax.disable_jit())
         return stack
 
     @_scoped
@@ -104,6 +108,15 @@ class JaxModel:
         logits, cache.layers = self.programs.extend(self.params, cache.layers, ids, positions)
         cache.used += ids.shape[1]
         return _numpy(logits)
+
+    @_scoped
+    def cache_contents(self, cache):
+        return {
+            f"layers.{i}.{field.partition('_')[0]}": _numpy(value)
+            for i, layer in enumerate(cache.layers)
+            for field, value in layer._asdict().items()
+            if field != "used"
+        }
 
     def stream(self, prompts, sampling):
         yield from self._generate(prompts, sampling, block=1)
@@ -154,6 +167,9 @@ class JaxModel:
     def weights(self):
         return {name: _numpy(value) for name, value in self.params.items()}
 
+    def state_shapes(self):
+        return dict(self.programs.shapes)
+
     def optimizer_slots(self):
         return {name: _numpy(value) for name, value in self.slots.items()}
 
@@ -202,9 +218,23 @@ class JaxBackend:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return int(asked) if asked.isdigit() else cores
 
+    def draw(self, kind, address, shape, probability=0.5):
+        key = rng.address(*address)
+        draws = {
+            "split": lambda: jax.random.key_data(rng.split(key, *shape)),
+            "bits": lambda: rng.bits(key, shape),
+            "uniform": lambda: rng.uniform(key, shape),
+            "bernoulli": lambda: rng.bernoulli(key, probability, shape),
+        }
+        return _numpy(jax.jit(door.pick("kind of draw", kind, draws))())
+
+    def elementwise(self, name, x, dtype_name):
+        with jax.enable_x64(dtype_name == "float64"):
+            return _numpy(
+                jax.jit(door.pick("elementwise function", name, ELEMENTWISE))(jnp.array(x, dtype(dtype_name)))
+            )
+
     def build(self, config, weights, execution):
-        if execution.compile:
-            raise UserError("JAX always compiles; the compile option is PyTorch's.")
         if execution.threads is not None and execution.threads != self.threads():
             advice = f"set NPROC={execution.threads} in the environment"
             raise UserError(f"JAX takes its {self.threads()} threads when it starts: {advice}.")

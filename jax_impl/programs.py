@@ -24,7 +24,8 @@ class Programs:
 
     def __init__(self, config, execution):
         self.config = config
-        self.graph, _ = nnx.split(nnx.eval_shape(lambda: MODELS[config.family](config, execution)))
+        self.graph, state = nnx.split(nnx.eval_shape(lambda: MODELS[config.family](config, execution)))
+        self.shapes = {".".join(map(str, path)): value.get_value().shape for path, value in nnx.to_flat_state(state)}
         self.forward = jax.jit(self._forward, static_argnums=3)
         self.loss_sum = jax.jit(self._loss_sum)
         self.gradients = jax.jit(self._gradients, static_argnums=7)

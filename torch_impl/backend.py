@@ -12,6 +12,7 @@ from . import pth, rng
 from .flops import matmul_flops
 from .generate import generate
 from .kv_cache import empty_cache
+from .layers import ELEMENTWISE
 from .loss import token_loss
 from .models import MODELS
 from .optim import empty_slots
@@ -91,6 +92,14 @@ class TorchModel:
         cache.used += ids.shape[1]
         return _numpy(logits)
 
+    def cache_contents(self, cache):
+        return {
+            f"layers.{i}.{field.partition('_')[0]}": _numpy(value)
+            for i, layer in enumerate(cache.layers)
+            for field, value in layer._asdict().items()
+            if field != "used"
+        }
+
     def stream(self, prompts, sampling):
         yield from generate(self.net, self.config, self.execution, prompts, sampling)
 
@@ -130,6 +139,9 @@ class TorchModel:
 
     def weights(self):
         return {name: _numpy(p).copy() for name, p in self.net.named_parameters()}
+
+    def state_shapes(self):
+        return {name: tuple(p.shape) for name, p in self.net.named_parameters()}
 
     def optimizer_slots(self):
         return {name: _numpy(slot).copy() for name, slot in self.slots.items()}
@@ -186,7 +198,25 @@ class TorchBackend:
     def threads(self):
         return torch.get_num_threads()
 
+    def draw(self, kind, address, shape, probability=0.5):
+        key = rng.address(*address)
+        if kind == "split":
+            return rng.split(key, *shape)
+        if kind == "bits":
+            return _numpy(rng.bits(key, shape)).view(np.uint32)
+        draws = {
+            "uniform": lambda: rng.uniform(key, shape),
+            "bernoulli": lambda: rng.bernoulli(key, probability, shape),
+        }
+        return _numpy(door.pick("kind of draw", kind, draws)())
+
+    def elementwise(self, name, x, dtype_name):
+        tensor = torch.from_numpy(np.ascontiguousarray(x)).to(dtype(dtype_name))
+        return _numpy(door.pick("elementwise function", name, ELEMENTWISE)(tensor))
+
     def build(self, config, weights, execution):
+        if execution.layers != "loop":
+            raise UserError(f"PyTorch runs its layers in a loop; layers={execution.layers!r} is JAX's.")
         if execution.device not in [*self.devices(), *(["cuda"] if torch.cuda.is_available() else [])]:
             raise UserError(f"PyTorch sees no device {execution.device!r}; it sees {', '.join(self.devices())}.")
         if execution.threads is not None:

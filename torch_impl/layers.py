@@ -66,6 +66,20 @@ def gelu(x):
 
 
 ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu}
+ELEMENTWISE = {
+    "exp": torch.exp,
+    "log": torch.log,
+    "tanh": torch.tanh,
+    "erf": torch.erf,
+    "rsqrt": torch.rsqrt,
+    **ACTIVATIONS,
+}
+
+
+def layer_key(key, layer):
+    """The key of all dropout masks of a layer (0: the embedding), or None without dropout."""
+    # [1] one level of address per layer, so that all blocks are alike
+    return None if key is None else rng.fold_in(key, layer)
 
 
 def dropout(x, rate, key, site):

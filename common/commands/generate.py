@@ -27,7 +27,8 @@ def generate(
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
     attention: options.Attention = "plain",
-    compile: options.Compile = False,
+    compile: options.Compile = None,
+    layers: options.Layers = "loop",
     threads: options.Threads = None,
     json: Annotated[bool, typer.Option("--json", help="Print texts and token ids as JSON.")] = False,
 ) -> None:
@@ -39,7 +40,7 @@ def generate(
     from common.run import weights_of
     from common.tokenizers import Stream
 
-    run = options.execution(backend, device, dtype, attention, compile, threads)
+    run = options.execution(backend, device, dtype, attention, compile, threads, layers)
     found, text = weights_of(weights, heads=heads)
     encoder = options.tokenizer_for(tokenizer or text.get("tokenizer"), vocab, found.config.vocab_size, weights)
     sampling = SamplingConfig(

@@ -17,14 +17,24 @@ Backend = Annotated[str, typer.Option(help="Implementation: torch, jax, or numpy
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float64 or bfloat16.")]
 Attention = Annotated[str, typer.Option(help="plain, or fused (the framework's own kernel).")]
-Compile = Annotated[bool, typer.Option("--compile", help="Compile PyTorch's blocks (JAX always compiles).")]
+Compile = Annotated[
+    bool | None,
+    typer.Option("--compile/--no-compile", help="Compile or not (default: PyTorch runs eagerly, JAX compiles)."),
+]
+Layers = Annotated[str, typer.Option(help="loop, or scan (JAX: one block is compiled for all layers).")]
 Threads = Annotated[int | None, typer.Option(help="Threads for computing (default: all cores).")]
 TokenizerName = Annotated[str | None, typer.Option("--tokenizer", help="bytes or gpt2 (default: what fits the model).")]
 Vocab = Annotated[Path | None, typer.Option(help="Folder with GPT-2's vocabulary (encoder.json and vocab.bpe).")]
 
 
 def execution(
-    backend: str, device: str, dtype: str | None, attention: str, compile: bool, threads: int | None
+    backend: str,
+    device: str,
+    dtype: str | None,
+    attention: str,
+    compile: bool | None,
+    threads: int | None,
+    layers: str = "loop",
 ) -> Execution:
     """The execution that was asked for; sets thread counts in the environment, where frameworks read them at import."""
     chosen = Execution(
@@ -33,6 +43,7 @@ def execution(
         attention=attention,
         compile=compile,
         threads=threads,
+        layers=layers,
     )
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if threads is not None:

@@ -11,10 +11,11 @@ from common.taps import Taps
 from .generate import generate
 from .gradient import gradient
 from .kv_cache import empty_cache
+from .layers import ELEMENTWISE
 from .loss import token_loss
 from .models import MODELS
 from .optim import empty_slots
-from .train import loss_and_grads, train_step
+from .train import loss_and_grads, mean_loss, train_step
 
 DIFFERENTIABLE = 50_000  # numbers: each costs one forward pass
 
@@ -51,11 +52,11 @@ class OracleModel:
         ids, targets, positions, count = door.loss_inputs(ids, targets, self.config)
         return float(token_loss(self.net(ids, positions)[0], targets)[0] / count)
 
-    def loss_of(self, params, ids, targets):
-        """The mean loss as a function of the parameters (complex ones too)."""
-        positions = door.positions_of(ids, None, 0, self.config)
-        total, count = token_loss(self.rebuild(params)(ids, positions)[0], targets)
-        return total / max(count, 1)
+    def loss_of(self, params, ids, targets, dropout=None):
+        """The mean loss of a step's arrays ([A, B, T] or [B, T]) as a function of the parameters (complex ones too)."""
+        inputs, targets, positions, count = door.step_inputs(ids, targets, self.config)
+        key = door.step_key(self.config, dropout, rng.address)
+        return mean_loss(self.rebuild(params), inputs, targets, positions, count, key)
 
     def gradients(self, ids, targets, dropout=None):
         self._check_size()
@@ -89,6 +90,14 @@ class OracleModel:
         logits, cache.layers = self.net(ids, positions, cache.layers)
         cache.used += ids.shape[1]
         return logits
+
+    def cache_contents(self, cache):
+        return {
+            f"layers.{i}.{field.partition('_')[0]}": value
+            for i, layer in enumerate(cache.layers)
+            for field, value in layer._asdict().items()
+            if field != "used"
+        }
 
     def stream(self, prompts, sampling):
         yield from generate(self.net, self.config, prompts, sampling)
@@ -131,6 +140,9 @@ class OracleModel:
     def weights(self):
         return dict(self.params)
 
+    def state_shapes(self):
+        return {name: value.shape for name, value in self.params.items()}
+
     def optimizer_slots(self):
         return dict(self.slots)
 
@@ -149,9 +161,26 @@ class OracleBackend:
     def threads(self):
         return 1
 
+    def draw(self, kind, address, shape, probability=0.5):
+        key = rng.address(*address)
+        draws = {
+            "split": lambda: rng.split(key, *shape),
+            "bits": lambda: rng.bits(key, shape),
+            "uniform": lambda: rng.uniform(key, shape),
+            "bernoulli": lambda: rng.bernoulli(key, probability, shape),
+        }
+        return door.pick("kind of draw", kind, draws)()
+
+    def elementwise(self, name, x, dtype_name):
+        if dtype_name != "float64":
+            raise UserError(f"The oracle computes in float64 only, not in {dtype_name}.")
+        return door.pick("elementwise function", name, ELEMENTWISE)(np.asarray(x, np.float64))
+
     def build(self, config, weights, execution):
         if execution.dtype != "float64":
             raise UserError(f"The oracle computes in float64 only, not in {execution.dtype}.")
+        if execution.compile or execution.layers != "loop":
+            raise UserError("The oracle neither compiles nor scans: it is plain NumPy.")
         if execution.device != "cpu":
             raise UserError(f"The oracle runs on the cpu only, not on {execution.device!r}.")
         return OracleModel(config, weights, execution)

@@ -5,7 +5,8 @@ import math
 import numpy as np
 
 from common import rng
-from common.oracle.module import Module, Slot
+
+from .module import Module, Slot
 
 
 class Linear(Module):
@@ -60,6 +61,20 @@ def gelu(x):
 
 
 ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu}
+ELEMENTWISE = {
+    "exp": np.exp,
+    "log": np.log,
+    "tanh": np.tanh,
+    "erf": lambda x: _erf(x),
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    **ACTIVATIONS,
+}
+
+
+def layer_key(key, layer):
+    """The key of all dropout masks of a layer (0: the embedding), or None without dropout."""
+    # [1] one level of address per layer, so that all blocks are alike
+    return None if key is None else rng.fold_in(key, layer)
 
 
 def dropout(x, rate, key, site):

@@ -15,16 +15,21 @@ def objective(model, inputs_BT, targets_BT, positions_1T, count, dropout_key):
     return total / count
 
 
+def mean_loss(model, inputs_ABT, targets_ABT, positions_1T, count, step_key):
+    """The mean loss over A micro-batches: what is differentiated."""
+    shares = 0.0
+    for micro, (inputs_BT, targets_BT) in enumerate(zip(inputs_ABT, targets_ABT, strict=True)):
+        key = None if step_key is None else rng.fold_in(step_key, micro)
+        shares = shares + objective(model, inputs_BT, targets_BT, positions_1T, count, key)
+    return shares
+
+
 def loss_and_grads(rebuild, params, inputs_ABT, targets_ABT, positions_1T, count, step_key):
     """(mean loss, gradients) over A micro-batches, which share one denominator. `rebuild(params)` gives the model."""
 
     # [1] sum the shares of the micro-batches
     def loss(params):
-        model, shares = rebuild(params), 0.0
-        for micro, (inputs_BT, targets_BT) in enumerate(zip(inputs_ABT, targets_ABT, strict=True)):
-            key = None if step_key is None else rng.fold_in(step_key, micro)
-            shares = shares + objective(model, inputs_BT, targets_BT, positions_1T, count, key)
-        return shares
+        return mean_loss(rebuild(params), inputs_ABT, targets_ABT, positions_1T, count, step_key)
 
     # [2] differentiate
     return loss(params), gradient(loss, params)

@@ -11,7 +11,7 @@ from common.taps import NO_TAPS
 from ..layers import dropout, matmul
 
 
-def plain_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, reduce, rate=0.0, key=None, site=0, taps=NO_TAPS):
+def plain_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, reduce, rate=0.0, key=None, taps=NO_TAPS):
     """softmax(q k^T / sqrt(D)) v over the visible keys; a query that sees no key gets zeros. Returns [B, H, T, D].
 
     Source: Vaswani et al. 2017, equation 1.
@@ -24,12 +24,12 @@ def plain_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, reduce, rate=0.0, key=Non
     # [3] weights = softmax over the keys
     weights_BHTS = taps("weights", jax.nn.softmax(scores_BHTS, -1).astype(q_BHTD.dtype))
     # [4] dropout on the weights
-    weights_BHTS = dropout(weights_BHTS, rate, key, site)
+    weights_BHTS = dropout(weights_BHTS, rate, key, 0)
     # [5] context = weights v, zero where nothing was visible
     return jnp.where(sees_B1T1, matmul("bhts,bhsd->bhtd", weights_BHTS, v_BHSD, reduce).astype(q_BHTD.dtype), 0.0)
 
 
-def fused_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, reduce, rate=0.0, key=None, site=0, taps=NO_TAPS):
+def fused_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, reduce, rate=0.0, key=None, taps=NO_TAPS):
     """The same function by `jax.nn.dot_product_attention`: cuDNN on a GPU in 16 bits, XLA elsewhere."""
     # [1-4] n/a: inside the kernel, which can neither show its scores nor draw the shared dropout mask
     if key is not None and rate > 0:

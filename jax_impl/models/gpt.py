@@ -6,18 +6,19 @@ from flax import nnx
 from common.taps import NO_TAPS
 
 from ..attention.multi_head import MultiHeadAttention
-from ..layers import Embedding, LayerNorm, Linear, dropout, matmul
+from ..layers import Embedding, LayerNorm, Linear, dropout, layer_key, matmul
 from ..mlp import MLP
 from ..precision import dtype
+from ..stack import STACKS
 
 
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), dropout on either branch. x [B, T, E] -> ([B, T, E], cache)."""
 
-    def __init__(self, config, index, execution):
-        self.rate, self.site = config.dropout_shortcut, 3 * index + 2
+    def __init__(self, config, execution):
+        self.rate = config.dropout_shortcut
         self.input_layernorm = LayerNorm(config.embed_dim, config.norm_eps, execution.precision)
-        self.self_attn = MultiHeadAttention(config, index, execution)
+        self.self_attn = MultiHeadAttention(config, execution)
         self.post_attention_layernorm = LayerNorm(config.embed_dim, config.norm_eps, execution.precision)
         self.mlp = MLP(config, execution)
 
@@ -25,11 +26,11 @@ class Block(nnx.Module):
         # [1] x + dropout(attention(norm(x)))
         normed_BTE = taps("input_layernorm", self.input_layernorm(x_BTE))
         branch_BTE, cache = self.self_attn(normed_BTE, positions_BT, cache, dropout_key, taps.under("self_attn"))
-        x_BTE = x_BTE + dropout(branch_BTE, self.rate, dropout_key, self.site)
+        x_BTE = x_BTE + dropout(branch_BTE, self.rate, dropout_key, 1)
         # [2] x + dropout(mlp(norm(x)))
         normed_BTE = taps("post_attention_layernorm", self.post_attention_layernorm(x_BTE))
         branch_BTE = self.mlp(normed_BTE, taps.under("mlp"))
-        x_BTE = x_BTE + dropout(branch_BTE, self.rate, dropout_key, self.site + 1)
+        x_BTE = x_BTE + dropout(branch_BTE, self.rate, dropout_key, 2)
         return taps("output", x_BTE), cache
 
 
@@ -37,24 +38,20 @@ class Decoder(nnx.Module):
     """Embeddings, blocks and the final norm. ids [B, T] -> (hidden [B, T, E], caches)."""
 
     def __init__(self, config, execution):
-        self.rate = config.dropout_embed
+        self.rate, self.run = config.dropout_embed, STACKS[execution.layers]
         self.embed_tokens = Embedding(config.vocab_size, config.embed_dim, execution.precision)
         self.embed_positions = Embedding(config.context_length, config.embed_dim, execution.precision)
-        self.layers = nnx.List([Block(config, index, execution) for index in range(config.num_layers)])
+        self.layers = nnx.List([Block(config, execution) for _ in range(config.num_layers)])
         self.norm = LayerNorm(config.embed_dim, config.norm_eps, execution.precision)
 
     def __call__(self, ids_BT, positions_BT, caches=None, dropout_key=None, taps=NO_TAPS):
         # [1] token + position embedding; padding (-1) reads position 0, and nobody reads padding
         x_BTE = self.embed_tokens(ids_BT) + self.embed_positions(jnp.maximum(positions_BT, 0))
-        x_BTE = dropout(taps("embed", x_BTE), self.rate, dropout_key, 0)
+        x_BTE = dropout(taps("embed", x_BTE), self.rate, layer_key(dropout_key, 0), 0)
         # [2] the blocks
-        filled = []
-        for index, layer in enumerate(self.layers):
-            cache = None if caches is None else caches[index]
-            x_BTE, cache = layer(x_BTE, positions_BT, cache, dropout_key, taps.under(f"layers.{index}"))
-            filled.append(cache)
+        x_BTE, caches = self.run(self.layers, x_BTE, positions_BT, caches, dropout_key, taps)
         # [3] the final norm
-        return taps("norm", self.norm(x_BTE)), None if caches is None else filled
+        return taps("norm", self.norm(x_BTE)), caches
 
 
 class GPT(nnx.Module):

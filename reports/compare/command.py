@@ -24,7 +24,7 @@ def compare(
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
     attention: options.Attention = "plain",
-    compile: options.Compile = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile PyTorch's blocks (JAX always compiles).")] = False,
     threads: options.Threads = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, data order, dropout and sampling.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Few steps and samples: a look, not a measurement.")] = False,

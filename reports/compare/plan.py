@@ -67,7 +67,7 @@ class Plan:
         asked = self.settings
         if dtype == "float64" and asked.dtype != "float64":
             return Execution(dtype, asked.device, threads=self.threads)
-        compiled = asked.compile and wing == "torch"
+        compiled = True if asked.compile and wing == "torch" else None
         return Execution(dtype or asked.dtype, asked.device, asked.attention, compiled, self.threads)
 
     def skip(self, what: str, reason: str) -> None:

@@ -191,7 +191,7 @@ REFUSED = {
     "bad top-p": ("generate --weights {weights} --prompt x --top-p 1.5", "SamplingConfig.top_p is 1.5"),
     "unknown overflow": ("generate --weights {weights} --prompt x --overflow drop", "Unknown overflow rule 'drop'"),
     "oracle in float32": ("generate --weights {weights} --prompt x --backend numpy --dtype float32", "float64 only"),
-    "compile jax": ("generate --weights {weights} --prompt x --backend jax --compile", "JAX always compiles"),
+    "scan in torch": ("generate --weights {weights} --prompt x --layers scan", "PyTorch runs its layers in a loop"),
     "vocabulary too large": ("generate --weights {weights} --prompt x --tokenizer gpt2 --vocab {weights}", "vocab"),
     "convert onto itself": ("convert {weights} {weights}", "is the source itself"),
     "unknown kind": ("convert {weights} {out} --to hff", "did you mean 'hf'"),

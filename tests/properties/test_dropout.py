@@ -63,13 +63,14 @@ def test_rate_0_and_no_key_leave_the_input_alone(room):
 
 
 def test_every_place_in_the_model_has_its_own_site(model_of, tokens, with_dropout, name, monkeypatch):
-    """One site for the embedding and three for every block (attention, two branches), none used twice."""
+    """One place for the embedding and three for every block (attention, two branches), each with a key of its own."""
     room = {"numpy": "common.oracle", "torch": "torch_impl", "jax": "jax_impl"}[name]
     layers = importlib.import_module(f"{room}.layers")
-    sites, rates, draw = [], [], layers.dropout
+    places, rates, draw = [], [], layers.dropout
 
     def record(x, rate, key, site):
-        sites.append(site)
+        words = np.asarray(jax.random.key_data(key)) if name == "jax" else key
+        places.append((words.tobytes(), site))
         rates.append(rate)
         return draw(x, rate, key, site)
 
@@ -84,9 +85,13 @@ def test_every_place_in_the_model_has_its_own_site(model_of, tokens, with_dropou
     else:
         put = torch.from_numpy if name == "torch" else np.asarray
         model.net(put(ids), put(positions), dropout_key=rng.key(0))
-    assert sorted(sites) == list(range(1 + 3 * with_dropout.num_layers))
-    by_site = dict(zip(sites, rates, strict=True))
-    assert [by_site[i] for i in range(7)] == [0.1, 0.3, 0.2, 0.2, 0.3, 0.2, 0.2]
+    by_place = dict(zip(places, rates, strict=True))
+    assert len(by_place) == 1 + 3 * with_dropout.num_layers
+    want = {(rng.fold_in(rng.key(0), 0).tobytes(), 0): 0.1}
+    for layer in range(1, 1 + with_dropout.num_layers):
+        key = rng.fold_in(rng.key(0), layer).tobytes()
+        want |= {(key, 0): 0.3, (key, 1): 0.2, (key, 2): 0.2}
+    assert by_place == want
 
 
 def test_rates_of_0_train_like_evaluation(model_of, tokens, wing):

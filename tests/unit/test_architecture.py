@@ -36,10 +36,12 @@ ONE_SIDED_NAMES = {
     "jax_impl/attention/kernels.py:fused_attention": "the oracle has no fast paths",
     "common/oracle/attention/kernels.py:softmax": "the frameworks bring their own",
     "jax_impl/layers.py:matmul": "XLA must be told in which precision to sum",
+    "jax_impl/stack.py:scan": "PyTorch has no scan, and compiles block by block without one",
     "jax_impl/generate.py:decode": "the loop runs on the device",
     "jax_impl/generate.py:recipe": "what compiled programs depend on",
     "jax_impl/generate.py:bucket": "few static lengths, few compilations",
     "common/oracle/backend.py:DIFFERENTIABLE": "a complex step for every number",
+    "common/oracle/train.py:mean_loss": "complex steps need the loss as a function",
 }
 FORCED = {  # arguments that one framework needs and another does not
     "self", "execution", "precision", "reduce", "device", "params", "programs", "model", "rebuild", "block", "dtype",

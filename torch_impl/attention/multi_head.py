@@ -17,10 +17,10 @@ class MultiHeadAttention(nn.Module):
     Returns ([B, T, E], the cache).
     """
 
-    def __init__(self, config, index, execution):
+    def __init__(self, config, execution):
         super().__init__()
         embed, precision = config.embed_dim, execution.precision
-        self.num_heads, self.rate, self.site = config.num_heads, config.dropout_attn, 3 * index + 1
+        self.num_heads, self.rate = config.num_heads, config.dropout_attn
         self.kernel, self.reduce = KERNELS[execution.attention], dtype(precision.reduce)
         self.q_proj = Linear(embed, embed, config.qkv_bias, precision)
         self.k_proj = Linear(embed, embed, config.qkv_bias, precision)
@@ -40,9 +40,7 @@ class MultiHeadAttention(nn.Module):
         # [3] a query sees keys that are not later than itself
         mask_B1TS = causal_mask(positions_BT, key_positions_BS)
         # [4] softmax attention
-        context_BHTD = self.kernel(
-            q_BHTD, k_BHSD, v_BHSD, mask_B1TS, self.reduce, self.rate, dropout_key, self.site, taps
-        )
+        context_BHTD = self.kernel(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, self.reduce, self.rate, dropout_key, taps)
         # [5] join the heads, project
         return taps("output", self.o_proj(join_heads(context_BHTD))), cache
 

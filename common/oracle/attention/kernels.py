@@ -9,7 +9,7 @@ from common.taps import NO_TAPS
 from ..layers import dropout
 
 
-def plain_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, rate=0.0, key=None, site=0, taps=NO_TAPS):
+def plain_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, rate=0.0, key=None, taps=NO_TAPS):
     """softmax(q k^T / sqrt(D)) v over the visible keys; a query that sees no key gets zeros. Returns [B, H, T, D].
 
     Source: Vaswani et al. 2017, equation 1.
@@ -22,7 +22,7 @@ def plain_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, rate=0.0, key=None, site=
     # [3] weights = softmax over the keys
     weights_BHTS = taps("weights", softmax(scores_BHTS))
     # [4] dropout on the weights
-    weights_BHTS = dropout(weights_BHTS, rate, key, site)
+    weights_BHTS = dropout(weights_BHTS, rate, key, 0)
     # [5] context = weights v, zero where nothing was visible
     return np.where(sees_B1T1, weights_BHTS @ v_BHSD, 0.0)
 

@@ -1,0 +1,70 @@
+"""Try all claims on all cases: every declared comparison yields a row, and what is missing or raises is a failed row."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from common.cases import case as case_of
+from common.parity.rows import Exhibit, Row
+from common.parity.trial import Session, Trial
+
+Report = Callable[[str, float], None]  # what is being done, and the share of the whole that is done
+
+
+@dataclass
+class Findings:
+    """All rows, in order, and what else there is to look at (by claim and name)."""
+
+    rows: list[Row] = field(default_factory=list)
+    exhibits: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.rows) and all(row.passed for row in self.rows)
+
+    @property
+    def failures(self) -> list[Row]:
+        return [row for row in self.rows if not row.passed]
+
+
+def run(session: Session, claims: Sequence[ModuleType], report: Report = lambda what, share: None) -> Findings:
+    """Rows and exhibits of these claims for the session's cases and tiers."""
+    found, done = Findings(), 0
+    trials = [Trial(session, case_of(name)) for name in session.cases]
+    total = len(claims) * (len(trials) + 1)
+    for trial in trials:  # case by case, so that models built for one claim serve the next
+        for claim in claims:
+            report(f"{claim.NAME} {trial.case.name}", done / total)
+            _take(found, claim, trial.case.name, claim.for_case(trial), claim.declared(trial))
+            done += 1
+    for claim in claims:
+        report(f"{claim.NAME} {claim.TITLE}", done / total)
+        _take(found, claim, "", claim.once(session), claim.declared_once(session))
+        done += 1
+    found.rows.sort(key=lambda row: row.claim)
+    return found
+
+
+def _take(found: Findings, claim: ModuleType, case: str, rows: Iterator[Row | Exhibit], declared: set) -> None:
+    """Collect what a claim yields; a comparison that was declared and did not come, or came twice, is a failure."""
+    came = []
+    try:
+        for item in rows:
+            if isinstance(item, Exhibit):
+                found.exhibits[item.name] = item.data
+            else:
+                came.append(item)
+    except Exception as error:
+        came.append(_fault(claim, case, "raised", f"{type(error).__name__}: {error}"))
+    keys = [(row.what, row.tier) for row in came]
+    for what, tier in sorted(declared - set(keys)):
+        came.append(_fault(claim, case, what, "missing: this was to be compared and was not", tier))
+    undeclared = sorted(set(keys) - declared - {("raised", "exact")})
+    if undeclared or len(set(keys)) < len(keys):
+        came.append(_fault(claim, case, "declared", f"rows that were not declared, or came twice: {undeclared[:3]}"))
+    found.rows += came
+
+
+def _fault(claim: ModuleType, case: str, what: str, note: str, tier: str = "exact") -> Row:
+    return Row(claim.NAME, case, what, tier, "exact", {"run": 1.0}, note=" ".join(note.split())[:400])
