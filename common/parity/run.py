@@ -56,11 +56,13 @@ def _take(found: Findings, claim: ModuleType, case: str, rows: Iterator[Row | Ex
             else:
                 came.append(item)
     except Exception as error:
-        came.append(_fault(claim, case, "raised", f"{type(error).__name__}: {error}"))
+        missing = len(declared) - len(came)
+        found.rows += [*came, _fault(claim, case, "raised", f"{type(error).__name__}: {error} ({missing} rows missing)")]
+        return
     keys = [(row.what, row.tier) for row in came]
     for what, tier in sorted(declared - set(keys)):
         came.append(_fault(claim, case, what, "missing: this was to be compared and was not", tier))
-    undeclared = sorted(set(keys) - declared - {("raised", "exact")})
+    undeclared = sorted(set(keys) - declared)
     if undeclared or len(set(keys)) < len(keys):
         came.append(_fault(claim, case, "declared", f"rows that were not declared, or came twice: {undeclared[:3]}"))
     found.rows += came

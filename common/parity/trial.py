@@ -1,7 +1,7 @@
 """What the claims are tried on: the implementations, the oracle, and for every case its models and true values."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ MODES: dict[str, dict[str, Any]] = {  # how a wing executes; all of them compute
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Session:
     """One run of claims: the implementations under test by name, and what they are tried with.
 
@@ -48,7 +48,7 @@ class Session:
         return Execution(dtype=tier, device=self.device, **MODES[mode])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
     """One case of a session. Models that are only read are built once."""
 
@@ -90,6 +90,7 @@ class Truth:
 
     def __init__(self, case: Case):
         self.case = case
+        self._made: dict[str, Any] = {}
 
     def build(self, weights: Mapping[str, np.ndarray] | None = None, config: ModelConfig | None = None) -> Model:
         """An oracle model of one's own."""
@@ -101,16 +102,26 @@ class Truth:
         return self.build()
 
     @functools.cached_property
+    def built(self) -> dict[str, np.ndarray]:
+        """What the files of the case's vectors should hold, computed anew."""
+        return vectors.build(self.case)
+
+    @functools.cached_property
     def expected(self) -> dict[str, np.ndarray]:
-        """What the vectors of the case hold, computed anew: "output" or "logits", "loss", "grad/…", "tokens/0", …"""
-        built = vectors.build(self.case)
-        return {n.removeprefix("expected/"): v for n, v in built.items() if n.startswith("expected/")}
+        """The expected values among them: "output" or "logits", "loss", "grad/…", "tokens/0", …"""
+        return {n.removeprefix("expected/"): v for n, v in self.built.items() if n.startswith("expected/")}
 
     @functools.cached_property
     def forward(self) -> door.Forward:
         """Logits and all taps, in order, of a model case."""
         ids, _ = self.case.tokens()
         return self.model.forward(ids, taps=("*",))
+
+    def once(self, what: str, make: Callable[[], Any]) -> Any:
+        """The value of that name, made when it is first asked for (by whichever session)."""
+        if what not in self._made:
+            self._made[what] = make()
+        return self._made[what]
 
     def dead(self, name: str) -> bool:
         """Whether the gradient of this parameter is zero in theory."""
