@@ -19,6 +19,7 @@ def objective(model, inputs_BT, targets_BT, positions_1T, count, dropout_key):
 def loss_and_grads(rebuild, params, inputs_ABT, targets_ABT, positions_1T, count, step_key):
     """(mean loss, gradients) over A micro-batches, which share one denominator. `rebuild(params)` gives the model."""
     # [1] sum the shares of the micro-batches
+    inputs_ABT, targets_ABT = jnp.asarray(inputs_ABT), jnp.asarray(targets_ABT)  # without jit they come as NumPy's
 
     def share(params, micro):
         key = None if step_key is None else rng.fold_in(step_key, micro)

@@ -1,4 +1,4 @@
-"""Try all claims on all cases: every declared comparison yields a row, and what is missing or raises is a failed row."""
+"""Try all claims on all cases: every declared comparison yields a row; what is missing or raises is a failed row."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -56,8 +56,8 @@ def _take(found: Findings, claim: ModuleType, case: str, rows: Iterator[Row | Ex
             else:
                 came.append(item)
     except Exception as error:
-        missing = len(declared) - len(came)
-        found.rows += [*came, _fault(claim, case, "raised", f"{type(error).__name__}: {error} ({missing} rows missing)")]
+        note = f"{type(error).__name__}, {len(declared) - len(came)} comparisons not made: {error}"
+        found.rows += [*came, _fault(claim, case, "raised", note)]
         return
     keys = [(row.what, row.tier) for row in came]
     for what, tier in sorted(declared - set(keys)):
