@@ -30,7 +30,7 @@ def build(case: Case) -> dict[str, np.ndarray]:
     from common.oracle.backend import backend as oracle
 
     weights = case.weights()
-    out = {f"weight/{name}": value for name, value in weights.items()} if case.full_gradient else {}
+    out = {f"weight/{name}": value for name, value in weights.items()}
     model = oracle.build(case.config, weights, Execution(dtype="float64"))
     if case.path:
         x, cotangent = case.signals()
@@ -46,6 +46,9 @@ def build(case: Case) -> dict[str, np.ndarray]:
         out |= {f"expected/grad/{name}": g for name, g in gradients.grads.items()}
     else:
         out["expected/loss"] = np.array(model.loss(ids, targets))
+        out |= {
+            f"input/direction/{n}": direction(case, p).astype(np.int8) for n, p in params.table(case.config).items()
+        }
         out |= {f"expected/slope/{name}": np.array(s) for name, s in slopes(case, model).items()}
     for number, sampling in enumerate(case.sampling):
         out[f"expected/tokens/{number}"] = np.array(model.generate(case.prompts(), sampling), np.int32)
@@ -61,8 +64,8 @@ def build(case: Case) -> dict[str, np.ndarray]:
 
 
 def direction(case: Case, parameter: params.Parameter) -> np.ndarray:
-    """The Gaussian direction along which the oracle certifies a gradient, float64, in the parameter's shape."""
-    return params.draw(case.seed, f"direction/{parameter.name}", parameter.shape)
+    """The random direction along which the oracle certifies a gradient: +1 or -1, float64, in the parameter's shape."""
+    return np.where(params.draw(case.seed, f"direction/{parameter.name}", parameter.shape) < 0, -1.0, 1.0)
 
 
 def slopes(case: Case, model) -> dict[str, float]:

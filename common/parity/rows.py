@@ -9,6 +9,7 @@ import numpy as np
 
 from common.compare import difference
 from common.parity import thresholds
+from common.parity.evidence import project
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Row:
 
     `errors` has an entry for every implementation ("torch": its distance from the oracle) and for every pair of them
     ("torch/jax"). `inputs` are the other numbers that the rule needs. `where` is the place of the worst element.
+    `evidence` holds projections of what an implementation computed (`evidence.py`), where vectors know the truth.
     `tier` is a precision ("float64", "float32", "bfloat16", "tf32") or "exact".
     """
 
@@ -30,6 +32,7 @@ class Row:
     size: int = 1
     where: str = ""
     note: str = ""
+    evidence: Mapping[str, list[float]] = field(default_factory=dict)
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -54,14 +57,15 @@ class Row:
         """As plain data, with what follows from it: bounds and verdict."""
         own = {name: getattr(self, name) for name in ("claim", "case", "what", "tier", "rule")}
         own |= {"errors": _plain(self.errors), "bounds": _plain(self.bounds), "inputs": _plain(self.inputs)}
-        return own | {"size": self.size, "where": self.where, "note": self.note, "passed": self.passed}
+        own |= {"size": self.size, "where": self.where, "note": self.note, "passed": self.passed}
+        return own | ({"evidence": dict(self.evidence)} if self.evidence else {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Row":
         """The inverse of `to_dict`, without what follows."""
         own = {name: values[name] for name in ("claim", "case", "what", "tier", "rule", "size", "where", "note")}
         numbers = {part: {n: float(v) for n, v in values[part].items()} for part in ("errors", "inputs")}
-        return cls(**own, **numbers)
+        return cls(**own, **numbers, evidence=values.get("evidence", {}))
 
 
 def share(error: float, bound: float) -> float:
@@ -100,10 +104,12 @@ def arrays(
     inputs: Mapping[str, float] | None = None,
     pairs: bool = True,
     note: str = "",
+    witnessed: bool = False,
 ) -> Row:
     """Relative RMS errors of every implementation against the oracle (`want`), and of every pair.
 
     Missing or misplaced numbers (shape, NaN, infinity) are an infinite error, and the note says what is wrong.
+    `witnessed` keeps evidence of what every implementation computed.
     """
     errors: dict[str, float] = {}
     worst, where, faults = -1.0, "", [note] if note else []
@@ -122,7 +128,8 @@ def arrays(
         if row.relative > worst:
             worst, where = row.relative, f"{name} {list(row.where)}" if row.where else name
     size = int(np.size(want if want is not None else next(iter(got.values()))))
-    return Row(claim, case, what, tier, rule, errors, dict(inputs or {}), size, where, "; ".join(faults))
+    kept = {name: project(value) for name, value in got.items()} if witnessed else {}
+    return Row(claim, case, what, tier, rule, errors, dict(inputs or {}), size, where, "; ".join(faults), kept)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from common import backend as door
 from common import params, vectors
 from common.decoding import padded
 from common.oracle.gradient import slope
+from common.parity import evidence, steps
 from common.parity import rows as table
-from common.parity import steps
 from common.parity.rows import Exhibit, Row
 from common.parity.trial import Session, Trial
 
@@ -70,8 +70,10 @@ def declared_once(session: Session) -> set[tuple[str, str]]:
     return set()
 
 
-def _row(trial: Trial, what: str, got: Mapping[str, object], want: object, rule: str = "float64") -> Row:
-    return table.arrays(NAME, trial.case.name, what, TIER, rule, got, want)
+def _row(trial: Trial, what: str, got: Mapping[str, object], want: object) -> Row:
+    """A row of the rule "float64", with evidence where the vectors hold what it was judged by."""
+    stored = _has_vectors(trial) and trial.case.full_gradient and evidence.source(what) in trial.truth.built
+    return table.arrays(NAME, trial.case.name, what, TIER, "float64", got, want, witnessed=stored)
 
 
 def _has_vectors(trial: Trial) -> bool:

@@ -49,6 +49,16 @@ def test_commands_and_options_exist(page):
         assert asked <= options_of(name), asked - options_of(name)
 
 
+def test_the_reader_of_vectors_runs(monkeypatch):
+    """The NumPy reader of ARCHITECTURE.md reads and checks a case, and fails where a number is wrong."""
+    page = read("ARCHITECTURE.md")
+    code = page[page.index("## Reading a vector") :].split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(ROOT)
+    exec(code, {})
+    with pytest.raises(AssertionError):
+        exec(code.replace("0.044715", "0.0447"), {})
+
+
 def test_quoted_code_is_the_code():
     """The lines under "the heart of it, three times" stand in the three kernels, to the letter."""
     page = read("ARCHITECTURE.md")
