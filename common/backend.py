@@ -92,12 +92,14 @@ class Backend(Protocol):
 
     `draw` gives random numbers as the framework draws them at an address (seed, part, part, …): "bits" uint32,
     "uniform" float32, "bernoulli" bool, "split" uint32 [n, 2]. `elementwise` applies one of the ELEMENTWISE functions.
+    `flags` are the switches of the framework that decide how precisely it computes.
     """
 
     name: str
     title: str
 
     def versions(self) -> dict[str, str]: ...
+    def flags(self) -> dict[str, Any]: ...
     def devices(self) -> list[str]: ...
     def threads(self) -> int: ...
     def draw(

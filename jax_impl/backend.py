@@ -24,6 +24,8 @@ from .optim import empty_slots
 from .precision import dtype
 from .programs import programs
 
+MATMUL = "highest"  # no TF32
+
 
 class JaxCache:
     """The caches of all layers, with what the host must know."""
@@ -62,7 +64,7 @@ class JaxModel:
         stack = contextlib.ExitStack()
         stack.enter_context(jax.default_device(self.device))
         stack.enter_context(jax.enable_x64(self.execution.dtype == "float64"))
-        stack.enter_context(jax.default_matmul_precision("highest"))
+        stack.enter_context(jax.default_matmul_precision(MATMUL))
         if self.execution.compile is False:
             stack.enter_context(jax.disable_jit())
         return stack
@@ -208,6 +210,13 @@ class JaxBackend:
 
     def versions(self):
         return {"jax": jax.__version__, "flax": flax.__version__, "optax": optax.__version__}
+
+    def flags(self):
+        return {
+            "matmul_precision": MATMUL,
+            "x64": "in float64 only",
+            "threefry_partitionable": jax.config.jax_threefry_partitionable,
+        }
 
     def devices(self):
         found = [f"cuda:{device.id}" for device in jax.devices() if device.platform == "gpu"]

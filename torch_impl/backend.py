@@ -191,6 +191,12 @@ class TorchBackend:
     def versions(self):
         return {"torch": torch.__version__}
 
+    def flags(self):
+        return {
+            "fp32_precision": torch.backends.fp32_precision,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+        }
+
     def devices(self):
         found = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         return ["cpu", *found]

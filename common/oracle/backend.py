@@ -155,6 +155,9 @@ class OracleBackend:
     def versions(self):
         return {"numpy": np.__version__}
 
+    def flags(self):
+        return {}
+
     def devices(self):
         return ["cpu"]
 

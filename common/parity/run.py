@@ -23,6 +23,14 @@ class Findings:
     def passed(self) -> bool:
         return bool(self.rows) and all(row.passed for row in self.rows)
 
+    def show(self, exhibit: Exhibit) -> None:
+        """Keep an exhibit; what several cases yield under one name is joined: lists in turn, tables by their keys."""
+        before = self.exhibits.get(exhibit.name)
+        if before is None:
+            self.exhibits[exhibit.name] = exhibit.data
+        else:
+            self.exhibits[exhibit.name] = before | exhibit.data if isinstance(before, dict) else before + exhibit.data
+
     @property
     def failures(self) -> list[Row]:
         return [row for row in self.rows if not row.passed]
@@ -52,7 +60,7 @@ def _take(found: Findings, claim: ModuleType, case: str, rows: Iterator[Row | Ex
     try:
         for item in rows:
             if isinstance(item, Exhibit):
-                found.exhibits[item.name] = item.data
+                found.show(item)
             else:
                 came.append(item)
     except Exception as error:

@@ -33,8 +33,8 @@ def compare(
 ) -> None:
     """The same model in both frameworks: checked against the oracle, trained, and measured, side by side."""
     from reports.compare import result
-    from reports.compare.progress import Shown
     from reports.compare.settings import Settings
+    from reports.progress import Shown
 
     settings = Settings(
         preset=preset,

@@ -15,7 +15,7 @@ from common import params
 from common.config import model_to_dict
 from reports.compare import agreement, generation, speed, training
 from reports.compare.plan import Plan
-from reports.compare.progress import Progress
+from reports.progress import Progress
 
 SCHEMA = 1
 

@@ -1,72 +1,12 @@
-"""The plots of the page as inline SVG whose colours are the page's own variables, so that they follow its theme."""
+"""The plots of the page."""
 
-import io
-import re
 from typing import Any
 
 import numpy as np
 
 from reports.compare import wording as say
 from reports.compare.wording import Found
-
-# Colours that stand for variables of the page's style; they never reach the eye.
-STAND_INS = {"#aa0001": "--torch", "#aa0002": "--jax", "#aa0003": "--ink", "#aa0004": "--soft", "#aa0005": "--line"}
-STAND_INS |= {"#aa0006": "--band"}
-NARROW = "\u2002"  # browsers fold plain spaces
-FIRST, SECOND, INK, SOFT, LINE, BAND = STAND_INS
-SETTINGS = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "parallax",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": SOFT,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.5,
-    "axes.axisbelow": True,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
-}
-
-
-def _svg(draw, name: str, title: str, *, size: tuple[float, float]) -> str:
-    """Run `draw(figure)` and give its drawing as one <svg> element."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasSVG(figure)
-        draw(figure)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _inline(out.getvalue(), name, title)
-
-
-def _inline(text: str, name: str, title: str) -> str:
-    """Only what a page needs of an SVG file: no header, no metadata, no namespaces, identifiers of its own."""
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = (
-        re.sub(r'\s(xmlns(:\w+)?|version|width|height)="[^"]*"', "", text[: text.index(">")]) + text[text.index(">") :]
-    )
-    text = text.replace("xlink:href=", "href=")
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'href="#', f'href="#{name}-', text)
-    text = re.sub(r"url\(#", f"url(#{name}-", text)
-    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
-    for stand_in, variable in STAND_INS.items():
-        text = text.replace(stand_in, f"var({variable})")
-    return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+from reports.drawing import BAND, FIRST, INK, NARROW, SECOND, decades, svg
 
 
 def _colours(found: Found) -> dict[str, str]:
@@ -88,19 +28,11 @@ def losses(found: Found) -> str:
         gap = np.array([np.nan if value is None else value for value in training["difference"]], float)
         below.plot(np.where(gap > 0, gap, np.nan), color=INK, linewidth=0.9, marker=".", markersize=2)
         if (gap > 0).any():
-            _decades(below, gap[gap > 0])
+            decades(below, gap[gap > 0])
         below.set_ylabel("difference")
         below.set_xlabel("step (where the two are equal to the last bit, the lower curve has a gap)")
 
-    return _svg(draw, "losses", "Loss of both wings by training step, and their difference", size=(9, 4.6))
-
-
-def _decades(axes: Any, values: np.ndarray) -> None:
-    """A logarithmic axis over whole decades, labelled at decades only."""
-    axes.set_yscale("log")
-    low, high = np.floor(np.log10(values.min())), np.ceil(np.log10(values.max()))
-    axes.set_ylim(10.0**low, 10.0 ** max(high, low + 1))
-    axes.minorticks_off()
+    return svg(draw, "losses", "Loss of both wings by training step, and their difference", size=(9, 4.6))
 
 
 def speeds(found: Found) -> str:
@@ -123,7 +55,7 @@ def speeds(found: Found) -> str:
             axes.grid(False)
         _forest(figure.add_subplot(grid[1, :]), found)
 
-    return _svg(draw, "speeds", "Tokens per second of both wings, and their paired ratios", size=(9, 4.2))
+    return svg(draw, "speeds", "Tokens per second of both wings, and their paired ratios", size=(9, 4.2))
 
 
 def _forest(axes: Any, found: Found) -> None:
@@ -171,4 +103,4 @@ def memories(found: Found) -> str:
         axes.set_xlabel("MiB of this process; pale: after import alone")
         axes.grid(axis="y", visible=False)
 
-    return _svg(draw, "memories", "Peak memory of both wings, training and decoding", size=(9, 2.6))
+    return svg(draw, "memories", "Peak memory of both wings, training and decoding", size=(9, 2.6))

@@ -11,8 +11,8 @@ from common import files
 from common.config import dumps
 from common.errors import UserError
 from reports.compare import job, plan
-from reports.compare.progress import Progress
 from reports.compare.settings import Settings
+from reports.progress import Progress
 
 PAGE, NUMBERS, CURVES = "index.html", "compare.json", "loss.csv"
 

@@ -14,7 +14,7 @@ from common import params
 from common.config import GPTConfig
 from common.errors import UserError
 from reports.compare import page, plan, result, table
-from reports.compare.progress import Silent
+from reports.progress import Silent
 from reports.compare.settings import Settings
 
 TINY = GPTConfig(256, 32, 16, 1, 2)

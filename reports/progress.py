@@ -1,4 +1,4 @@
-"""What a person sees while the job runs: on a terminal a bar, elsewhere one line for each phase. On standard error."""
+"""What a person sees while a job runs: on a terminal a bar, elsewhere one line for each phase. On standard error."""
 
 import contextlib
 import sys
@@ -13,6 +13,9 @@ class Progress(Protocol):
     """Phases one after the other; `phase` gives a function that takes the share done."""
 
     def phase(self, title: str) -> contextlib.AbstractContextManager[Report]: ...
+
+
+Step = Callable[[str, float], None]  # what is being done now, and the share of the whole that is done
 
 
 class Silent:
@@ -54,3 +57,21 @@ class Shown:
         begun = time.perf_counter()
         yield lambda share: None
         print(f"{title} … {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def steps(self) -> Iterator[Step]:
+        """A whole of many small steps: one bar that says which is under way; elsewhere a line when a step has ended."""
+        task = self._bars.add_task("", total=1.0) if self._console.is_terminal else None
+        current: list = ["", time.perf_counter()]
+
+        def report(what: str, share: float) -> None:
+            if task is not None:
+                self._bars.update(task, description=what[:44], completed=min(share, 0.999))
+                return
+            now = time.perf_counter()
+            if current[0] and now - current[1] >= 1:
+                print(f"{current[0]} … {now - current[1]:.0f} s", file=sys.stderr, flush=True)
+            current[:] = [what, now]
+
+        yield report
+        report("done", 1.0)

@@ -1,0 +1,1 @@
+"""`parallax parity`: the certificate as a command, a table and a page."""
