@@ -25,7 +25,7 @@ def loss_and_grads(model, inputs_ABT, targets_ABT, positions_1T, count, step_key
         # [2] differentiate
         share.backward()
         shares = shares + share.detach()
-    grads = {name: p.grad for name, p in params.items()}
+    grads = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in params.items()}
     for p in params.values():
         p.grad = None
     return shares, grads
