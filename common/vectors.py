@@ -158,10 +158,13 @@ def main() -> None:
     import sys
 
     from common.cases import CASES
+    from common.parity import edge_vectors
 
     for entry in CASES.values():
         write(entry, Path(sys.argv[1]))
         print(f"wrote {entry.name}")
+    edge_vectors.write(Path(sys.argv[1]))
+    print("wrote edges")
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from common.backend import IGNORED
 def token_loss(logits_BTV, targets_BT):
     """(sum of -log p(target) in nats, number of targets that count); a target of -100 does not count."""
     # [1] log of the normaliser
-    normaliser_BT = torch.logsumexp(logits_BTV, -1)
+    log_probs_BTV = torch.log_softmax(logits_BTV, -1)  # subtracted at once: logsumexp's backward rounds more
     # [2] the target's logit
     counts_BT = targets_BT != IGNORED
-    picked_BT = logits_BTV.gather(-1, torch.where(counts_BT, targets_BT, 0)[..., None].long())[..., 0]
+    picked_BT = log_probs_BTV.gather(-1, torch.where(counts_BT, targets_BT, 0)[..., None].long())[..., 0]
     # [3] sum over the targets that count
-    return torch.where(counts_BT, normaliser_BT - picked_BT, 0.0).sum(), counts_BT.sum()
+    return torch.where(counts_BT, -picked_BT, 0.0).sum(), counts_BT.sum()
 
 
 def perplexity(loss):

@@ -1,12 +1,13 @@
-"""A KV cache changes nothing: every split, every chunk, padded batches; and it refuses what does not fit."""
+"""A KV cache changes nothing, in any split, and neither does padding; and a cache refuses what does not fit."""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common.accounting import memory
-from common.decoding import padded
 from common.errors import UserError
 
 LENGTH, BOUND = 8, 1e-12  # float64 rounding in sums of another order: 1e-14 here
@@ -17,55 +18,63 @@ def close(got, want):
     np.testing.assert_allclose(got, want, rtol=0, atol=BOUND * np.abs(want).max())
 
 
-@pytest.mark.parametrize("split", range(1, LENGTH))
-def test_every_split(model_of, tokens, name, split):
-    """Prefill `split` tokens, then the rest at once: the full forward's logits at every position."""
-    model, ids = model_of(name), tokens(2, LENGTH)
-    cache = model.new_cache(2, CAPACITY)
-    got = [model.extend(cache, ids[:, :split]), model.extend(cache, ids[:, split:])]
-    assert (cache.used, cache.capacity) == (LENGTH, CAPACITY)
-    close(np.concatenate(got, axis=1), model.forward(ids).logits)
+SHORT = 6  # tokens, so that JAX compiles few chunk lengths
+CUTS = st.sets(st.integers(1, SHORT - 1)).map(sorted)
 
 
-@pytest.mark.parametrize("chunk", range(1, LENGTH + 1))
-def test_every_chunk_length(model_of, tokens, name, chunk):
-    """Chunk 1 is token by token; most lengths leave a shorter last chunk."""
-    model, ids = model_of(name), tokens(2, LENGTH)
-    cache = model.new_cache(2, CAPACITY)
-    got = [model.extend(cache, ids[:, s : s + chunk]) for s in range(0, LENGTH, chunk)]
-    close(np.concatenate(got, axis=1), model.forward(ids).logits)
-
-
-@settings(max_examples=10, deadline=None)
-@given(data=st.data())
-def test_a_ragged_batch_equals_its_rows(data, model_of, small):
-    """Rows padded on the left, in one forward and through a cache in two parts, equal each row alone."""
-    lengths = data.draw(st.lists(st.integers(1, LENGTH), min_size=2, max_size=2), label="lengths")
-    split = data.draw(st.sampled_from([3, 5]), label="split")
-    rng = np.random.default_rng(data.draw(st.integers(0, 99), label="seed"))
-    rows = [rng.integers(0, small.vocab_size, n).tolist() for n in lengths]
-    ids, positions = padded(rows, LENGTH)
+@settings(max_examples=8, deadline=None)
+@example(cuts=[], seed=0)  # one shot
+@example(cuts=list(range(1, SHORT)), seed=1)  # token by token
+@example(cuts=[4], seed=2)  # a chunked prefill with a shorter last chunk
+@given(cuts=CUTS, seed=st.integers(0, 99))
+def test_any_split(cuts, seed, case, case_model, late):
+    """Through a cache, in chunks of any lengths: the full forward's logits at every position."""
+    ids, positions = late(case, 2, SHORT, seed)
+    want = case_model("numpy", case).forward(ids, positions).logits
     for name in ("numpy", "torch", "jax"):
-        model = model_of(name)
+        model = case_model(name, case)
+        cache = model.new_cache(2, CAPACITY)
+        got = [model.extend(cache, ids[:, a:b], positions[:, a:b]) for a, b in pairwise([0, *cuts, SHORT])]
+        assert (cache.used, cache.capacity) == (SHORT, CAPACITY)
+        close(np.concatenate(got, axis=1), want)
+        close(model.forward(ids, positions).logits, want)
+
+
+@settings(max_examples=8, deadline=None)
+@example(slots=[set(range(SHORT - 3, SHORT)), set(range(SHORT))], split=4, filler=1, seed=0)  # padding on the left
+@example(slots=[set(range(3)), set(range(SHORT))], split=3, filler=1, seed=0)  # on the right
+@example(slots=[{5}, set()], split=3, filler=0, seed=0)  # a row of nothing but padding
+@given(
+    slots=st.lists(st.sets(st.integers(0, SHORT - 1)), min_size=2, max_size=2),
+    split=st.sampled_from([3, 4]),
+    filler=st.integers(0, 18),
+    seed=st.integers(0, 99),
+)
+def test_a_padded_batch_equals_its_rows(slots, split, filler, seed, case, case_model, late):
+    """Rows padded anywhere, in one forward and through a cache in two parts, equal each row alone.
+
+    What stands in the padding changes no bit.
+    """
+    tokens, places = late(case, 2, SHORT, seed)
+    ids, positions = np.zeros((2, SHORT), np.int32), np.full((2, SHORT), -1, np.int32)
+    for row, where in enumerate(map(sorted, slots)):
+        ids[row, where], positions[row, where] = tokens[row, : len(where)], places[row, : len(where)]
+    alone = [
+        case_model("numpy", case).forward(tokens[[row], : len(w)], places[[row], : len(w)]).logits[0] if w else None
+        for row, w in enumerate(slots)
+    ]
+    for name in ("numpy", "torch", "jax"):
+        model = case_model(name, case)
         whole = model.forward(ids, positions).logits
         cache = model.new_cache(2, CAPACITY)
-        parts = [model.extend(cache, ids[:, p], positions[:, p]) for p in (slice(split), slice(split, LENGTH))]
+        parts = [model.extend(cache, ids[:, p], positions[:, p]) for p in (slice(split), slice(split, SHORT))]
+        other = model.forward(np.where(positions < 0, filler % case.config.vocab_size, ids), positions).logits
+        np.testing.assert_array_equal(other[positions >= 0], whole[positions >= 0])
         for got in (whole, np.concatenate(parts, axis=1)):
             assert np.isfinite(got).all()
-            for row, tokens in enumerate(rows):
-                alone = model_of("numpy").forward(np.array([tokens])).logits[0]
-                close(got[row, LENGTH - len(tokens) :], alone)
-
-
-@pytest.mark.parametrize("width", [8, 11])
-def test_padding_may_hold_any_token(model_of, tokens, name, width):
-    """What stands in the padding, and how much of it there is, changes nothing."""
-    model, row = model_of(name), tokens(1, 5)
-    ids, positions = padded(row.tolist(), width)
-    want = model.forward(row).logits
-    for filler in (0, 60):
-        other = np.where(positions < 0, filler, ids)
-        close(model.forward(other, positions).logits[:, width - 5 :], want)
+            for row, where in enumerate(map(sorted, slots)):
+                if where:
+                    close(got[row, where], alone[row])
 
 
 def test_a_write_past_the_end_is_refused_and_the_cache_lives_on(model_of, tokens, name):

@@ -1,16 +1,22 @@
-"""What comes later changes nothing before it, to the last bit, without a cache and through one."""
+"""What comes later changes nothing before it, to the last bit: in every mask, kernel, precision and cache path."""
 
 import numpy as np
 import pytest
 
-LENGTH, CAPACITY = 8, 10
+LENGTH, CAPACITY = 6, 10
 
 
-def changed(ids, at):
+def changed(ids, at, vocab):
     """The same ids with every token from `at` on replaced."""
     other = ids.copy()
-    other[:, at:] = (other[:, at:] + 7) % 61
+    other[:, at:] = (other[:, at:] + 7) % vocab
     return other
+
+
+def check(before, after, at):
+    """Nothing before `at` moved, and everything from there on did."""
+    np.testing.assert_array_equal(after[:, :at], before[:, :at], err_msg=f"token {at} reached back")
+    assert (after[:, at:] != before[:, at:]).any(-1).all(), f"token {at} had no effect"
 
 
 OFFERED = [
@@ -22,38 +28,56 @@ OFFERED = [
 
 
 @pytest.mark.parametrize(("name", "dtype", "kernel"), OFFERED)
-def test_full_forward(model_of, tokens, name, dtype, kernel):
-    model, ids = model_of(name, dtype=dtype, attention=kernel), tokens(2, LENGTH)
-    before = model.forward(ids).logits
+def test_full_forward(case, case_model, late, name, dtype, kernel):
+    model, (ids, positions) = case_model(name, case, dtype, attention=kernel), late(case, 2, LENGTH)
+    before = model.forward(ids, positions).logits
     for at in range(1, LENGTH):
-        after = model.forward(changed(ids, at)).logits
-        np.testing.assert_array_equal(after[:, :at], before[:, :at], err_msg=f"token {at} reached back")
-        assert (after[:, at:] != before[:, at:]).any(-1).all(), f"token {at} had no effect"
+        check(before, model.forward(changed(ids, at, case.config.vocab_size), positions).logits, at)
 
 
-def through_cache(model, ids, chunk):
+def through_cache(model, ids, positions, chunk):
     cache = model.new_cache(len(ids), CAPACITY)
-    return np.concatenate([model.extend(cache, ids[:, s : s + chunk]) for s in range(0, ids.shape[1], chunk)], axis=1)
+    parts = [slice(start, start + chunk) for start in range(0, ids.shape[1], chunk)]
+    return np.concatenate([model.extend(cache, ids[:, p], positions[:, p]) for p in parts], axis=1)
 
 
-@pytest.mark.parametrize("chunk", [LENGTH, 5, 1])
-def test_through_the_cache(model_of, tokens, name, chunk):
+@pytest.mark.parametrize("chunk", [LENGTH, 4, 1])
+def test_through_the_cache(case, case_model, late, name, chunk):
     """A chunk in a cache must be causal inside itself too, and may not see empty slots."""
-    model, ids = model_of(name), tokens(2, LENGTH)
-    before = through_cache(model, ids, chunk)
-    for at in (1, 4, 5, 6, 7):
-        after = through_cache(model, changed(ids, at), chunk)
-        np.testing.assert_array_equal(after[:, :at], before[:, :at], err_msg=f"token {at} reached back")
-        assert (after[:, at:] != before[:, at:]).any(-1).all(), f"token {at} had no effect"
+    model, (ids, positions) = case_model(name, case), late(case, 2, LENGTH)
+    before = through_cache(model, ids, positions, chunk)
+    for at in range(1, LENGTH):
+        check(before, through_cache(model, changed(ids, at, case.config.vocab_size), positions, chunk), at)
 
 
-def test_intermediate_values_are_causal_too(model_of, tokens, name):
-    """Every tap but the scores and weights, whose last axis is the keys."""
-    model, ids, at = model_of(name), tokens(2, LENGTH), 5
-    before, after = (model.forward(x, taps=("*",)).taps for x in (ids, changed(ids, at)))
-    assert len(before) > 20
+def test_intermediate_values_are_causal_too(case, case_model, late, name):
+    """Every tap; of scores and weights [B, H, T, S] the third axis is the query, of all others the second or third."""
+    model, (ids, positions), at = case_model(name, case), late(case, 2, LENGTH), 4
+    other = changed(ids, at, case.config.vocab_size)
+    before, after = (model.forward(x, positions, taps=("*",)).taps for x in (ids, other))
+    assert len(before) > 10 * case.config.num_layers
     for tap, value in before.items():
         if tap.endswith((".scores", ".weights")) or value.ndim == 4:
             np.testing.assert_array_equal(after[tap][:, :, :at], value[:, :, :at], err_msg=tap)
         else:
             np.testing.assert_array_equal(after[tap][:, :at], value[:, :at], err_msg=tap)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_components_are_causal_forwards_and_backwards(part, case_model, wing, dtype):
+    """Later inputs change no earlier output, and an output has no gradient at later inputs, nor in another row."""
+    model, at = case_model(wing, part, dtype), part.length // 2
+    x, cotangent = part.signals()
+    later, other_row = x.copy(), x.copy()
+    later[:, at:] *= -1
+    other_row[1:] *= -1
+    before, _ = model.component(part.path, x, cotangent)
+    check(before, model.component(part.path, later, cotangent)[0], at)
+    np.testing.assert_array_equal(model.component(part.path, other_row, cotangent)[0][0], before[0])
+    early, first = cotangent.copy(), cotangent.copy()
+    early[:, at:], first[1:] = 0, 0
+    gradient = model.component(part.path, x, early)[1].grads["input"]
+    assert (gradient[:, at:] == 0).all()
+    assert (gradient[:, :at] != 0).any(-1).all()
+    gradient = model.component(part.path, x, first)[1].grads["input"]
+    assert (gradient[1:] == 0).all()

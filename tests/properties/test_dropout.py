@@ -94,19 +94,21 @@ def test_every_place_in_the_model_has_its_own_site(model_of, tokens, with_dropou
     assert by_place == want
 
 
-def test_rates_of_0_train_like_evaluation(model_of, tokens, wing):
+def test_rates_of_0_train_like_evaluation(costly_case, case_model, late, wing):
     """With rates 0 a key changes no bit of loss and gradients."""
-    model, (ids, targets) = model_of(wing), tokens(2, 2, 8)
+    (ids, _), model = late(costly_case, 2, 6), case_model(wing, costly_case, rates="none")
+    targets = np.roll(ids, -1, axis=1)
     with_key, without = (model.gradients(ids, targets, dropout=d) for d in ((3, 5), None))
     assert with_key.value == without.value
     for parameter, g in without.grads.items():
         np.testing.assert_array_equal(with_key.grads[parameter], g, err_msg=parameter)
 
 
-def test_evaluation_draws_no_mask(model_of, tokens, small, with_dropout, name):
+def test_evaluation_draws_no_mask(case, case_model, late, name):
     """Without a key the model with dropout is the model without."""
-    ids = tokens(2, 8)
-    np.testing.assert_array_equal(model_of(name, with_dropout).forward(ids).logits, model_of(name).forward(ids).logits)
+    ids, positions = late(case, 2, 6)
+    with_rates, without = (case_model(name, case, rates=r).forward(ids, positions).logits for r in ("all", "none"))
+    np.testing.assert_array_equal(with_rates, without)
 
 
 def test_losses_with_dropout_depend_on_seed_step_and_micro_batch(model_of, tokens, with_dropout):

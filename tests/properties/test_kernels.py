@@ -126,19 +126,3 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(model_of, fr
     # steps of 1e-5 are smaller than a bfloat16 of size 1 can show, so the parameters must be float32
     moved = model.weights()["model.norm.weight"] != params.randomise(model.config, 20)["model.norm.weight"]
     assert moved.mean() > 0.9
-
-
-@pytest.mark.full
-def test_compiled_blocks_equal_eager_ones(fresh_model, tokens, with_dropout):
-    """Forward, cache and a training step of PyTorch with compile=True, in float64."""
-    from common.config import SamplingConfig, TrainConfig
-
-    eager, compiled = (fresh_model("torch", with_dropout, compile=c) for c in (False, True))
-    ids, targets = tokens(2, 2, 8)
-    np.testing.assert_allclose(compiled.forward(ids).logits, eager.forward(ids).logits, rtol=0, atol=1e-12)
-    prompts, sampling = [[1, 2, 3], [4]], SamplingConfig(max_new_tokens=4)
-    assert compiled.generate(prompts, sampling) == eager.generate(prompts, sampling)
-    for model in (eager, compiled):
-        model.start_training(TrainConfig())
-    one, other = (model.train_step(ids, targets) for model in (compiled, eager))
-    assert (one.loss, one.grad_norm) == pytest.approx((other.loss, other.grad_norm), rel=1e-12)

@@ -43,15 +43,25 @@ def unequal():
     return ids, targets
 
 
-def test_micro_batches_with_unequal_counts_equal_one_batch(model_of, wing, unequal):
-    ids, targets = unequal
-    got = model_of(wing).gradients(ids, targets)
-    want = model_of(wing).gradients(ids[:, 0], targets[:, 0])
+@pytest.mark.parametrize("counted", [(6, 2), (4, 0)])
+def test_micro_batches_with_unequal_counts_equal_one_batch(case, case_model, late, wing, counted):
+    """The sum of losses divided by their common number, not the mean of two means."""
+    ids, _ = late(case, 2, 6, seed=4)
+    targets = np.roll(ids, -1, axis=1)
+    for row, count in enumerate(counted):
+        targets[row, count:] = -100
+    model = case_model(wing, case, rates="none")
+    got, want = model.gradients(ids[:, None], targets[:, None]), model.gradients(ids, targets)
     assert got.value == pytest.approx(want.value, rel=1e-13)
-    check_equal(got.grads, want.grads, model_of(wing).config, 1e-13)
-    assert want.value == pytest.approx(model_of("numpy").loss(ids[:, 0], targets[:, 0]), rel=1e-13)
+    check_equal(got.grads, want.grads, case.config, 1e-13)
+    assert want.value == pytest.approx(case_model("numpy", case).loss(ids, targets), rel=1e-13)
+    if 0 not in counted:
+        alone = [model.loss(ids[[row]], targets[[row]]) for row in (0, 1)]
+        assert want.value == pytest.approx(np.average(alone, weights=counted), rel=1e-13)
+        assert want.value != pytest.approx(np.mean(alone), rel=1e-3)
 
 
+@pytest.mark.full  # the oracle's own steps, below, have two micro-batches too
 def test_a_training_step_over_micro_batches_equals_one_batch(fresh_model, wing, unequal):
     ids, targets = unequal
     models = []
@@ -128,23 +138,37 @@ def train(model, first, last):
     return [model.train_step(*batch(step)) for step in range(first, last)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_saved_at_5_and_continued_to_10_is_straight_10_to_the_bit(fresh_model, with_dropout, wing, dtype):
-    straight = fresh_model(wing, with_dropout, dtype)
+def check_resumed(wing, case, dtype, build, late):
+    """Six steps at once, and three, saved, and three more: losses, weights and moving averages, to the bit."""
+
+    def steps(model, first, last):
+        batches = (late(case, 2, 6, seed=step)[0] for step in range(first, last))
+        return [model.train_step(ids, np.roll(ids, -1, axis=1)) for ids in batches]
+
+    straight, first = (build(wing, case, dtype, rates="all") for _ in range(2))
     straight.start_training(RECIPE)
-    want = train(straight, 0, 10)
-    first = fresh_model(wing, with_dropout, dtype)
+    want = steps(straight, 0, 6)
     first.start_training(RECIPE)
-    got = train(first, 0, 5)
-    second = fresh_model(wing, with_dropout, dtype, weights=first.weights())
-    second.start_training(RECIPE, first.optimizer_slots(), step=5)
-    got += train(second, 5, 10)
+    got = steps(first, 0, 3)
+    second = build(wing, case, dtype, rates="all", weights=first.weights())
+    second.start_training(RECIPE, first.optimizer_slots(), step=3)
+    got += steps(second, 3, 6)
     assert got == want
+    assert len({result.loss for result in got}) == 6
     for part in ("weights", "optimizer_slots"):
         one, other = getattr(second, part)(), getattr(straight, part)()
         assert one.keys() == other.keys()
         for name in one:
             np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_saved_and_continued_is_straight_on_to_the_bit(case, fresh_case_model, late, wing):
+    """Within a wing, with every dropout that the model has."""
+    check_resumed(wing, case, "float32", fresh_case_model, late)
+
+
+def test_saved_and_continued_in_bfloat16(costly_case, fresh_case_model, late, wing):
+    check_resumed(wing, costly_case, "bfloat16", fresh_case_model, late)
 
 
 @pytest.mark.parametrize(("start", "end"), [("torch", "jax"), ("jax", "torch")])

@@ -1,0 +1,48 @@
+"""Known answers: what the shared generator, the tokenizer, the batches and the initial weights must say for ever.
+
+They were computed once and are written down here. A change of NumPy, or of our own code, that alters one of them would
+silently change every recorded run, so it must fail. An entry may only change together with a note in CHANGELOG.md.
+"""
+
+import hashlib
+
+import numpy as np
+
+# Random123's published answers (Salmon et al. 2011, kat_vectors): (key, counter, the two words).
+CIPHER = (
+    ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+    ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (0x1CB996FC, 0xBB002BE7)),
+    ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
+)
+
+# What `jax.random` (threefry2x32, partitionable) gives for seed 42: the first words, the first of two split keys, and
+# the key after fold_in(7), read with jax 0.10.2.
+WORDS = (0x7D1C13A2, 0xAE0730D9, 0x9DC3F9F9, 0x8F9EC1D7)
+SPLIT = (0x6D3E048F, 0x1022172D)
+FOLDED = (0x97D0552F, 0x51BF719F)
+MANY_WORDS = (4, 12, 64, 64), "05c1d7b82bd10f36"  # shape, and the start of the SHA-256 of the words of seed 42
+
+# Text with one to four bytes per character, controls, a combining mark and a joined emoji; SHA-256 of its ids as
+# little-endian int32, from `common.tokenizers.Bytes`.
+TEXT = "Parallax\t\x00\x7f\n\u00e9\u0301\u0416\u05d0\u0e01\u2028\u4e16\u754c\ufffd\U0001d11e\U0001f469\u200d\U0001f52c"
+IDS = "bf2d0c61185b31deac996d323194b3b8c203201270a1aadffbd47c2a8ebb9dab"
+
+# Batches(Windows(ids, 8, stride 5), batch 3, seed 7, accumulate 2), where ids are the 301 words of address (7, DATA)
+# modulo 256: SHA-256 over inputs, then targets, as little-endian int32, of the first 25 steps (three epochs).
+CORPUS, LENGTH, STRIDE, BATCH, ACCUMULATE, SEED, STEPS = 301, 8, 5, 3, 2, 7, 25
+BATCHES = "af16f805fce0a3b200d1c55704ece47330ad13ad33474196c92b901443f9dec0"
+
+# `params.initialise` of the preset with seed 0: SHA-256 over name and little-endian float32 bytes of every parameter,
+# in the order of the table. NumPy's Philox and its normal distribution are part of this.
+PRESET = "nano"
+INITIAL = "7d6371df31d7387caa781a267271c7f7566f9b30796fc2990a08b50b8e0cd394"
+
+
+def sha256(*parts: bytes | str | np.ndarray) -> str:
+    """One hash over texts and arrays (little-endian, C order), one after the other."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            part = np.ascontiguousarray(part.astype(part.dtype.newbyteorder("<"), copy=False)).tobytes()
+        total.update(part.encode() if isinstance(part, str) else part)
+    return total.hexdigest()

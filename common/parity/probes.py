@@ -1,0 +1,155 @@
+"""What the fields of a config are observed in: logits, objectives, trained weights, sampled texts."""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from common import backend as door
+from common import params, vectors
+from common.cases import CASES, Case
+from common.config import FAMILIES, Execution, GPTConfig, ModelConfig, SamplingConfig, TrainConfig
+from common.errors import UserError
+from common.parity.trial import Session
+
+ORACLE = "numpy"
+TRAINED = GPTConfig(5, 4, 4, 1, 2, ff_dim=4, qkv_bias=False, dropout_embed=0.2)  # the oracle differentiates 144 numbers
+TRAIN = TrainConfig(
+    steps=6,
+    warmup_steps=2,
+    learning_rate=2e-2,
+    initial_rate=5e-3,
+    final_rate=2e-3,
+    adam_eps=1e-2,
+    clip_norm=0.1,
+    seed=5,
+)
+TRAIN_STEPS = 4  # two of the warm-up, the peak and one of the descent
+SAMPLING = SamplingConfig(8, temperature=1.3, seed=11)
+DROPOUT = (9, 2)  # seed and step of the masks of the gradients
+
+
+Outcome = np.ndarray | str  # what was computed, or the sentence with which it was refused
+Stage = Callable[[str, Any], Outcome]  # (implementation, config) -> outcome
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Where one class of configs is observed: a base config, and stages of which one at least must show every field.
+
+    `exact` says that outcomes are decisions, equal or not.
+    """
+
+    base: Any
+    stages: tuple[Stage, ...]
+    exact: bool = False
+
+    def key(self, name: str) -> str:
+        return f"{type(self.base).__name__}.{name}"
+
+
+def probes(session: Session) -> list[Probe]:
+    """What is changed: every model family, then training, sampling and execution."""
+    return [
+        *(_model_probe(session, smallest(family)) for family in FAMILIES),
+        Probe(TRAIN, (_kept(lambda name, train: _trained(session, name, train)),)),
+        _sampling_probe(session, smallest(min(FAMILIES))),
+        _execution_probe(session, smallest(min(FAMILIES))),
+    ]
+
+
+def smallest(family: str) -> Case:
+    """The model case of a family with the fewest parameters."""
+    found = [case for case in CASES.values() if not case.path and case.config.family == family]
+    return min(found, key=lambda case: params.count(case.config))
+
+
+def _kept(stage: Stage) -> Stage:
+    """A stage that computes each outcome once; a refusal is its sentence."""
+
+    @functools.cache
+    def run(name: str, config: Any) -> Outcome:
+        try:
+            return stage(name, config)
+        except UserError as refusal:
+            return str(refusal)
+
+    return run
+
+
+def _build(session: Session, name: str, config: ModelConfig, weights: Mapping, execution: Execution | None = None):
+    if name == ORACLE:
+        return door.load(ORACLE).build(config, weights, Execution(dtype="float64"))
+    return session.subjects[name].build(config, weights, execution or session.execution(name, "float64"))
+
+
+def _ids(config: ModelConfig, rows: int, length: int) -> np.ndarray:
+    """Random ids [rows, length] of the vocabulary."""
+    return np.random.default_rng(0).integers(0, config.vocab_size, (rows, length)).astype(np.int32)
+
+
+def _model_probe(session: Session, case: Case) -> Probe:
+    def logits(name: str, config: ModelConfig) -> np.ndarray:
+        return forward(name, session, config, None, params.randomise(config, case.seed))
+
+    def objective(name: str, config: ModelConfig) -> np.ndarray:
+        """Loss and slopes along one direction per tensor, with dropout: what only training shows."""
+        weights = params.randomise(config, case.seed)
+        ids, targets = _ids(config, 1, 6)[:, :-1], _ids(config, 1, 6)[:, 1:]
+        model = _build(session, name, config, weights)
+        along = {p.name: vectors.direction(case, p) for p in params.table(config).values()}
+        if name == ORACLE:
+            return _oracle_slopes(model, ids, targets, along)
+        found = model.gradients(ids, targets, dropout=DROPOUT)
+        return np.array([found.value, *((found.grads[n].astype(np.float64) * along[n]).sum() for n in along)])
+
+    return Probe(case.config, (_kept(logits), _kept(objective)))
+
+
+def _oracle_slopes(model: Any, ids: np.ndarray, targets: np.ndarray, along: Mapping[str, np.ndarray]) -> np.ndarray:
+    from common.oracle.gradient import slope
+
+    def loss(weights):
+        return model.loss_of(weights, ids, targets, DROPOUT)
+
+    slopes = [slope(loss, model.params, {name: direction}) for name, direction in along.items()]
+    return np.array([loss(model.params), *slopes], np.float64)
+
+
+def forward(name: str, session: Session, config: ModelConfig, execution: Execution | None, weights) -> np.ndarray:
+    """Logits [1, T, V] at the full length of the context."""
+    ids = _ids(config, 1, config.context_length)
+    return np.asarray(_build(session, name, config, weights, execution).forward(ids).logits, np.float64)
+
+
+def _trained(session: Session, name: str, train: TrainConfig) -> np.ndarray:
+    """All parameters after a few steps of two micro-batches."""
+    model = _build(session, name, TRAINED, params.randomise(TRAINED, 0))
+    model.start_training(train)
+    ids = _ids(TRAINED, 2, TRAINED.context_length + 1).reshape(2, 1, -1)
+    for _ in range(TRAIN_STEPS):
+        model.train_step(ids[..., :-1], ids[..., 1:])
+    return np.concatenate([value.ravel() for _, value in sorted(model.weights().items())]).astype(np.float64)
+
+
+def _sampling_probe(session: Session, case: Case) -> Probe:
+    def texts(prompts: list[list[int]]) -> Stage:
+        def run(name: str, sampling: SamplingConfig) -> np.ndarray:
+            model = _build(session, name, case.config, case.weights())
+            found = model.generate(prompts, sampling)
+            width = sampling.max_new_tokens
+            return np.array([row + [-1] * (width - len(row)) for row in found], np.float64)
+
+        return _kept(run)
+
+    too_long = _ids(case.config, 1, case.config.context_length).tolist()
+    return Probe(SAMPLING, (texts(case.prompts()), texts(too_long)), exact=True)
+
+
+def _execution_probe(session: Session, case: Case) -> Probe:
+    def logits(name: str, execution: Execution | None) -> np.ndarray:
+        return forward(name, session, case.config, execution, case.weights())
+
+    return Probe(Execution(dtype="float64"), (_kept(logits),))

@@ -1,0 +1,53 @@
+"""Names carry no meaning: heads and vocabulary entries in another order compute the same function."""
+
+import numpy as np
+import pytest
+
+LENGTH, BOUND = 6, 1e-12  # float64 rounding in sums of another order: 1e-14 here
+
+
+def close(got, want):
+    np.testing.assert_allclose(got, want, rtol=0, atol=BOUND * np.abs(want).max())
+
+
+def with_heads_reversed(config, weights):
+    """(weights, how many projections moved): the blocks of every key/value head, and of its queries, reversed."""
+    out, moved = dict(weights), 0
+    for key in [k for k in weights if k.endswith("k_proj.weight")]:
+        attention = key.removesuffix("k_proj.weight")
+        kv_heads = weights[key].shape[0] // config.head_dim
+        for name in ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias"):
+            if attention + name in weights:
+                blocks = np.split(weights[attention + name], kv_heads)
+                out[attention + name] = np.concatenate(blocks[::-1])
+        output = attention + "o_proj.weight"
+        out[output] = np.concatenate(np.split(weights[output], kv_heads, axis=1)[::-1], axis=1)
+        moved += kv_heads > 1
+    return out, moved
+
+
+def test_heads_in_another_order(case, case_model, fresh_case_model, late, name):
+    """q, k and v by blocks of rows, o by blocks of columns; q, k, v alone would be another model."""
+    ids, positions = late(case, 2, LENGTH)
+    weights, moved = with_heads_reversed(case.config, case.weights())
+    if not moved:
+        pytest.skip("this model has no attention with several key/value heads")
+    want = case_model(name, case).forward(ids, positions).logits
+    close(fresh_case_model(name, case, weights=weights).forward(ids, positions).logits, want)
+    half = {k: case.weights()[k] if "o_proj" in k else v for k, v in weights.items()}
+    other = fresh_case_model(name, case, weights=half).forward(ids, positions).logits
+    assert np.abs(other - want).max() > 1e-3 * np.abs(want).max()
+
+
+def test_a_vocabulary_in_another_order(case, case_model, fresh_case_model, late, name):
+    """Rows of the embedding and of the head, ids and targets permuted: permuted logits, an equal loss."""
+    ids, positions = late(case, 2, LENGTH)
+    targets = np.roll(ids, -1, axis=1)
+    order = np.random.default_rng(5).permutation(case.config.vocab_size)  # new entry i is the old entry order[i]
+    place = np.argsort(order).astype(np.int32)
+    named = ("model.embed_tokens.weight", "lm_head.weight")
+    weights = {k: v[order] if k in named else v for k, v in case.weights().items()}
+    model, renamed = case_model(name, case), fresh_case_model(name, case, weights=weights)
+    want = model.forward(ids, positions).logits
+    close(renamed.forward(place[ids], positions).logits, want[..., order])
+    assert renamed.loss(place[ids], place[targets]) == pytest.approx(model.loss(ids, targets), rel=BOUND)
