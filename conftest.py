@@ -7,6 +7,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # models this small only lose by sharing their work
+    os.environ.setdefault(name, "1")
 
 ROOT = Path(__file__).parent
 

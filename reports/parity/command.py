@@ -24,7 +24,7 @@ def parity(
         list[str] | None,
         typer.Option(help="How one executes, as in jax=scan or torch=compiled (eager, compiled, scan, fused)."),
     ] = None,
-    threads: options.Threads = None,
+    threads: Annotated[int, typer.Option(help="Threads for computing; more do not help models this small.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Leave out what takes long; bounds stay as they are.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the certificate as JSON instead of the table.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the certificate, the matrix and the page.")] = Path(

@@ -30,17 +30,6 @@ def shared_model(name, config, execution):
     return backend.load(name).build(config, weights_of(config), execution)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """Models this small only lose by sharing their work between threads."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def small():
     return SMALL
