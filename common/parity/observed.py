@@ -12,7 +12,8 @@ import numpy as np
 from common import params, vectors
 from common.backend import Model
 from common.cases import Case
-from common.compare import rms
+from common.compare import difference, rms
+from common.config import TrainConfig
 from common.parity import rows, steps
 from common.parity.rows import Row
 from common.parity.trial import Trial
@@ -37,15 +38,48 @@ def for_case(trial: Trial, judge: Model | None = None) -> Iterator[Row]:
 
 def first_steps(trial: Trial, count: int) -> Iterator[Row]:
     """The losses of the first of C2's hundred steps, each against the oracle's loss at the subject's own weights."""
-    seed, oracle = steps.recipe(trial.case).seed, trial.truth.model
+    settings, oracle, errors = steps.recipe(trial.case), trial.truth.model, {}
     for name in trial.names:
         model, got, want = trial.build(name), [], []
-        model.start_training(steps.recipe(trial.case))
+        model.start_training(settings)
         for step in range(count):
             weights, batch = model.weights(), steps.batch(trial.case, step)
-            want.append(float(oracle.loss_of(weights, *batch, (seed, step))))
+            want.append(float(oracle.loss_of(weights, *batch, (settings.seed, step))))
             got.append(model.train_step(*batch).loss)
-        yield rows.arrays(NAME, trial.case.name, "train/losses", TIER, "float64", {name: np.array(got)}, np.array(want))
+        errors[name] = difference("", np.array(got), np.array(want)).relative
+    yield Row(NAME, trial.case.name, "train/losses", TIER, "float64", errors, size=count)
+
+
+def resumed(trial: Trial, count: int) -> Iterator[Row]:
+    """A run of that many steps, against one that is handed over to a new model of the same kind on half of the way:
+    nothing may be lost then, and nothing may come out otherwise, by the bit.
+    """
+    settings, lost, apart = steps.recipe(trial.case), {}, {}
+    for name in trial.names:
+        straight = _trained(trial.build(name), trial.case, settings, 0, count)
+        half = _trained(trial.build(name), trial.case, settings, 0, count // 2)
+        given = half.optimizer_slots()
+        second = trial.build(name, weights=half.weights())
+        second.start_training(settings, given, count // 2)
+        lost[name] = _unequal(second.optimizer_slots(), given)
+        for step in range(count // 2, count):
+            second.train_step(*steps.batch(trial.case, step))
+        apart[name] = _unequal(second.weights(), straight.weights())
+        apart[name] += _unequal(second.optimizer_slots(), straight.optimizer_slots())
+    yield rows.exact("C5", trial.case.name, "handed over", lost, note="tensors changed on the way")
+    yield rows.exact("C5", trial.case.name, "resumed", apart, note="tensors that the change of hands has changed")
+
+
+def _trained(model: Model, case: Case, settings: TrainConfig, start: int, end: int) -> Model:
+    model.start_training(settings, step=start)
+    for step in range(start, end):
+        model.train_step(*steps.batch(case, step))
+    return model
+
+
+def _unequal(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) -> int:
+    """How many tensors differ by the bit."""
+    return sum(rows.unequal(got[name], want[name]) > 0 for name in want)
 
 
 def observations(model: Model, case: Case) -> Iterator[Observation]:
@@ -53,14 +87,18 @@ def observations(model: Model, case: Case) -> Iterator[Observation]:
     if case.path:
         output, gradients = model.component(case.path, *case.signals())
         yield "output", output
-        yield from ((f"grad/{name}", value) for name, value in gradients.grads.items())
+        yield from ((f"grad/{name}", value) for name, value in sorted(gradients.grads.items()))
         return
     ids, targets = case.tokens()
     yield "logits", model.forward(ids).logits[:, -vectors.STORED_POSITIONS :]
     if case.full_gradient:
-        gradients = model.gradients(ids, targets, dropout=(case.seed, vectors.DROPOUT_STEP))
-        yield "loss", np.array(gradients.value)
-        yield from ((f"grad/{name}", value) for name, value in gradients.grads.items())
+        dropout = (case.seed, vectors.DROPOUT_STEP)
+        if hasattr(model, "loss_of"):  # the oracle's gradient takes a pass for every number
+            yield "loss", np.array(model.loss_of(model.params, ids, targets, dropout))
+        gradients = model.gradients(ids, targets, dropout)
+        if not hasattr(model, "loss_of"):
+            yield "loss", np.array(gradients.value)
+        yield from ((f"grad/{name}", value) for name, value in sorted(gradients.grads.items()))
     for number, sampling in enumerate(case.sampling):
         yield f"tokens/{number}", np.array(model.generate(case.prompts(), sampling), np.int32)
     if case.train_steps:

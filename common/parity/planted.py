@@ -17,6 +17,7 @@ from typing import Any
 from common import backend as door
 from common.backend import Backend
 from common.errors import UserError, unknown
+from common.parity import suspects
 from common.parity.alias import Alias, Edit, aliased, source
 
 FOLDER = Path(__file__).with_name("mutants")
@@ -152,6 +153,8 @@ def check(mutant: Mutant) -> list[str]:
         module = module_of(place, edit.file)
         try:
             Edit(module, edit.find, edit.replace).apply(source(module))
+            for name in edit.first or mutant.first:
+                suspects.check(name)
         except UserError as error:
             faults.append(f"{mutant.id} in {place}: {error}")
     return faults

@@ -1,0 +1,221 @@
+"""C4: the same tokens. Greedy, top-k and top-p, with and without cache, prefilled in chunks, streamed; first choices.
+
+In float64 tokens are equal. Below, a token may differ only where the oracle itself nearly chose otherwise: where its
+margin is smaller than what rounding of the tier can do to the logits there (the oracle with noise; no implementation
+has a say in it). Such a certified tie is listed with its margin; from there on the texts are two, and are not compared.
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from common import backend as door
+from common.backend import Model
+from common.config import SamplingConfig
+from common.decoding import padded
+from common.parity import noise
+from common.parity.margins import lead, margin
+from common.parity.rows import Exhibit, Row
+from common.parity.thresholds import EXACT, GUMBEL
+from common.parity.trial import Session, Trial, Truth
+
+NAME = "C4"
+TITLE = "decisions"
+SENTENCE = (
+    "All implementations choose the same tokens as the oracle: exactly in float64, and below wherever the oracle's"
+    " margin is larger than rounding; every other place is listed with its margin."
+)
+TIERS = ("float64", "float32", "bfloat16")
+CHUNK = 3  # tokens per prefill: two full chunks and a rest, for the prompts of the cases
+VARIANTS: dict[str, dict[str, Any]] = {
+    "cached": {},
+    "uncached": {"cache": False},
+    "chunked": {"prefill_chunk": CHUNK},
+    "streamed": {},
+}
+
+
+def for_case(trial: Trial) -> Iterator[Row | Exhibit]:
+    """First choices along the case's own tokens, then generated tokens, in every precision."""
+    ties: list[dict[str, Any]] = []
+    for tier in _tiers(trial.session) if not trial.case.path else ():
+        yield _first_choices(trial, tier, ties)
+        for number, variant in _generations(trial, tier):
+            yield _generated(trial, tier, number, variant, ties)
+    if ties:
+        yield Exhibit("ties", ties)
+
+
+def declared(trial: Trial) -> set[tuple[str, str]]:
+    """What `for_case` must yield."""
+    if trial.case.path:
+        return set()
+    found = {("first choices", tier) for tier in _tiers(trial.session)}
+    for tier in _tiers(trial.session):
+        found |= {(_what(trial, number, variant), tier) for number, variant in _generations(trial, tier)}
+    return found
+
+
+def once(session: Session) -> Iterator[Row | Exhibit]:
+    """Nothing: every comparison belongs to a case."""
+    yield from ()
+
+
+def declared_once(session: Session) -> set[tuple[str, str]]:
+    """Nothing."""
+    return set()
+
+
+def _tiers(session: Session) -> list[str]:
+    return [tier for tier in TIERS if session.wants(tier)]
+
+
+def _generations(trial: Trial, tier: str) -> Iterator[tuple[int, str]]:
+    """(number of the sampling, variant). A quick session tries one variant beside the cache, and in float64 only."""
+    for number in range(len(trial.case.sampling)):
+        variants = list(VARIANTS)
+        if trial.session.quick:
+            others = variants[1:]
+            variants = ["cached", others[number % len(others)]] if tier == "float64" else ["cached"]
+        yield from ((number, variant) for variant in variants)
+
+
+def _what(trial: Trial, number: int, variant: str) -> str:
+    return f"tokens {number} {strategy(trial.case.sampling[number])} {variant}"
+
+
+def strategy(sampling: SamplingConfig) -> str:
+    """How tokens are chosen, in a word or two."""
+    if sampling.temperature == 0:
+        return "greedy"
+    filters = [name for name, on in (("top-k", sampling.top_k), ("top-p", sampling.top_p)) if on is not None]
+    return " ".join(filters) or "sampled"
+
+
+# --- along the case's own tokens -------------------------------------------------------------------------------------
+
+
+def _first_choices(trial: Trial, tier: str, ties: list[dict[str, Any]]) -> Row:
+    """The largest logit at every position of the case's own tokens."""
+    truth, (ids, _) = trial.truth, trial.case.tokens()
+    want = truth.forward.logits
+    noisy = [] if tier == "float64" else noise.outputs(truth, tier)
+    margins, bounds = lead(want), 2 * _logit_error(tier, want, noisy)
+    wrong = {}
+    for name, model in trial.each(tier).items():
+        own = model.forward(ids).logits
+        differs = own.argmax(-1) != want.argmax(-1)
+        wrong[name] = int((differs & (margins > bounds)).sum()) + int((~np.isfinite(own)).any(-1).sum())
+        for row, step in np.argwhere(differs & (margins <= bounds)):
+            place, what = (int(row), int(step)), "first choices"
+            ties.append(_tie(trial, tier, name, what, place, margins[row, step], bounds[row, step]))
+    note = f"{int((margins <= bounds).sum())} of {margins.size} margins are within rounding"
+    return _row(trial, tier, "first choices", wrong, margins.size, note)
+
+
+def _logit_error(tier: str, clean: np.ndarray, noisy: list[np.ndarray]) -> np.ndarray:
+    """How far a logit may be off: in float64 by that tier's bound, else by the noise. [..., V] -> [...]."""
+    if tier == "float64":
+        return EXACT * np.abs(clean).max(-1)
+    return noise.largest_logit_error(tier, clean, noisy)
+
+
+# --- generation ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Course:
+    """What the oracle generates, and for every row and step its margin and how much the tier may take from it."""
+
+    tokens: list[list[int]]
+    margins: list[np.ndarray]
+    bounds: list[np.ndarray]
+
+    @property
+    def steps(self) -> int:
+        return sum(map(len, self.tokens))
+
+
+def _generated(trial: Trial, tier: str, number: int, variant: str, ties: list[dict[str, Any]]) -> Row:
+    what, wrong = _what(trial, number, variant), {}
+    course = trial.truth.once(f"decisions/{tier}/{number}", lambda: oracle_course(trial.truth, tier, number))
+    for name in trial.names:
+        got = generate(trial.model(name, tier), trial.case.prompts(), trial.case.sampling[number], variant)
+        wrong[name] = 0
+        for row, (own, want) in enumerate(zip(got, course.tokens, strict=True)):
+            step = first_difference(own, want)
+            if step is None:
+                continue
+            margin, bound = (
+                float(numbers[row][min(step, len(want) - 1)]) for numbers in (course.margins, course.bounds)
+            )
+            if margin > bound:
+                wrong[name] += 1
+            else:
+                ties.append(_tie(trial, tier, name, what, (row, step), margin, bound))
+    close = sum(int((m <= b).sum()) for m, b in zip(course.margins, course.bounds, strict=True))
+    note = f"{close} of {course.steps} margins are within rounding" if close else ""
+    return _row(trial, tier, what, wrong, course.steps, note)
+
+
+def generate(model: Model, prompts: list[list[int]], sampling: SamplingConfig, variant: str) -> list[list[int]]:
+    """New tokens of every row, made in one of the `VARIANTS`."""
+    sampling = sampling.with_(**VARIANTS[variant])
+    if variant == "streamed":
+        return door.collect(model.stream(prompts, sampling), len(prompts))
+    return model.generate(prompts, sampling)
+
+
+def first_difference(own: list[int], want: list[int]) -> int | None:
+    """The first step at which two texts part, or None."""
+    for step, (mine, other) in enumerate(zip(own, want, strict=False)):
+        if mine != other:
+            return step
+    return None if len(own) == len(want) else min(len(own), len(want))
+
+
+def oracle_course(truth: Truth, tier: str, number: int) -> Course:
+    """The oracle's tokens with margins and bounds; its float64 is exact but for the last digits."""
+    sampling, prompts = truth.case.sampling[number], truth.case.prompts()
+    tokens = truth.once(f"tokens/{number}", lambda: truth.model.generate(prompts, sampling))
+    margins, bounds = [], []
+    for row, (prompt, new) in enumerate(zip(prompts, tokens, strict=True)):
+        ids, positions = _contexts(truth, prompt, new)
+        clean = truth.model.forward(ids, positions).logits[:, -1]
+        noisy = [] if tier == "float64" else _noisy(truth, tier, ids, positions)
+        error = _logit_error(tier, clean, noisy)
+        at = [len(prompt) + step for step in range(len(new))]
+        margins.append(np.array([margin(own, sampling, p, row) for own, p in zip(clean, at, strict=True)]))
+        bounds.append(allowed(error, sampling, tier))
+    return Course(tokens, margins, bounds)
+
+
+def _contexts(truth: Truth, prompt: list[int], new: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """What is read before every step, one row each, padded on the left."""
+    limit = truth.case.config.context_length
+    return padded([[*prompt, *new[:step]][-limit:] for step in range(len(new))])
+
+
+def _noisy(truth: Truth, tier: str, ids: np.ndarray, positions: np.ndarray) -> list[np.ndarray]:
+    draw = functools.partial(noise.disturbed, truth, tier, ids=ids, positions=positions)
+    return [draw(seed)[:, -1] for seed in range(noise.SEEDS)]
+
+
+def allowed(error: np.ndarray, sampling: SamplingConfig, tier: str) -> np.ndarray:
+    """What logits that are each off by `error` can take from a margin; drawn noise is itself rounded to the tier."""
+    if sampling.temperature == 0:
+        return 2 * error
+    return 2 * error / sampling.temperature + (0.0 if tier == "float64" else 2 * GUMBEL)
+
+
+def _tie(trial: Trial, tier: str, name: str, what: str, place: tuple[int, int], margin: float, bound: float) -> dict:
+    where = {"row": place[0], "step": place[1], "margin": float(margin), "rounding": float(bound)}
+    return {"case": trial.case.name, "tier": tier, "wing": name, "what": what, **where}
+
+
+def _row(trial: Trial, tier: str, what: str, wrong: dict[str, int], size: int, note: str) -> Row:
+    errors = {name: float(count) for name, count in wrong.items()}
+    return Row(NAME, trial.case.name, what, tier, "exact", errors, size=size, note=note)
