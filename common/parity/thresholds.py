@@ -178,8 +178,8 @@ RULES: dict[str, Rule] = {
         ),
         Rule(
             "diverge own",
-            "One named value made from the one before, against float64: 32 roundings in float32 (measured 7.5, with sums"
-            " over 3,072 terms), 8 in bfloat16, whose sums are in float32 (measured 0.9); in float64 1e-12, as"
+            "One named value made from the one before, against float64: 32 roundings in float32 (measured 7.5, sums"
+            " of 3,072 terms), 8 in bfloat16, whose sums are in float32 (measured 0.9); in float64 1e-12, as"
             " elsewhere (measured 2e-15).",
             lambda errors, inputs: dict.fromkeys(errors, _steps(inputs["unit"])),
         ),

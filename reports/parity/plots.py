@@ -8,7 +8,7 @@ from reports.parity import matrix
 from reports.parity import wording as say
 from reports.parity.wording import Found
 
-OTHER_UNITS = ("exact", "ulps")  # rules whose errors are no relative errors
+OTHER_UNITS = ("exact", "ulps", "nats")  # rules whose errors are no relative errors
 GRAIN = 20  # dots that fall into the same twentieth of a decade are drawn once
 ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8}
 

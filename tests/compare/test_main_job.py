@@ -14,8 +14,8 @@ from common import params
 from common.config import GPTConfig
 from common.errors import UserError
 from reports.compare import page, plan, result, table
-from reports.progress import Silent
 from reports.compare.settings import Settings
+from reports.progress import Silent
 
 TINY = GPTConfig(256, 32, 16, 1, 2)
 

@@ -3,9 +3,6 @@
 `parallax parity` says the same with numbers; `tests/mutation` shows that the claims would notice a bug.
 """
 
-import subprocess
-import sys
-
 import pytest
 
 from common import vectors

@@ -22,7 +22,7 @@ HOUSE = set(ALLOWED) | {"tests"}
 ONE_SIDED_FILES = {
     "jax_impl/programs.py": "NNX modules are split into description and values, and compiled",
     "torch_impl/pth.py": "the file format is PyTorch's own",
-    "torch_impl/transformers_gpt2.py": "another library's model, which computes in PyTorch only, to hold others against",
+    "torch_impl/transformers_gpt2.py": "another library's model, in PyTorch only, to hold others against",
     "common/oracle/module.py": "NumPy has no module class",
     "common/oracle/gradient.py": "the oracle differentiates by complex steps, the wings automatically",
     "torch_impl/precision.py": "the oracle has one precision",
