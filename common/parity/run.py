@@ -36,8 +36,13 @@ class Findings:
         return [row for row in self.rows if not row.passed]
 
 
-def run(session: Session, claims: Sequence[ModuleType], report: Report = lambda what, share: None) -> Findings:
-    """Rows and exhibits of these claims for the session's cases and tiers."""
+def run(
+    session: Session,
+    claims: Sequence[ModuleType],
+    report: Report = lambda what, share: None,
+    once: bool = True,
+) -> Findings:
+    """Rows and exhibits of these claims for the session's cases and tiers; `once` includes what belongs to no case."""
     found, done = Findings(), 0
     trials = [Trial(session, case_of(name)) for name in session.cases]
     total = len(claims) * (len(trials) + 1)
@@ -46,7 +51,7 @@ def run(session: Session, claims: Sequence[ModuleType], report: Report = lambda 
             report(f"{claim.NAME} {trial.case.name}", done / total)
             _take(found, claim, trial.case.name, claim.for_case(trial), claim.declared(trial))
             done += 1
-    for claim in claims:
+    for claim in claims if once else ():
         report(f"{claim.NAME} {claim.TITLE}", done / total)
         _take(found, claim, "", claim.once(session), claim.declared_once(session))
         done += 1
