@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 PYTHON ?=
 ARGS ?=
 
+# A process for each core, up to four; files stay whole, for tests of a file share compiled programs.
+PROCESSES ?= -n auto --maxprocesses 4 --dist loadfile
+
 # Two pips must never write to one environment at the same time, so -j is not followed.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-full vectors lint format doctor clean clean-venv
+.PHONY: help compare parity test test-full vectors lint format doctor clean clean-venv
 
 help:
 	@echo "make compare      train and compare the models in both frameworks: the main job, no download of data"
+	@echo "make parity       prove the two wings equal: the certificate, with the mutation matrix"
 	@echo "make test         run the tests"
 	@echo "make test-full    run the tests with the longer checks"
 	@echo "make vectors      write the oracle's test vectors anew (after a change of common/cases.py)"
@@ -27,14 +31,17 @@ help:
 compare: $(VENV)/.base
 	@$(BIN)/parallax compare $(ARGS)
 
+parity: $(VENV)/.base
+	@$(BIN)/parallax parity $(ARGS)
+
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest -m "not full" $(ARGS)
+	@$(BIN)/python -m pytest $(PROCESSES) -m "not full" $(ARGS)
 
 test-full: $(VENV)/.test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(PROCESSES) $(ARGS)
 
 vectors: $(VENV)/.base
-	@$(BIN)/python -m common.vectors tests/vectors
+	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m common.vectors tests/vectors
 
 lint: $(VENV)/.lint
 	@$(BIN)/ruff check .

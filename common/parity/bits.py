@@ -209,8 +209,9 @@ def _resumed() -> int:
 def _preset(session: Session) -> Row:
     """Initial weights of a preset: known, and what arrives in every wing."""
     config = preset(known.PRESET)
-    weights = dict(params.initialise(config, 0))
-    parts = [part for name in params.table(config) for part in (name, weights[name])]
+    weights = dict(params.initialise(config, known.SEEDS[0]))
+    drawn = [params.initialise(config, seed) for seed in known.SEEDS]
+    parts = [part for one in drawn for name in params.table(config) for part in (name, one[name])]
     wrong = {"numpy": int(sha256(*parts) != known.INITIAL)}
     for name, subject in session.subjects.items():
         wrong[name] = _differing(subject.build(config, weights, session.execution(name, "float32")).weights(), weights)

@@ -17,11 +17,12 @@ from common import backend as door
 from common import params
 from common.backend import Model
 from common.compare import rms
+from common.config import PRECISIONS
 from common.errors import UserError
 from common.parity import rows as table
 from common.parity.rows import Exhibit, Row
 from common.parity.trial import Session, Trial
-from common.weights import checkpoint, huggingface
+from common.weights import checkpoint, huggingface, safetensors_io
 
 NAME = "C0"
 TITLE = "conversion"
@@ -30,7 +31,7 @@ SENTENCE = (
     " outputs of all implementations by the same amount."
 )
 Weights = Mapping[str, np.ndarray]
-DTYPES = ("float32", "float64")  # of the parameters; the other tiers keep them in float32
+ROUND_TRIPS = ("float32", "float64", "bfloat16")  # the precision policies; the last keeps parameters in float32
 NOISE = 0.5  # standard deviation of the noise: as large as the weights themselves, so that no difference cancels
 POSITIONS = 32  # of a long case: the last ones, which are enough to read every tensor
 MOVES = 1e-6  # of the outputs: a live parameter moves them by more; measured: 2e-2 and more, rounding 1e-15
@@ -40,11 +41,13 @@ def for_case(trial: Trial) -> Iterator[Row | Exhibit]:
     """Names and shapes, round trips, noise."""
     if trial.session.wants("exact"):
         yield _shapes(trial)
-        for dtype in DTYPES:
-            yield _round_trip(trial, dtype)
+        for tier in ROUND_TRIPS:
+            yield _round_trip(trial, tier)
         with tempfile.TemporaryDirectory() as folder:
             for name in _formats(trial):
                 yield _through_files(trial, name, Path(folder) / name.replace(" ", "-"))
+            if _has_huggingface_form(trial):
+                yield _fused(trial, Path(folder) / "fused")
     if trial.session.wants("float64"):
         yield from _moved(trial)
 
@@ -53,8 +56,9 @@ def declared(trial: Trial) -> set[tuple[str, str]]:
     """What `for_case` must yield, from the config, the parameter table and the session."""
     out: set[tuple[str, str]] = set()
     if trial.session.wants("exact"):
-        out |= {("names and shapes", "exact"), *((f"round trip/{dtype}", "exact") for dtype in DTYPES)}
+        out |= {("names and shapes", "exact"), *((f"round trip/{tier}", "exact") for tier in ROUND_TRIPS)}
         out |= {(f"round trip/{name}", "exact") for name in _formats(trial)}
+        out |= {("order of q, k, v", "exact")} if _has_huggingface_form(trial) else set()
     if trial.session.wants("float64"):
         out |= {(f"noise/{name}", "float64") for name in _used(trial)}
     return out
@@ -114,17 +118,17 @@ def _chains(trial: Trial) -> list[tuple[str, ...]]:
     return [(name,) for name in trial.names] + list(itertools.permutations(trial.names, 2))
 
 
-def _through(trial: Trial, chain: tuple[str, ...], weights: Weights, dtype: str) -> Weights:
+def _through(trial: Trial, chain: tuple[str, ...], weights: Weights, tier: str) -> Weights:
     """Weights after they were put into one implementation after the other, and taken out of each."""
     for name in chain:
-        weights = trial.build(name, dtype, weights).weights()
+        weights = trial.build(name, tier, weights).weights()
     return weights
 
 
-def _round_trip(trial: Trial, dtype: str) -> Row:
-    given = awkward(trial, dtype)
-    wrong = {chain: changed(_through(trial, chain, given, dtype), given) for chain in _chains(trial)}
-    return _counted(trial, f"round trip/{dtype}", wrong, len(given))
+def _round_trip(trial: Trial, tier: str) -> Row:
+    given = awkward(trial, PRECISIONS[tier].param)
+    wrong = {chain: changed(_through(trial, chain, given, tier), given) for chain in _chains(trial)}
+    return _counted(trial, f"round trip/{tier}", wrong, len(given))
 
 
 def _counted(trial: Trial, what: str, wrong: Mapping[tuple[str, ...], list[str]], size: int) -> Row:
@@ -175,6 +179,18 @@ def _through_files(trial: Trial, name: str, place: Path) -> Row:
         write(again, {key: got[key] for key in given if key in got})
         wrong[chain] = changed(got, given) + changed(_files(again), _files(first))
     return _counted(trial, f"round trip/{name}", wrong, len(given))
+
+
+def _fused(trial: Trial, place: Path) -> Row:
+    """GPT-2's own layout, which a round trip cannot see: c_attn is [in, out], the columns of q, then k, then v."""
+    given = awkward(trial, "float32")
+    huggingface.write_hf(place, trial.case.config, given)
+    written = safetensors_io.open_folder(place)
+    wrong = 0
+    for layer in range(trial.case.config.num_layers):
+        own = [given[f"model.layers.{layer}.self_attn.{name}_proj.weight"].T for name in "qkv"]
+        wrong += digest(np.concatenate(own, 1)) != digest(written[f"transformer.h.{layer}.attn.c_attn.weight"].read())
+    return table.exact(NAME, trial.case.name, "order of q, k, v", {"file": wrong}, size=trial.case.config.num_layers)
 
 
 def _files(path: Path) -> dict[str, np.ndarray]:

@@ -66,7 +66,7 @@ def resumed(trial: Trial, count: int) -> Iterator[Row]:
             second.train_step(*steps.batch(trial.case, step))
         apart[name] = _unequal(second.weights(), straight.weights())
         apart[name] += _unequal(second.optimizer_slots(), straight.optimizer_slots())
-    yield rows.exact("C5", trial.case.name, "handed over", lost, note="tensors changed on the way")
+    yield rows.exact("C5", trial.case.name, "resumed slots", lost, note="tensors changed on the way")
     yield rows.exact("C5", trial.case.name, "resumed", apart, note="tensors that the change of hands has changed")
 
 

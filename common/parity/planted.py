@@ -5,6 +5,7 @@ the judge who errs), or in "common", which all implementations share, so that on
 remain as witnesses. A mutant is data (`mutants/*.toml`); files that are added to that folder are found.
 """
 
+import functools
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -90,8 +91,7 @@ def module_of(place: str, file: str) -> str:
 def world(place: str, edit: Place) -> Iterator[World]:
     """Everything as it would be with this edit, for as long as the context lasts."""
     package = package_of(place)
-    wings = [package_of(name) for name in door.names() if not package_of(name).startswith(f"{COMMON}.")]
-    prefixes = {ORACLE: (package, *JUDGES), COMMON: (COMMON, *wings)}.get(place, (package,))
+    prefixes = {ORACLE: (package, *JUDGES), COMMON: (COMMON, *_wings())}.get(place, (package,))
     with aliased(prefixes, SHARED, Edit(module_of(place, edit.file), edit.find, edit.replace)) as alias:
         made = World(alias)
         if alias.covers(door.__name__):  # the copy of the door must lead into this world
@@ -178,12 +178,19 @@ def _read(entry: Mapping[str, Any], component: str, where: str) -> Mutant:
         raise UserError(f"Mutant {name!r} in {where} lacks or has too much: {error}.") from error
 
 
+@functools.cache
 def _entry(name: str) -> tuple[str, str, str]:
     """(module, ":", attribute) of a backend's entry point."""
     for point in entry_points(group=door.GROUP):
         if point.name == name:
             return point.value.partition(":")
     raise unknown("backend", name, door.names())
+
+
+@functools.cache
+def _wings() -> tuple[str, ...]:
+    """The packages of all backends that do not lie in `common`."""
+    return tuple(name for name in map(package_of, door.names()) if not name.startswith(f"{COMMON}."))
 
 
 @contextmanager

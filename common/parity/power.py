@@ -83,7 +83,7 @@ def chosen(session: Session) -> Iterator[tuple[Mutant, str]]:
 def verdict(mutant: Mutant, place: str, entry: Mapping[str, Any]) -> Row:
     """The row of a mutant in one place: 0 if what happened is what should happen, 1 otherwise."""
     wrong = entry["killed"] if mutant.equivalent else not entry["killed"]
-    by = " ".join(str(entry[part]) for part in ("claim", "case", "what_noticed", "tier") if entry[part])
+    by = " ".join(str(entry[part]) for part in ("claim", "case", "what", "tier") if entry[part])
     note = f"noticed by {by}" if entry["killed"] else "noticed by nothing"
     return table.exact(NAME, "", what(mutant, place), {place: bool(wrong)}, note=note)
 
@@ -121,7 +121,6 @@ class Court:
             "equivalent": mutant.equivalent,
             "killed": row is not None,
             **found,
-            "what_noticed": found["what"],
             "file": planted.path_of(place, edit.file),
             "find": edit.find,
             "replace": edit.replace,

@@ -15,7 +15,7 @@ from common import params
 from common.backend import Model
 from common.cases import Case
 from common.config import TrainConfig
-from common.parity import rows, steps
+from common.parity import observed, rows, steps
 from common.parity.rows import Exhibit, Row
 from common.parity.thresholds import ROUNDOFF
 from common.parity.trial import Session, Trial
@@ -30,6 +30,7 @@ SENTENCE = (
 TIER = "float32"
 QUICK, FULL = 24, 201  # steps, in three equal parts
 COINS = 3
+RESUMED = 6  # steps of the run that is handed over to itself
 
 State = Mapping[str, np.ndarray]
 
@@ -49,6 +50,7 @@ def for_case(trial: Trial) -> Iterator[Row | Exhibit]:
     """Training runs of a case that is trained, and what they are apart."""
     if not _applies(trial):
         return
+    yield from observed.resumed(trial, RESUMED)
     length = _length(trial.session)
     single = {name: run(trial.build(name, TIER), trial.case, length) for name in trial.names}
     exact = run(trial.build(trial.names[-1], "float64"), trial.case, length)  # by C2, this is everybody's
@@ -71,7 +73,8 @@ def declared(trial: Trial) -> set[tuple[str, str]]:
     if not _applies(trial):
         return set()
     pairs = {("wing from wing", TIER), ("switch", TIER), ("handed over", "exact")}
-    return {("wing from float64", TIER)} | (pairs if len(trial.names) > 1 else set())
+    alone = {("wing from float64", TIER), ("resumed", "exact"), ("resumed slots", "exact")}
+    return alone | (pairs if len(trial.names) > 1 else set())
 
 
 def once(session: Session) -> Iterator[Row | Exhibit]:

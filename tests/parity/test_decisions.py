@@ -16,6 +16,7 @@ from common.parity.trial import Session, Trial, truth
 TORCH = ("torch", "torch")
 
 
+@pytest.mark.full  # the quick part is tests/parity/test_cases.py
 def test_honest_wings_choose_the_same_tokens():
     found = rows(decisions, session(), "gpt")
     assert not failed(found), [found[key] for key in failed(found)]

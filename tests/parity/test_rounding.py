@@ -51,6 +51,7 @@ def narrow_loss(loss, ids, targets):
     return float(torch.tensor(loss(ids, targets)).bfloat16())
 
 
+@pytest.mark.full  # the quick part is tests/parity/test_cases.py
 @pytest.mark.parametrize("case", ["layer_norm", "block", "gpt"])
 def test_honest_wings_pass(case):
     found = rows(rounding, session(), case)
