@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from common.parity.thresholds import ROUNDOFF
 from reports.drawing import BAD, BAND, FIRST, INK, SECOND, SOFT, svg
 from reports.parity import matrix
 from reports.parity import wording as say
@@ -10,7 +11,7 @@ from reports.parity.wording import Found
 
 OTHER_UNITS = ("exact", "ulps", "nats")  # rules whose errors are no relative errors
 GRAIN = 20  # dots that fall into the same twentieth of a decade are drawn once
-ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8}
+MARKED = ("float64", "float32", "bfloat16")  # roundoffs drawn as lines
 
 
 def colours(found: Found) -> dict[str, str]:
@@ -40,7 +41,8 @@ def gap(found: Found) -> str:
         low, high = _range(rows, bugs)
         axes.set_xlim(low, high)
         axes.minorticks_off()
-        for tier, unit in ROUNDOFF.items():
+        for tier in MARKED:
+            unit = ROUNDOFF[tier]
             if low < unit < high:
                 axes.axvline(unit, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)))
                 axes.text(unit, -0.85, f"{tier}\nroundoff", color=SOFT, fontsize=8, ha="center")

@@ -40,6 +40,20 @@ def test_what_belongs_to_no_case_holds(claim):
     tried((), [claim], once=True)
 
 
+@pytest.mark.full
+@pytest.mark.parametrize(("wing", "mode"), [("torch", "compiled"), ("jax", "scan"), ("jax", "eager")])
+def test_claims_hold_however_a_wing_executes(wing, mode):
+    chosen = [claim for claim in CLAIMS if claim.NAME in ("C0", "C2", "C3", "C4")]
+    tried(("block", "gpt", "gpt_dropout"), chosen, modes={wing: mode})
+
+
+@pytest.mark.full
+def test_the_whole_certificate_holds():
+    """Not only the quick part; C6 is in `tests/mutation`, bug by bug, and in `test_fields.py`."""
+    found = run.run(Session(subjects(WINGS)), CLAIMS)
+    assert found.passed, [row.key for row in found.failures]
+
+
 def test_vectors_are_small_and_complete():
     files = [path for path in vectors.FOLDER.iterdir() if path.suffix in (".safetensors", ".json")]
     assert {path.stem for path in files} == {*CASES, "edges"}
