@@ -47,8 +47,7 @@ def once(session: Session) -> Iterator[Row | Exhibit]:
         entries.append(entry)
         yield verdict(mutant, place, entry)
     if entries:
-        yield Exhibit("mutants", [entry for entry in entries if not entry["equivalent"]])
-        yield Exhibit("equivalent mutants", [entry for entry in entries if entry["equivalent"]])
+        yield Exhibit("mutants", entries)
     yield from fields.rows(session)
 
 
@@ -83,7 +82,7 @@ def chosen(session: Session) -> Iterator[tuple[Mutant, str]]:
 def verdict(mutant: Mutant, place: str, entry: Mapping[str, Any]) -> Row:
     """The row of a mutant in one place: 0 if what happened is what should happen, 1 otherwise."""
     wrong = entry["killed"] if mutant.equivalent else not entry["killed"]
-    by = " ".join(str(entry[part]) for part in ("claim", "case", "what", "tier") if entry[part])
+    by = " ".join(str(entry[part]) for part in ("claim", "case", "row", "tier") if entry[part])
     note = f"noticed by {by}" if entry["killed"] else "noticed by nothing"
     return table.exact(NAME, "", what(mutant, place), {place: bool(wrong)}, note=note)
 
@@ -111,13 +110,13 @@ class Court:
             setting = Setting(world, self._subjects(place, world), self.modes, accused=place == ORACLE)
             row = next(filter(None, (self._noticed(name, setting, place) for name in names)), None)
         found = (
-            _worst(row) if row is not None else dict.fromkeys(("claim", "case", "what", "tier", "error", "bound"), "")
+            _worst(row) if row is not None else dict.fromkeys(("claim", "case", "row", "tier", "error", "bound"), "")
         )
         return {
-            "bug": mutant.id,
+            "id": mutant.id,
             "component": mutant.component,
-            "wing": place,
-            "what_it_is": mutant.what,
+            "what": mutant.what,
+            "place": place,
             "equivalent": mutant.equivalent,
             "killed": row is not None,
             **found,
@@ -202,7 +201,7 @@ def _worst(row: Row) -> dict[str, Any]:
     bounds = row.bounds
     name = max(row.errors, key=lambda name: table.share(row.errors[name], bounds[name]))
     error = row.errors[name]
-    own = {"claim": row.claim, "case": row.case, "what": row.what, "tier": row.tier}
+    own = {"claim": row.claim, "case": row.case, "row": row.what, "tier": row.tier}
     return own | {"error": error if math.isfinite(error) else str(error), "bound": bounds[name]}
 
 

@@ -67,13 +67,12 @@ def produce(work: Work, report: Report, matrix_only: bool = False) -> dict[str, 
     findings = run(work.session, work.claims, report)
     told = command(work.asked)
     made = certificate.make(findings, work.session, work.claims, machine.describe(), work.hashes, told)
-    drawn = page.render(made)
     if not matrix_only:
-        certificate.write(made, work.out / NUMBERS)
+        certificate.write(made, work.out / NUMBERS)  # first: what took minutes is kept, whatever the page does
     if matrix.of(made):
         files.write_text(work.out / MATRIX, matrix.csv(made))
     if not matrix_only:
-        files.write_text(work.out / PAGE, drawn)
+        files.write_text(work.out / PAGE, page.render(made))
     return made
 
 

@@ -71,12 +71,12 @@ def test_a_survivor_fails_the_run(monkeypatch):
     found = run(Session(subjects(WINGS)), [power])
     assert not found.passed
     assert {row.what for row in found.failures} == {"mutant/survivor/torch", "mutant/not equivalent/torch"}
-    matrix = {entry["bug"]: entry for entry in found.exhibits["mutants"]}
-    assert set(matrix) == {"survivor", "bug"}
+    matrix = {entry["id"]: entry for entry in found.exhibits["mutants"]}
+    assert set(matrix) == {"survivor", "bug", "equivalent", "not equivalent"}
     assert matrix["bug"]["killed"]
     assert (matrix["bug"]["claim"], matrix["bug"]["case"]) == ("C2", "attention")
     assert not matrix["survivor"]["killed"]
-    assert {entry["bug"] for entry in found.exhibits["equivalent mutants"]} == {"equivalent", "not equivalent"}
+    assert {name for name, entry in matrix.items() if entry["equivalent"]} == {"equivalent", "not equivalent"}
 
 
 def test_what_honest_code_fails_too_notices_nothing(monkeypatch, court):
