@@ -52,10 +52,10 @@ def test_honest_wings_pass(names):
     cases = SMALL if len(names) == 1 else ("gpt_untied",)
     found = run.run(Session(subjects(names), cases=cases), [conversion])
     assert found.passed, [(row.case, row.what, row.note) for row in found.failures]
-    assert all(set(names) <= set(row.errors) for row in found.rows)
+    assert all(set(names) <= set(row.errors) for row in found.rows if row.what != "order of q, k, v")
     if len(names) > 1:
         trips = [row for row in found.rows if row.what.startswith("round trip")]
-        assert len(trips) == 4
+        assert len(trips) == 5  # three precision policies, a checkpoint, a state dict
         assert all({"torch/jax", "jax/torch"} < set(row.errors) for row in trips)
 
 
