@@ -17,6 +17,7 @@ from common.weights.formats import load
 from common.weights.huggingface import write_hf
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
+pytest.importorskip("huggingface_hub.constants")  # loaded lazily: whoever else imported it first does not matter
 
 CONFIG = GPTConfig(300, 64, 96, 4, 4)
 REVISION = "0123456789abcdef0123456789abcdef01234567"
