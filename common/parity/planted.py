@@ -25,7 +25,7 @@ FOLDER = Path(__file__).with_name("mutants")
 ORACLE, COMMON = "numpy", "common"
 JUDGES = ("common.backend", "common.vectors", "common.parity")  # what must see an oracle that errs
 SHARED = ("common.errors",)  # exceptions keep their identity
-FIELDS = ("id", "what", "first", "file", "find", "replace", "equivalent")
+FIELDS = ("id", "what", "first", "file", "find", "replace", "equivalent", "mode")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Place:
 @dataclass(frozen=True)
 class Mutant:
     """A bug in one sentence, and the line of it in every place. `first` names what is likely to notice it: claims and
-    cases, as "C4:gpt", "C4" or "gpt". `equivalent` proves that it changes nothing; such a mutant must survive.
+    cases, as "C4:gpt", "C4" or "gpt". `equivalent` proves that it changes nothing; such a mutant must survive. `mode`
+    names the entry of `trial.MODES` in which the accused runs, for code that no other mode reaches.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Mutant:
     places: Mapping[str, Place]
     first: tuple[str, ...] = ()
     equivalent: str = ""
+    mode: str = ""
 
 
 @dataclass(frozen=True)
@@ -173,9 +175,18 @@ def _read(entry: Mapping[str, Any], component: str, where: str) -> Mutant:
             place: Place(**{**default, **own, "first": tuple(own.get("first", ()))}) for place, own in places.items()
         }
         about = {"equivalent": entry.get("equivalent", ""), "first": tuple(entry.get("first", ()))}
+        about["mode"] = _mode(entry.get("mode", ""), name)
         return Mutant(entry["id"], component, entry["what"], edits, **about)
     except (KeyError, TypeError) as error:
         raise UserError(f"Mutant {name!r} in {where} lacks or has too much: {error}.") from error
+
+
+def _mode(mode: str, name: str) -> str:
+    from common.parity.trial import MODES
+
+    if mode and mode not in MODES:
+        raise unknown(f"mode of mutant {name!r}", mode, MODES)
+    return mode
 
 
 @functools.cache

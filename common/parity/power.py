@@ -13,12 +13,14 @@ from typing import Any
 from common import backend as door
 from common.backend import Backend
 from common.cases import CASES
+from common.config import Execution
+from common.errors import UserError
 from common.parity import fields, planted, suspects
 from common.parity import rows as table
 from common.parity.planted import COMMON, ORACLE, Mutant, World
 from common.parity.rows import Exhibit, Row
 from common.parity.suspects import Honest, Setting
-from common.parity.trial import TIERS, Session, Trial
+from common.parity.trial import MODES, TIERS, Session, Trial
 
 NAME = "C6"
 TITLE = "power"
@@ -93,7 +95,7 @@ class Court:
 
     session: Session
     modes: dict[str, str] = field(default_factory=dict)
-    honest: dict[tuple[str, str, bool], "Honestly"] = field(default_factory=dict)
+    honest: dict[tuple, "Honestly"] = field(default_factory=dict)
 
     def __post_init__(self):
         self.modes = {name: "eager" for name in self.session.subjects if _runs_eagerly(name)}
@@ -107,7 +109,8 @@ class Court:
             suspects.check(name)
         names = hints if mutant.equivalent else suspects.ordered(hints)
         with planted.planted(mutant, place) as world:
-            setting = Setting(world, self._subjects(place, world), self.modes, accused=place == ORACLE)
+            modes, tiers = self._way(place, mutant.mode)
+            setting = Setting(world, self._subjects(place, world), modes, place == ORACLE, tiers)
             row = next(filter(None, (self._noticed(name, setting, place) for name in names)), None)
         found = (
             _worst(row) if row is not None else dict.fromkeys(("claim", "case", "row", "tier", "error", "bound"), "")
@@ -125,6 +128,14 @@ class Court:
             "replace": edit.replace,
             "seconds": round(time.perf_counter() - start, 2),
         }
+
+    def _way(self, place: str, mode: str) -> tuple[dict[str, str], tuple[str, ...]]:
+        """How the subjects run, and the tiers in which the accused can run that way: it refuses the others."""
+        if not mode:
+            return self.modes, TIERS
+        if (place, mode) not in self.honest:
+            self.honest[place, mode] = tuple(t for t in TIERS if t == "exact" or _runs(place, t, MODES[mode]))
+        return {**self.modes, place: mode}, self.honest[place, mode]
 
     def _subjects(self, place: str, world: World) -> dict[str, Backend]:
         """Whom the searches look at: the mutant; honest wings if the oracle is accused; one wing on shared ground."""
@@ -144,10 +155,10 @@ class Court:
         return None
 
     def _honestly(self, name: str, setting: Setting) -> "Honestly":
-        key = (name, ",".join(setting.subjects), setting.accused)
+        key = (name, *setting.subjects, setting.accused, *sorted(setting.modes.items()))
         if key not in self.honest:
             subjects = {wing: door.load(wing) for wing in setting.subjects}
-            honest = Setting(Honest(), subjects, self.modes, setting.accused)
+            honest = Setting(Honest(), subjects, setting.modes, setting.accused, setting.tiers)
             self.honest[key] = Honestly(suspects.search(name, honest))
         return self.honest[key]
 
@@ -207,11 +218,15 @@ def _worst(row: Row) -> dict[str, Any]:
 
 def _runs_eagerly(name: str) -> bool:
     """Whether an implementation can run operation by operation, which spares compiling every mutant."""
-    from common.config import Execution
+    return _runs(name, "float64", {"compile": False})
 
-    case = next(iter(CASES.values()))
+
+def _runs(name: str, tier: str, options: Mapping[str, Any]) -> bool:
+    """Whether an implementation can compute a model in this tier and way."""
+    case = next(case for case in CASES.values() if not case.path)
     try:
-        door.load(name).build(case.config, case.weights(), Execution(dtype="float64", compile=False))
-    except Exception:
+        model = door.load(name).build(case.config, case.weights(), Execution(dtype=tier, **options))
+        model.forward(case.tokens()[0])
+    except UserError:
         return False
     return True

@@ -17,6 +17,7 @@ from common.backend import Backend
 from common.cases import CASES
 from common.errors import unknown
 from common.parity.rows import Row
+from common.parity.trial import TIERS
 
 FIRST_STEPS = 4
 ORDER = ("C1", "C7", "C4", "C2", "C0", "C3", "C5")  # quickest first
@@ -46,19 +47,22 @@ class Honest:
 
 @dataclass(frozen=True)
 class Setting:
-    """Whom a search looks at: the subjects of a session, how they execute, and whether the oracle is suspected."""
+    """Whom a search looks at: the subjects of a session, how they execute, in which tiers they can, and whether the
+    oracle is suspected.
+    """
 
     world: Modules
     subjects: Mapping[str, Backend]
     modes: Mapping[str, str]
     accused: bool = False
+    tiers: tuple[str, ...] = TIERS
 
     def parity(self, module: str) -> ModuleType:
         return self.world.module(f"common.parity.{module}")
 
     def session(self):
-        """A quick session of all tiers and cases."""
-        return self.parity("trial").Session(dict(self.subjects), modes=dict(self.modes), quick=True)
+        """A quick session of all cases."""
+        return self.parity("trial").Session(dict(self.subjects), self.tiers, modes=dict(self.modes), quick=True)
 
     def trial(self, case: str):
         """The trial of one case."""

@@ -129,5 +129,15 @@ EDGES = (
         end_token=3,
         seed=12,
     ),
+    _edge(
+        "drawn beyond the context",
+        _LIMIT,
+        "the noise of a token belongs to its place in the text, not to its place in the cropped window",
+        EQUAL,
+        14,
+        temperature=1.0,
+        overflow="crop",
+        seed=3,
+    ),
     Edge("a full context", _LIMIT, "the last new token needs no place in the context", _context, slow=True),
 )
