@@ -29,7 +29,7 @@ SENTENCE = (
 )
 TIER = "float32"
 QUICK, FULL = 24, 201  # steps, in three equal parts
-COINS = 3
+COINS = 8
 RESUMED = 6  # steps of the run that is handed over to itself
 
 State = Mapping[str, np.ndarray]
@@ -131,7 +131,7 @@ def _control(trial: Trial, single: Mapping[str, Run], length: int) -> np.ndarray
     for coin, name in _coins(trial):
         moved = trial.build(name, TIER, weights=one_ulp(trial.case.weights(), coin))
         curves.append(run(moved, trial.case, length).distance(single[name]))
-    return _median(curves)
+    return _rms(curves)
 
 
 def _coins(trial: Trial) -> Iterator[tuple[int, str]]:
@@ -139,9 +139,9 @@ def _coins(trial: Trial) -> Iterator[tuple[int, str]]:
     yield from ((coin, trial.names[-1 - coin % len(trial.names)]) for coin in range(COINS))
 
 
-def _median(curves: list[np.ndarray]) -> np.ndarray:
-    """The curve with the median end."""
-    return sorted(curves, key=lambda curve: curve[-1])[len(curves) // 2]
+def _rms(curves: list[np.ndarray]) -> np.ndarray:
+    """The RMS of the curves at every step."""
+    return np.sqrt(np.mean(np.square(curves), axis=0))
 
 
 def one_ulp(weights: State, coin: int) -> dict[str, np.ndarray]:
@@ -156,7 +156,7 @@ def _signs(coin: int, name: str, weight: np.ndarray) -> np.ndarray:
 def _row(trial: Trial, what: str, curves: Mapping[str, np.ndarray], control: np.ndarray) -> Row:
     """Judged by the last step."""
     ends = {name: float(curve[-1]) if np.isfinite(curve[-1]) else math.inf for name, curve in curves.items()}
-    inputs = {"control": float(control[-1]), "steps": float(len(control)), "unit": ROUNDOFF[TIER]}
+    inputs = {"control": float(control[-1]), "coins": COINS, "steps": float(len(control)), "unit": ROUNDOFF[TIER]}
     return Row(NAME, trial.case.name, what, TIER, "trajectory", ends, inputs, note=f"after {len(control)} steps")
 
 
@@ -176,7 +176,7 @@ def _switches(trial: Trial, single: Mapping[str, Run], length: int) -> Iterator[
     for coin, name in _coins(trial):
         stayed, changed = _switched(trial, [name] * 3, length, coin)
         moved.append(np.zeros(length) if changed else stayed.distance(single[name]))
-    curves, lost = {"control": _median(moved)}, {}
+    curves, lost = {"control": _rms(moved)}, {}
     for first, second in _pairs(trial.names):
         for a, b in ((first, second), (second, first)):
             name = f"{a}, {b}, {a}"

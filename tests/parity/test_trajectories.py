@@ -50,7 +50,7 @@ def test_two_frameworks_stay_as_close_as_one_ulp_keeps_them():
 def test_bugs_leave_the_control_behind(bug):
     found = rows(trajectories, session(bug, ("jax", "jax"), tiers=(TIER,)), "gpt")
     for what in ("wing from wing", "wing from float64"):
-        assert found[what, TIER].used > 10, found[what, TIER]
+        assert found[what, TIER].used > 1.5, found[what, TIER]
 
 
 def test_a_lost_optimizer_state_is_noticed():
