@@ -19,7 +19,6 @@ from common.errors import UserError, unknown
 
 IGNORED = -100  # the label of a position that does not count
 ELEMENTWISE = ("exp", "log", "tanh", "erf", "rsqrt", "gelu_tanh", "gelu")
-COUNTED = ("forward", "gradients", "train", "prefill", "decode")
 GROUP = "parallax.backends"
 
 
@@ -62,7 +61,7 @@ class Model(Protocol):
     """One model with its weights in one implementation. Positions [B, T] int, -1 marks padding.
 
     `prepare` gives a function that does a task ("forward", "train") once on the device and waits until it is done:
-    what benchmarks time. The last four are accounts of one call of a COUNTED task with `length` tokens a row:
+    what benchmarks time. The last four are accounts of one call of a task of `common.accounting.tasks`:
     `matmul_flops` counts what the framework would multiply (2 FLOPs a multiply-add), `reported_flops` is the compiler's
     own figure, `saved_bytes` are kept from forward to backward, without parameters, and `planned_bytes` is the
     compiler's plan of memory; None where a framework has no such number. `path` is a submodule as in `component`;
@@ -208,27 +207,6 @@ def check_room(cache: Cache, ids: np.ndarray) -> None:
         raise UserError(f"The cache is for {cache.batch} rows; ids of {rows} rows do not fit.")
     if cache.used + tokens > cache.capacity:
         raise UserError(f"The cache holds {cache.used} of {cache.capacity} tokens; {tokens} more do not fit.")
-
-
-def check_counted(what: str, length: int, path: str, slots: int | None, config: ModelConfig) -> int:
-    """The slots of the cache that a COUNTED task runs on, or an error that says why there is nothing to count."""
-    if what not in COUNTED:
-        raise unknown("task to count", what, COUNTED)
-    if path not in params.modules(config):
-        raise unknown("component", path, params.modules(config))
-    if path and what not in ("forward", "gradients"):
-        raise UserError(f"The component {path!r} has a forward pass and gradients to count, but no {what!r}.")
-    check_length(length, config)
-    least = 1 if what == "decode" else length
-    if slots is not None and slots < least:
-        raise UserError(f"A cache of {slots} slots has no room for {least} tokens.")
-    return length if slots is None else slots
-
-
-def input_width(path: str, config: ModelConfig) -> int:
-    """The size of a component's input vectors: a linear map's own, or E."""
-    weight = params.table(config).get(f"{path}.weight")
-    return weight.shape[1] if weight and len(weight.shape) == 2 else config.embed_dim
 
 
 def step_inputs(inputs: Any, targets: Any, config: ModelConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:

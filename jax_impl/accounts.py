@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from common import backend as door
+from common.accounting.tasks import check_counted, input_width
 from common.config import SamplingConfig, TrainConfig
 
 from .flops import matmul_flops, xla_flops
@@ -27,7 +28,7 @@ class Accounts:
             return xla_flops(*self._counted(what, batch, length, path, slots))
 
     def saved_bytes(self, batch, length, path="", dropout=False):
-        door.check_counted("gradients", length, path, None, self.config)
+        check_counted("gradients", length, path, None, self.config)
         return None  # XLA decides by itself what to keep: see planned_bytes
 
     def planned_bytes(self, what, batch, length, path="", slots=None):
@@ -36,10 +37,10 @@ class Accounts:
 
     def _counted(self, what, batch, length, path, slots):
         """(compiled program, its arguments) of one call; arrays that a program only needs the shape of are shapes."""
-        slots = door.check_counted(what, length, path, slots, self.config)
+        slots = check_counted(what, length, path, slots, self.config)
         programs = self.programs
         if path:
-            width, precision = door.input_width(path, self.config), self.execution.precision
+            width, precision = input_width(path, self.config), self.execution.precision
             x = jax.ShapeDtypeStruct((batch, length, width), dtype(precision.compute))
             args = path, self.params, x, np.arange(length, dtype=np.int32)[None]
             if what == "forward":

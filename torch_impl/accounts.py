@@ -3,10 +3,14 @@
 Blocks are counted as they run eagerly, whatever `Execution.compile` says.
 """
 
+import contextlib
+
 import numpy as np
 import torch
 
 from common import backend as door
+from common.accounting.tasks import check_counted, input_width
+from common.errors import UserError
 
 from . import rng
 from .flops import matmul_flops
@@ -19,36 +23,41 @@ class Accounts:
     """The accounts of a model; see `common.backend.Model`."""
 
     def matmul_flops(self, what, batch, length, path="", slots=None):
-        return matmul_flops(*self._counted(what, batch, length, path, slots))
+        with self._eagerly():
+            return matmul_flops(*self._counted(what, batch, length, path, slots))
 
     def reported_flops(self, what, batch, length, path="", slots=None):
-        door.check_counted(what, length, path, slots, self.config)
+        check_counted(what, length, path, slots, self.config)
         return None  # no compiler, so no estimate of one
 
     def saved_bytes(self, batch, length, path="", dropout=False):
+        if path and dropout:
+            raise UserError(f"The component {path!r} runs without dropout here; ask for the whole model.")
         if path:
-            return saved_bytes(self.net, *self._counted("forward", batch, length, path, None))
-        inputs, targets, positions, count = self._batch(batch, length)
-        key = door.step_key(self.config, (0, 0) if dropout else None, rng.address)
-        return saved_bytes(self.net, objective, self.net, inputs[0], targets[0], positions, count, key)
+            call = self._counted("forward", batch, length, path, None)
+        else:
+            inputs, targets, positions, count = self._batch(batch, length)
+            key = door.step_key(self.config, (0, 0) if dropout else None, rng.address)
+            call = objective, self.net, inputs[0], targets[0], positions, count, key
+        with self._eagerly():
+            return saved_bytes(self.net, *call)
 
     def planned_bytes(self, what, batch, length, path="", slots=None):
-        door.check_counted(what, length, path, slots, self.config)
+        check_counted(what, length, path, slots, self.config)
         return None  # no compiler, so no plan
+
+    def _eagerly(self):
+        return torch.compiler.set_stance("force_eager") if self.execution.compile else contextlib.nullcontext()
 
     def _counted(self, what, batch, length, path, slots):
         """(function, its arguments) of one call."""
-        slots = door.check_counted(what, length, path, slots, self.config)
+        slots = check_counted(what, length, path, slots, self.config)
         if path:
-            width, compute = door.input_width(path, self.config), dtype(self.execution.precision.compute)
+            width, compute = input_width(path, self.config), dtype(self.execution.precision.compute)
             x = torch.zeros((batch, length, width), dtype=compute, device=self.execution.device, requires_grad=True)
             positions = torch.arange(length, dtype=torch.int32, device=x.device)[None]
-            return (
-                _component_gradients if what == "gradients" else _component,
-                self.net.get_submodule(path),
-                x,
-                positions,
-            )
+            function = _component_gradients if what == "gradients" else _component
+            return function, self.net.get_submodule(path), x, positions
         inputs, targets, positions, count = self._batch(batch, length)
         if what == "forward":
             return self.net, inputs[0], positions

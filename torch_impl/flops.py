@@ -14,6 +14,6 @@ def matmul_flops(function, *args):
         known = getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention{tail}")
         on_cpu = getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{tail}")
         flop_registry.setdefault(on_cpu, flop_registry[known])
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         function(*args)
     return counter.get_total_flops()

@@ -1,6 +1,5 @@
 """What the framework keeps in memory, measured on a run. Bytes."""
 
-import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 
@@ -15,6 +14,6 @@ def saved_bytes(model, function, *args):
             kept[storage.data_ptr()] = storage  # held, so that no other tensor comes to lie there
         return tensor
 
-    with torch.compiler.set_stance("force_eager"), saved_tensors_hooks(pack, lambda tensor: tensor):
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
         function(*args)
     return sum(storage.nbytes() for storage in kept.values())

@@ -143,10 +143,12 @@ def test_a_component_without_a_rule_is_refused(monkeypatch):
     gpt = params.TABLES["gpt"]
     monkeypatch.setitem(params.TABLES, "gpt", table)
     for rule in (flops.forward, elementwise.forward, activations.saved):
-        with pytest.raises(UserError, match=r"'model.layers.1.mlp.gate_proj' has no rule: 'gate_proj' of family 'gpt'"):
+        with pytest.raises(
+            UserError, match=r"'model\.layers\.1\.mlp\.gate_proj' has no rule: 'gate_proj' of family 'gpt'"
+        ):
             rule(SMALL, 2, 7)
         assert rule(SMALL, 2, 7, path="model.layers.0") is not None
-    with pytest.raises(UserError, match="Unknown component 'model.layer'"):
+    with pytest.raises(UserError, match=r"Unknown component 'model\.layer'"):
         flops.forward(SMALL, 2, 7, path="model.layer")
 
 

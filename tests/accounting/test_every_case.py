@@ -61,6 +61,13 @@ def test_a_training_step_multiplies_no_more_than_its_gradients(run):
     assert model.matmul_flops("train", *shape) == flops.flops_full(case.config, "train", *shape)
 
 
+def test_a_compiled_model_is_counted_as_it_runs_eagerly():
+    case = CASES["block"]
+    model = load("torch").build(case.config, params.initialise(case.config, 0), Execution(compile=True))
+    assert model.matmul_flops("gradients", 2, 7) == flops.flops_full(case.config, "train", 2, 7)
+    assert model.saved_bytes(2, 7) == sum(activations.saved(case.config, 2, 7).values())
+
+
 @pytest.mark.parametrize("kernel", ATTENTION_KERNELS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
