@@ -23,7 +23,7 @@ BODIES = {
 }
 UNKNOWN = re.compile(  # what multiplies matrices, or may, by a name of its own
     r"^conv_|dot|ragged|pallas|custom_call|ffi_call|attention|matmul|gemm|fft|cholesky|triangular_solve|linear_solve"
-    r"|^lu|^qr|geqrf|householder|hessenberg|schur|svd|eig"
+    r"|^lu|^qr|geqrf|householder|hessenberg|schur|svd|eig|pure_callback|io_callback|call_exported|hi_primitive"
 )
 
 

@@ -79,6 +79,7 @@ def test_a_loop_without_a_known_end_is_refused():
         ("ragged_dot", lambda x: jax.lax.ragged_dot(x, x[None], jnp.array([3]))),
         ("eigh", jnp.linalg.eigh),
         ("fft", jnp.fft.fft),
+        ("pure_callback", lambda x: jax.pure_callback(lambda y: y @ y, x, x)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
