@@ -61,7 +61,11 @@ class Model(Protocol):
     """One model with its weights in one implementation. Positions [B, T] int, -1 marks padding.
 
     `prepare` gives a function that does a task ("forward", "train") once on the device and waits until it is done:
-    what benchmarks time. The oracle has neither `prepare` nor `matmul_flops`.
+    what benchmarks time. The last four are accounts of one call of a task of `common.accounting.tasks`:
+    `matmul_flops` counts what the framework would multiply (2 FLOPs a multiply-add), `reported_flops` is the compiler's
+    own figure, `saved_bytes` are kept from forward to backward, without parameters, and `planned_bytes` is the
+    compiler's plan of memory; None where a framework has no such number. `path` is a submodule as in `component`;
+    "prefill" and "decode" run on a cache of `slots`. The oracle has neither `prepare` nor accounts.
     """
 
     config: ModelConfig
@@ -83,8 +87,15 @@ class Model(Protocol):
     def weights(self) -> dict[str, np.ndarray]: ...
     def state_shapes(self) -> dict[str, tuple[int, ...]]: ...
     def optimizer_slots(self) -> dict[str, np.ndarray]: ...
-    def matmul_flops(self, what: str, batch: int, length: int) -> int: ...
     def prepare(self, task: str, inputs: np.ndarray, targets: np.ndarray | None = None) -> Callable[[], None]: ...
+    def matmul_flops(self, what: str, batch: int, length: int, path: str = "", slots: int | None = None) -> int: ...
+    def reported_flops(
+        self, what: str, batch: int, length: int, path: str = "", slots: int | None = None
+    ) -> float | None: ...
+    def saved_bytes(self, batch: int, length: int, path: str = "", dropout: bool = False) -> int | None: ...
+    def planned_bytes(
+        self, what: str, batch: int, length: int, path: str = "", slots: int | None = None
+    ) -> dict[str, int] | None: ...
 
 
 class Backend(Protocol):

@@ -76,6 +76,15 @@ def table(config: ModelConfig) -> dict[str, Parameter]:
     return {parameter.name: parameter for parameter in TABLES[config.family](config)}
 
 
+def modules(config: ModelConfig) -> list[str]:
+    """The paths of all modules that hold parameters, themselves or in modules below; "" is the whole model."""
+    found = {"": None}
+    for name in table(config):
+        parts = name.split(".")[:-1]
+        found.update({".".join(parts[:depth]): None for depth in range(1, len(parts) + 1)})
+    return list(found)
+
+
 def count(config: ModelConfig) -> int:
     """Number of parameters; a tied head counts once."""
     return sum(parameter.size for parameter in TABLES[config.family](config))

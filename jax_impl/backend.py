@@ -16,7 +16,7 @@ from common.config import TrainConfig
 from common.errors import UserError
 
 from . import rng
-from .flops import matmul_flops
+from .accounts import Accounts
 from .generate import generate
 from .kv_cache import empty_cache
 from .layers import ELEMENTWISE
@@ -49,7 +49,7 @@ def _scoped(method):
     return run
 
 
-class JaxModel:
+class JaxModel(Accounts):
     """See `common.backend.Model`."""
 
     def __init__(self, config, weights, execution, device):
@@ -187,17 +187,6 @@ class JaxModel:
             jax.block_until_ready((self._train_step(inputs, targets), self.params, self.slots))
 
         return {"forward": forward, "train": train}[task]
-
-    @_scoped
-    def matmul_flops(self, what, batch, length):
-        ids = np.zeros((batch, length), np.int32)
-        inputs, targets, positions, count = door.step_inputs(ids, ids, self.config)
-        if what == "forward":
-            return matmul_flops(lambda p: self.programs.forward(p, inputs[0], positions, ()), self.params)
-        scalar, zero = self._scalar(count), np.uint32(0)
-        return matmul_flops(
-            lambda p: self.programs.gradients(p, inputs, targets, positions, scalar, zero, zero, False), self.params
-        )
 
     def _scalar(self, number):
         return np.asarray(number, dtype(self.execution.precision.reduce))

@@ -1,36 +1,83 @@
 """Matrix-multiplication FLOPs as the framework itself would do them (2 per multiply-add)."""
 
 import math
+import re
 
 import jax
 
+# Where an operation keeps the programs that it runs, and so how often: once, unless it is one of the last three.
+BODIES = {
+    "jit": ("jaxpr",),
+    "pjit": ("jaxpr",),
+    "closed_call": ("call_jaxpr",),
+    "core_call": ("call_jaxpr",),
+    "remat": ("jaxpr",),
+    "remat2": ("jaxpr",),
+    "checkpoint": ("jaxpr",),
+    "custom_jvp_call": ("call_jaxpr",),
+    "custom_vjp_call": ("call_jaxpr",),
+    "custom_vjp_call_jaxpr": ("fun_jaxpr",),
+    "scan": ("jaxpr",),
+    "cond": ("branches",),
+    "while": ("cond_jaxpr", "body_jaxpr"),
+}
+UNKNOWN = re.compile(  # what multiplies matrices, or may, by a name of its own
+    r"^conv_|dot|ragged|pallas|custom_call|ffi_call|attention|matmul|gemm|fft|cholesky|triangular_solve|linear_solve"
+    r"|^lu|^qr|geqrf|householder|hessenberg|schur|svd|eig|pure_callback|io_callback|call_exported|hi_primitive"
+)
 
-def matmul_flops(function, *args):
-    """FLOPs of `function(*args)`, from its jaxpr: nothing is run."""
-    jaxpr = jax.make_jaxpr(function)(*args)
-    return _walk(jaxpr.jaxpr, 1)
+
+def matmul_flops(function, *args, rounds=None):
+    """FLOPs of `function(*args)`, from its jaxpr: nothing is run.
+
+    A loop that ends by a condition is refused, unless `rounds` says how often each one goes round.
+    """
+    return _walk(_jitted(function).trace(*args).jaxpr.jaxpr, 1, rounds)
 
 
-def _walk(jaxpr, times):
-    """Every dot_general costs 2 * contracted * output elements; a scan's body counts as often as it runs."""
+def xla_flops(function, *args):
+    """XLA's own figure for the compiled `function(*args)`, or None where it has none.
+
+    It counts elementwise work too, and the body of a scan or of a loop once.
+    """
+    costs = _jitted(function).lower(*args).compile().cost_analysis()
+    found = (costs or {}).get("flops", -1)
+    return found if found >= 0 else None
+
+
+def _jitted(function):
+    return function if hasattr(function, "trace") else jax.jit(function)
+
+
+def _walk(jaxpr, times, rounds):
+    """Every dot_general costs 2 * contracted * output elements; a body counts as often as it runs."""
     total = 0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
-        if name == "while":
-            raise ValueError("a while loop has no known number of rounds")
-        if name in ("conv_general_dilated", "ragged_dot", "ragged_dot_general", "pallas_call", "custom_call"):
-            raise ValueError(f"no FLOP rule for {name}")
         if name == "dot_general":
             contracted = equation.params["dimension_numbers"][0][0]
             depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             total += 2 * times * depth * equation.outvars[0].aval.size
-        inner = [_walk(body, times * equation.params.get("length", 1)) for body in _bodies(equation)]
-        total += max(inner, default=0) if name == "cond" else sum(inner)
+        elif name in BODIES:
+            total += _walk_bodies(equation, times, rounds)
+        elif UNKNOWN.search(name):
+            raise ValueError(f"no FLOP rule for {name}")
+        elif any(_walk(body, 1, rounds) for body in _bodies(equation.params.values())):
+            raise ValueError(f"no rule says how often {name} runs its body")
     return total
 
 
-def _bodies(equation):
-    for value in equation.params.values():
+def _walk_bodies(equation, times, rounds):
+    name = equation.primitive.name
+    if name == "while" and rounds is None:
+        raise ValueError("a while loop has no known number of rounds")
+    times *= {"scan": equation.params.get("length"), "while": rounds}.get(name, 1)
+    found = [_walk(body, times, rounds) for body in _bodies(equation.params[key] for key in BODIES[name])]
+    return max(found) if name == "cond" else sum(found)
+
+
+def _bodies(values):
+    for value in values:
         for item in value if isinstance(value, (tuple, list)) else (value,):
             body = getattr(item, "jaxpr", item)
             if hasattr(body, "eqns"):

@@ -30,6 +30,7 @@ class Programs:
         self.loss_sum = jax.jit(self._loss_sum)
         self.gradients = jax.jit(self._gradients, static_argnums=7)
         self.step = jax.jit(self._step, static_argnums=9, donate_argnums=(0, 1))
+        self.part = jax.jit(self._part, static_argnums=0)
         self.component = jax.jit(self._component, static_argnums=0)
         self.extend = jax.jit(self._extend, donate_argnums=1)
         self.prefill = jax.jit(self._prefill, donate_argnums=1)
@@ -58,14 +59,17 @@ class Programs:
         decays = door.decays(self.config, train)
         return train_step(self.rebuild, params, slots, inputs, targets, positions, count, scalars, train, decays, key)
 
+    def _part(self, path, params, x, positions):
+        module = self.rebuild(params)
+        for name in path.split("."):
+            module = module[int(name)] if name.isdigit() else getattr(module, name)
+        return door.call(module.__call__, x, positions)
+
     def _component(self, path, params, x, positions, cotangent):
         own = {name: value for name, value in params.items() if name.startswith(f"{path}.")}
 
         def value(own, x):
-            module = self.rebuild({**params, **own})
-            for name in path.split("."):
-                module = module[int(name)] if name.isdigit() else getattr(module, name)
-            out = door.call(module.__call__, x, positions)
+            out = self._part(path, {**params, **own}, x, positions)
             return (out * cotangent.astype(out.dtype)).sum(), out
 
         (total, out), (grads, grad_x) = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(own, x)

@@ -9,7 +9,7 @@ from common.errors import UserError
 from common.taps import Taps
 
 from . import pth, rng
-from .flops import matmul_flops
+from .accounts import Accounts
 from .generate import generate
 from .kv_cache import empty_cache
 from .layers import ELEMENTWISE
@@ -31,7 +31,7 @@ class TorchCache:
         return sum(layer.keys_BHSD.nbytes + layer.values_BHSD.nbytes for layer in self.layers)
 
 
-class TorchModel:
+class TorchModel(Accounts):
     """See `common.backend.Model`."""
 
     def __init__(self, config, weights, execution):
@@ -160,14 +160,6 @@ class TorchModel:
             self._wait()
 
         return {"forward": forward, "train": train}[task]
-
-    def matmul_flops(self, what, batch, length):
-        ids = np.zeros((batch, length), np.int32)
-        inputs, targets, positions, count = door.step_inputs(ids, ids, self.config)
-        if what == "forward":
-            return matmul_flops(self.net, self._put(inputs[0]), self._put(positions))
-        args = (self._put(inputs), self._put(targets), self._put(positions), count, None)
-        return matmul_flops(loss_and_grads, self.net, *args)
 
     def _put(self, array):
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.execution.device)

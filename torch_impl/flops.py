@@ -5,7 +5,10 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 
 def matmul_flops(function, *args):
-    """FLOPs of `function(*args)`, run once with the framework's counter, its backward pass included if it makes one."""
+    """FLOPs of `function(*args)`, run once with the framework's counter, its backward pass included if it makes one.
+
+    A fused attention counts 2 products forward and 5 backward, where it computes its scores again.
+    """
     # the counter does not know CPU's fused attention (pytorch#195460): give it the formula of the GPU's
     for tail in ("", "_backward"):
         known = getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention{tail}")

@@ -87,8 +87,10 @@ class Service:
     def generate(self, handle: str, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[list[int]]:
         return self.models[handle].generate(prompts, sampling)
 
-    def matmul_flops(self, handle: str, what: str, batch: int, length: int) -> int:
-        return int(self.models[handle].matmul_flops(what, batch, length))
+    def matmul_flops(
+        self, handle: str, what: str, batch: int, length: int, path: str = "", slots: int | None = None
+    ) -> int:
+        return int(self.models[handle].matmul_flops(what, batch, length, path, slots))
 
     def prepare(
         self, handle: str, task: str, inputs: Any, targets: Any = None, sampling: SamplingConfig | None = None

@@ -1,21 +1,59 @@
-"""Bytes in closed form."""
+"""Bytes in closed form: parameters, gradients, optimizer, cache, and what a decode step has to move.
+
+Activations are in `activations.py`. Where `dtype` is a number format, it is that of the tensors in question; where it
+is an execution's, `PRECISIONS` says what is kept in which format.
+"""
 
 from common import params
-from common.config import ModelConfig
+from common.accounting.parts import kind
+from common.config import PRECISIONS, ModelConfig
 
 ITEM_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
+LOOKED_UP = ("embed_tokens", "embed_positions")  # tables of which only some rows are read
 
 
 def weights(config: ModelConfig, dtype: str = "float32") -> int:
-    """Bytes of all parameters; a tied head counts once."""
+    """Bytes of all parameters kept in `dtype`; a tied head counts once."""
     return params.count(config) * ITEM_BYTES[dtype]
 
 
+def gradients(config: ModelConfig, dtype: str = "float32") -> int:
+    """Bytes of one gradient per parameter, in the parameters' format."""
+    return weights(config, dtype)
+
+
+def optimizer_slots(config: ModelConfig, dtype: str = "float32") -> int:
+    """Bytes of AdamW's two averages, in the parameters' format."""
+    return 2 * weights(config, dtype)
+
+
 def training(config: ModelConfig, dtype: str = "float32") -> int:
-    """Bytes of parameters, gradients and AdamW's two averages."""
-    return 4 * weights(config, dtype)
+    """Bytes of parameters, gradients and AdamW's two averages: 16 per parameter in float32."""
+    return weights(config, dtype) + gradients(config, dtype) + optimizer_slots(config, dtype)
 
 
 def kv_cache(config: ModelConfig, batch: int, slots: int, dtype: str = "float32") -> int:
     """Bytes of the keys and values of all layers, without the slots' positions."""
-    return 2 * config.num_layers * batch * slots * config.embed_dim * ITEM_BYTES[dtype]
+    return 2 * config.num_layers * batch * slots * config.num_heads * config.head_dim * ITEM_BYTES[dtype]
+
+
+def decode_bytes(config: ModelConfig, batch: int, slots: int, dtype: str = "float32") -> dict[str, int]:
+    """Bytes that one decode step of an execution in `dtype` must move: "weights read", "cache read", "cache written".
+
+    Every weight is read once for all rows; of a table whose rows are looked up, one row for every row of the batch.
+    A tied head reads the whole token table once, the looked-up rows among it. The cache is read in all its `slots`,
+    which is what the kernels do (give the visible ones for the least possible), and written in one.
+    """
+    precision = PRECISIONS[dtype]
+    read = 0
+    for name, parameter in params.table(config).items():
+        module = name.rpartition(".")[0]
+        if kind(module) not in LOOKED_UP or (config.tie_embeddings and kind(module) == "embed_tokens"):
+            read += parameter.size
+        else:
+            read += min(batch, parameter.shape[0]) * parameter.shape[1]
+    return {
+        "weights read": read * ITEM_BYTES[precision.param],
+        "cache read": kv_cache(config, batch, slots, precision.compute),
+        "cache written": kv_cache(config, batch, 1, precision.compute),
+    }

@@ -159,7 +159,7 @@ def _length(settings: Settings, config: ModelConfig) -> int:
 
 def _train(settings: Settings, config: ModelConfig, length: int) -> TrainConfig:
     """Batches of 8 where a step stays short, and as many steps (20 to 300) as a run of sensible length has room for."""
-    cost = sum(flops.training(config, 1, length).values())
+    cost = flops.flops_full(config, "train", 1, length)
     batch = settings.batch_size
     if batch is None:
         batch = 8 if 8 * cost <= STEP_FLOPS else 1
@@ -235,7 +235,7 @@ def _checks(config: ModelConfig, first: Batch, quick: bool, skipped: list) -> tu
     if quick:
         rows, length = min(rows, 2), min(length, 16)
     check = tuple(array[:rows, :length] for array in first)
-    cost = 4 * sum(flops.forward(config, *check[0].shape).values())  # complex arithmetic costs four times real
+    cost = 4 * flops.flops_full(config, "forward", *check[0].shape)  # complex arithmetic costs four times real
     names, most = list(params.table(config)), max(8, int(ORACLE_FLOPS / cost))
     if len(names) <= most:
         return check, names

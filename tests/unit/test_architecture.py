@@ -31,6 +31,10 @@ ONE_SIDED_FILES = {
     "jax_impl/rng.py": "the oracle's is common/rng.py",
     "torch_impl/flops.py": "the oracle counts nothing",
     "jax_impl/flops.py": "the oracle counts nothing",
+    "torch_impl/accounts.py": "the oracle counts nothing",
+    "jax_impl/accounts.py": "the oracle counts nothing",
+    "torch_impl/memory.py": "the oracle counts nothing",
+    "jax_impl/memory.py": "the oracle counts nothing",
 }
 ONE_SIDED_NAMES = {
     "torch_impl/attention/kernels.py:fused_attention": "the oracle has no fast paths",
@@ -41,6 +45,11 @@ ONE_SIDED_NAMES = {
     "jax_impl/generate.py:decode": "the loop runs on the device",
     "jax_impl/generate.py:recipe": "what compiled programs depend on",
     "jax_impl/generate.py:bucket": "few static lengths, few compilations",
+    "jax_impl/flops.py:BODIES": "a program is walked, not run",
+    "jax_impl/flops.py:UNKNOWN": "a program is walked, not run",
+    "jax_impl/flops.py:xla_flops": "a compiler has a figure of its own",
+    "torch_impl/memory.py:saved_bytes": "eager autograd keeps tensors, a compiler has a plan",
+    "jax_impl/memory.py:planned_bytes": "eager autograd keeps tensors, a compiler has a plan",
     "common/oracle/backend.py:DIFFERENTIABLE": "a complex step for every number",
     "common/oracle/train.py:mean_loss": "complex steps need the loss as a function",
 }

@@ -1,0 +1,71 @@
+"""The closed form beside what each framework counts, and beside XLA's own figure with the reason why it differs."""
+
+from dataclasses import dataclass
+
+from common import backend, params
+from common.accounting import flops
+from common.config import STACKS, Execution, ModelConfig
+
+TASKS = {"forward": "forward", "train": "gradients"}  # ours -> the door's
+ONCE = "XLA counts the body of the scan once, not {layers} times, and adds elementwise work"
+MORE = "XLA adds elementwise work, {share:.1%} here"
+LESS = "XLA does not know what is multiplied inside a library's kernel"
+NONE = "XLA gives no figure on this device"
+
+
+@dataclass(frozen=True)
+class Row:
+    """FLOPs of one call of a task. `jaxpr` counts JAX's program with its layers in a "loop" or a "scan", `xla` is what
+    its compiler says of it.
+    """
+
+    task: str
+    layers: str
+    closed: int
+    causal: int
+    torch: int
+    jaxpr: int
+    xla: float | None
+    reason: str
+
+    @property
+    def equal(self) -> bool:
+        """Whether both counters found the closed form."""
+        return self.closed == self.torch == self.jaxpr
+
+
+def rows(config: ModelConfig, batch: int, length: int, path: str = "", device: str = "cpu") -> list[Row]:
+    """Forward and training of a model, JAX's layers both ways, or of its submodule at `path`; plain kernels.
+
+    Builds the model in both wings and runs each task once in PyTorch.
+    """
+    weights, found = params.initialise(config, 0), []
+    torch = backend.load("torch").build(config, weights, Execution(device=device))
+    for layers in ("loop",) if path else STACKS:
+        jax = backend.load("jax").build(config, weights, Execution(device=device, layers=layers))
+        for task, counted in TASKS.items():
+            closed = flops.flops_full(config, task, batch, length, path=path)
+            xla = jax.reported_flops(counted, batch, length, path)
+            row = Row(
+                task=task,
+                layers=layers,
+                closed=closed,
+                causal=flops.flops_causal(config, task, batch, length, path=path),
+                torch=torch.matmul_flops(counted, batch, length, path),
+                jaxpr=jax.matmul_flops(counted, batch, length, path),
+                xla=xla,
+                reason=reason(closed, xla, layers, config.num_layers),
+            )
+            found.append(row)
+    return found
+
+
+def reason(closed: int, xla: float | None, layers: str, count: int) -> str:
+    """Why XLA's figure is not the closed form; `count` is the number of layers that run."""
+    if xla is None:
+        return NONE
+    if layers == "scan" and count > 1:
+        return ONCE.format(layers=count)
+    if xla < closed:
+        return LESS
+    return MORE.format(share=(xla - closed) / xla) if xla else ""

@@ -1,0 +1,66 @@
+"""What one call of a task costs by the framework's own account: the door's methods that count instead of compute."""
+
+import jax
+import numpy as np
+
+from common import backend as door
+from common.accounting.tasks import check_counted, input_width
+from common.config import SamplingConfig, TrainConfig
+
+from .flops import matmul_flops, xla_flops
+from .generate import recipe
+from .kv_cache import empty_cache
+from .memory import planned_bytes
+from .optim import empty_slots
+from .precision import dtype
+
+
+class Accounts:
+    """The accounts of a model; see `common.backend.Model`."""
+
+    def matmul_flops(self, what, batch, length, path="", slots=None):
+        with self.scope():
+            rounds = 1 if what == "decode" else None  # one token is one round of the loop on the device
+            return matmul_flops(*self._counted(what, batch, length, path, slots), rounds=rounds)
+
+    def reported_flops(self, what, batch, length, path="", slots=None):
+        with self.scope():
+            return xla_flops(*self._counted(what, batch, length, path, slots))
+
+    def saved_bytes(self, batch, length, path="", dropout=False):
+        check_counted("gradients", length, path, None, self.config)
+        return None  # XLA decides by itself what to keep: see planned_bytes
+
+    def planned_bytes(self, what, batch, length, path="", slots=None):
+        with self.scope():
+            return planned_bytes(*self._counted(what, batch, length, path, slots))
+
+    def _counted(self, what, batch, length, path, slots):
+        """(compiled program, its arguments) of one call; arrays that a program only needs the shape of are shapes."""
+        slots = check_counted(what, length, path, slots, self.config)
+        programs = self.programs
+        if path:
+            width, precision = input_width(path, self.config), self.execution.precision
+            x = jax.ShapeDtypeStruct((batch, length, width), dtype(precision.compute))
+            args = path, self.params, x, np.arange(length, dtype=np.int32)[None]
+            if what == "forward":
+                return programs.part, *args
+            out = jax.eval_shape(lambda params, x, positions: programs.part(path, params, x, positions), *args[1:])
+            return programs.component, *args, jax.ShapeDtypeStruct(out.shape, dtype(precision.reduce))
+        ids = np.zeros((batch, length), np.int32)
+        inputs, targets, positions, count = door.step_inputs(ids, ids, self.config)
+        zero, scalar = np.uint32(0), self._scalar(count)
+        if what == "forward":
+            return programs.forward, self.params, inputs[0], positions, ()
+        if what == "gradients":
+            return programs.gradients, self.params, inputs, targets, positions, scalar, zero, zero, False
+        if what == "train":
+            averages = jax.eval_shape(empty_slots, self.params)
+            rates = np.zeros(3, dtype(self.execution.precision.param))
+            step = self.params, averages, inputs, targets, positions, scalar, rates, zero, zero, TrainConfig()
+            return programs.step, *step
+        caches = jax.eval_shape(lambda: empty_cache(self.config, batch, slots, self.execution))
+        if what == "prefill":
+            return programs.prefill, self.params, caches, inputs[0], positions
+        row, greedy = np.zeros(batch, np.int32), recipe(SamplingConfig())
+        return programs.decode, self.params, caches, row, row, row.astype(bool), zero, np.int32(1), 1, greedy

@@ -1,0 +1,87 @@
+"""Bytes in closed form are those of the arrays that the wings hold; a compiler's plan contains them."""
+
+import numpy as np
+import pytest
+
+from common import params
+from common.accounting import memory
+from common.backend import load
+from common.cases import CASES
+from common.config import DTYPES, PRECISIONS, Execution, TrainConfig
+
+TIED, UNTIED = CASES["gpt"].config, CASES["gpt_untied"].config
+
+
+def build(wing, config, dtype="float32", **how):
+    return load(wing).build(config, params.initialise(config, 0), Execution(dtype, **how))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("wing", ["torch", "jax"])
+def test_the_cache(wing, dtype):
+    for config, batch, slots in ((TIED, 1, 1), (TIED, 3, 16), (CASES["gpt_wide"].config, 2, 300)):
+        cache = build(wing, config, dtype).new_cache(batch, slots)
+        assert cache.nbytes == memory.kv_cache(config, batch, slots, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("wing", ["torch", "jax"])
+def test_parameters_gradients_and_averages(wing, dtype):
+    """As the wings keep them: bfloat16 computes with float32 parameters."""
+    model, kept = build(wing, TIED, dtype), PRECISIONS[dtype].param
+    tokens = np.ones((2, 5), np.int32)
+    model.start_training(TrainConfig())
+    held = [model.weights(), model.gradients(tokens, tokens).grads, model.optimizer_slots()]
+    found = [sum(array.nbytes for array in arrays.values()) for arrays in held]
+    assert found == [rule(TIED, kept) for rule in (memory.weights, memory.gradients, memory.optimizer_slots)]
+    assert sum(found) == memory.training(TIED, kept) == params.count(TIED) * {"float64": 32}.get(dtype, 16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("config", [TIED, UNTIED], ids=["tied", "untied"])
+def test_what_a_decode_step_moves(config, dtype):
+    """From the arrays themselves: all but tables that are looked up, one row of these for every row of the batch."""
+    model, (batch, slots) = build("torch", config, dtype), (3, 7)
+    arrays = model.weights()
+    positions = arrays.pop("model.embed_positions.weight")
+    read = sum(array.nbytes for array in arrays.values()) + positions[:batch].nbytes
+    if not config.tie_embeddings:
+        read -= arrays["model.embed_tokens.weight"][batch:].nbytes
+    want = {
+        "weights read": read,
+        "cache read": model.new_cache(batch, slots).nbytes,
+        "cache written": model.new_cache(batch, 1).nbytes,
+    }
+    assert memory.decode_bytes(config, batch, slots, dtype) == want
+    bigger = memory.decode_bytes(config, 2 * batch, slots, dtype)
+    assert bigger["cache read"] == 2 * want["cache read"]  # a batch shares the weights, not the cache
+    assert want["weights read"] < bigger["weights read"] < 1.2 * want["weights read"]
+
+
+@pytest.mark.parametrize("layers", ["loop", "scan"])
+def test_the_compilers_plan_contains_the_closed_forms(layers):
+    """Arguments of a step are parameters, averages, two batches of ids and what is small; donation shares them with the
+    outputs, so nothing is held twice."""
+    model, ids = build("jax", TIED, layers=layers), 4 * 2 * 7
+    step = model.planned_bytes("train", 2, 7)
+    state = memory.weights(TIED) + memory.optimizer_slots(TIED)
+    assert state + 2 * ids <= step["arguments"] < state + 2 * ids + 100
+    assert step["aliased"] == state
+    assert step["temporaries"] > memory.gradients(TIED)
+    assert step["planned"] == step["arguments"] + step["outputs"] + step["temporaries"] - step["aliased"]
+
+
+def test_the_compilers_plan_of_what_is_not_donated():
+    model = build("jax", TIED)
+    forward = model.planned_bytes("forward", 2, 7)
+    assert forward["arguments"] == memory.weights(TIED) + 4 * 2 * 7 + 4 * 7
+    assert forward["outputs"] == 4 * 2 * 7 * TIED.vocab_size
+    assert forward["aliased"] == 0
+    assert model.planned_bytes("decode", 2, 16)["aliased"] >= memory.kv_cache(TIED, 2, 16)  # the cache is donated
+
+
+def test_each_wing_says_what_it_does_not_know():
+    torch, jax = build("torch", TIED), build("jax", TIED)
+    assert torch.planned_bytes("train", 2, 7) is None
+    assert torch.reported_flops("train", 2, 7) is None
+    assert jax.saved_bytes(2, 7) is None

@@ -1,0 +1,94 @@
+"""For every registered case: the closed form, PyTorch's counter and JAX's program agree to the last FLOP and byte.
+
+The cases come from the registry; a component is counted by the path it names.
+"""
+
+import functools
+
+import pytest
+
+from common import params
+from common.accounting import activations, flops
+from common.backend import load
+from common.cases import CASES
+from common.config import ATTENTION_KERNELS, DTYPES, Execution
+
+# (wing, execution, kernel of the closed form); JAX's fused attention is XLA's own off the GPU, which keeps its scores
+RUNS = {
+    "torch": ("torch", {}, "plain"),
+    "torch fused": ("torch", {"attention": "fused"}, "fused"),
+    "jax": ("jax", {}, "plain"),
+    "jax scan": ("jax", {"layers": "scan"}, "plain"),
+    "jax fused": ("jax", {"attention": "fused"}, "plain"),
+}
+MODELS = [name for name, case in CASES.items() if not case.path]
+
+
+@functools.cache
+def model_of(name, run, dtype="float32"):
+    case, (wing, how, _) = CASES[name], RUNS[run]
+    return load(wing).build(case.config, params.initialise(case.config, 0), Execution(dtype, **how))
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("name", CASES)
+def test_counters_equal_the_closed_form(name, run):
+    case, model, kernel = CASES[name], model_of(name, run), RUNS[run][2]
+    shape = case.batch, case.length
+    want = flops.flops_full(case.config, "forward", *shape, path=case.path)
+    assert model.matmul_flops("forward", *shape, case.path) == want
+    want = flops.flops_full(case.config, "train", *shape, path=case.path, attention=kernel)
+    assert model.matmul_flops("gradients", *shape, case.path) == want
+    assert (want > 0) == (case.path.rpartition(".")[2] not in ("norm",))  # the one case that multiplies no matrices
+
+
+@pytest.mark.parametrize("run", ["torch", "jax", "jax scan"])
+@pytest.mark.parametrize("name", MODELS)
+def test_prefill_and_decoding_equal_the_closed_form(name, run):
+    """The head predicts once a row, and the kernels read all slots."""
+    case, model = CASES[name], model_of(name, run)
+    length, slots = 5, 9
+    full = functools.partial(flops.flops_full, case.config)
+    assert model.matmul_flops("prefill", 3, length, slots=slots) == full("prefill", 3, length, slots=slots)
+    assert model.matmul_flops("prefill", 3, length) == full("prefill", 3, length)
+    assert model.matmul_flops("decode", 3, slots) == full("decode", 3, slots)
+
+
+@pytest.mark.parametrize("run", ["torch", "jax"])
+def test_a_training_step_multiplies_no_more_than_its_gradients(run):
+    case, model = CASES["gpt"], model_of("gpt", run)
+    shape = case.batch, case.length
+    assert model.matmul_flops("train", *shape) == flops.flops_full(case.config, "train", *shape)
+
+
+def test_a_compiled_model_is_counted_as_it_runs_eagerly():
+    case = CASES["block"]
+    model = load("torch").build(case.config, params.initialise(case.config, 0), Execution(compile=True))
+    assert model.matmul_flops("gradients", 2, 7) == flops.flops_full(case.config, "train", 2, 7)
+    assert model.saved_bytes(2, 7) == sum(activations.saved(case.config, 2, 7).values())
+
+
+@pytest.mark.parametrize("kernel", ATTENTION_KERNELS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CASES)
+def test_saved_activations_equal_the_closed_form(name, dtype, kernel):
+    """Measured by autograd's hooks: every storage once, without parameters."""
+    case = CASES[name]
+    model = model_of(name, "torch" if kernel == "plain" else "torch fused", dtype)
+    for shape in ((case.batch, case.length), (1, 1), (3, 1), (1, 6)):
+        want = activations.saved(case.config, *shape, dtype, kernel, case.path)
+        assert model.saved_bytes(*shape, case.path) == sum(want.values()), (shape, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_saved_activations_with_dropout(dtype):
+    """Three rates, three kinds of masks; each rate alone too."""
+    config = CASES["gpt_dropout"].config
+    rates = {name: getattr(config, name) for name in ("dropout_embed", "dropout_attn", "dropout_shortcut")}
+    nothing = config.with_(**dict.fromkeys(rates, 0.0))
+    for changed in (config, *(nothing.with_(**{name: rate}) for name, rate in rates.items())):
+        model = load("torch").build(changed, params.initialise(changed, 0), Execution(dtype))
+        want = activations.saved(changed, 2, 7, dtype, dropout=True)
+        assert model.saved_bytes(2, 7, dropout=True) == sum(want.values())
+        assert want["dropout"] > 0
+        assert "dropout" not in activations.saved(changed, 2, 7, dtype)

@@ -1,0 +1,90 @@
+"""What one call of a task costs by the framework's own account: the door's methods that count instead of compute.
+
+Blocks are counted as they run eagerly, whatever `Execution.compile` says.
+"""
+
+import contextlib
+
+import numpy as np
+import torch
+
+from common import backend as door
+from common.accounting.tasks import check_counted, input_width
+from common.errors import UserError
+
+from . import rng
+from .flops import matmul_flops
+from .memory import saved_bytes
+from .precision import dtype
+from .train import loss_and_grads, objective
+
+
+class Accounts:
+    """The accounts of a model; see `common.backend.Model`."""
+
+    def matmul_flops(self, what, batch, length, path="", slots=None):
+        with self._eagerly():
+            return matmul_flops(*self._counted(what, batch, length, path, slots))
+
+    def reported_flops(self, what, batch, length, path="", slots=None):
+        check_counted(what, length, path, slots, self.config)
+        return None  # no compiler, so no estimate of one
+
+    def saved_bytes(self, batch, length, path="", dropout=False):
+        if path and dropout:
+            raise UserError(f"The component {path!r} runs without dropout here; ask for the whole model.")
+        if path:
+            call = self._counted("forward", batch, length, path, None)
+        else:
+            inputs, targets, positions, count = self._batch(batch, length)
+            key = door.step_key(self.config, (0, 0) if dropout else None, rng.address)
+            call = objective, self.net, inputs[0], targets[0], positions, count, key
+        with self._eagerly():
+            return saved_bytes(self.net, *call)
+
+    def planned_bytes(self, what, batch, length, path="", slots=None):
+        check_counted(what, length, path, slots, self.config)
+        return None  # no compiler, so no plan
+
+    def _eagerly(self):
+        return torch.compiler.set_stance("force_eager") if self.execution.compile else contextlib.nullcontext()
+
+    def _counted(self, what, batch, length, path, slots):
+        """(function, its arguments) of one call."""
+        slots = check_counted(what, length, path, slots, self.config)
+        if path:
+            width, compute = input_width(path, self.config), dtype(self.execution.precision.compute)
+            x = torch.zeros((batch, length, width), dtype=compute, device=self.execution.device, requires_grad=True)
+            positions = torch.arange(length, dtype=torch.int32, device=x.device)[None]
+            function = _component_gradients if what == "gradients" else _component
+            return function, self.net.get_submodule(path), x, positions
+        inputs, targets, positions, count = self._batch(batch, length)
+        if what == "forward":
+            return self.net, inputs[0], positions
+        if what in ("gradients", "train"):  # the optimizer multiplies no matrices
+            return loss_and_grads, self.net, inputs, targets, positions, count, None
+        fed = 1 if what == "decode" else length
+        caches = self.new_cache(batch, slots).layers
+        return _extend, self.net, inputs[0, :, :fed], positions[:, :fed], caches
+
+    def _batch(self, batch, length):
+        ids = np.zeros((batch, length), np.int32)
+        inputs, targets, positions, count = door.step_inputs(ids, ids, self.config)
+        return self._put(inputs), self._put(targets), self._put(positions), count
+
+
+def _component(module, x, positions):
+    return door.call(module.forward, x, positions)
+
+
+def _component_gradients(module, x, positions):
+    _component(module, x, positions).sum().backward()  # the counter cannot follow autograd.grad down to leaves
+    for parameter in module.parameters():
+        parameter.grad = None
+
+
+def _extend(net, ids, positions, caches):
+    """As generation does it: the head looks at the last position only."""
+    with torch.inference_mode():
+        hidden_BTE, _ = net.model(ids, positions, caches)
+        net.head(hidden_BTE[:, -1])
