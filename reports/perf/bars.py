@@ -65,14 +65,17 @@ def forest(figure: Any, rows: list[Row], ink: Ink) -> None:
             labels.append((at, row["name"]))
         at += 2
     ends = [value for row in rows for value in (row["low"], row["high"], 1 + row["floor"], 1 / (1 + row["floor"]))]
-    low, high = min(*ends, 0.9) / 1.04, max(*ends, 1.1) * 1.04
+    low, high = min(*ends, 0.9), max(*ends, 1.1)
+    margin = (high / low) ** 0.05
+    low, high = low / margin, high * margin
     axes.set_xlim(low, high)
     axes.minorticks_off()
     ticks = ratio_ticks(low, high)
     axes.set_xticks(ticks, [f"{tick:g} ×" for tick in ticks])
     _frame(axes, labels, heads, 1, ink)
     axes.set_xlabel(
-        "times as fast as the reference, with 95 % interval; the band is the noise floor; hollow: no difference"
+        "times as fast as the reference, with 95 % interval; the band is the noise floor; hollow: no difference",
+        fontsize=LETTER + 1,
     )
 
 
@@ -110,7 +113,7 @@ def memory(figure: Any, rows: list[Row], ink: Ink) -> None:
         at += 2
     axes.margins(x=0.14)
     _frame(axes, labels, heads, 0, ink)
-    axes.set_xlabel(f"{unit} beyond what importing the framework takes (pale, left of zero)")
+    axes.set_xlabel(f"{unit} beyond what importing the framework takes (pale, left of zero)", fontsize=LETTER + 1)
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):,g}")
     _key(axes, [part for part in PARTS if part in shown], ink)
 

@@ -13,6 +13,7 @@ from reports.perf.numbers import FORMS, count
 from reports.perf.series import Row
 
 COLUMNS, PANEL = 2, 2.5  # panels in a row, and inches of height of each
+WIDE = 20  # from here on a range of calls takes logarithmic axes
 
 
 def _by(rows: list[Row], *names: str) -> dict[tuple, list[Row]]:
@@ -23,12 +24,12 @@ def _by(rows: list[Row], *names: str) -> dict[tuple, list[Row]]:
 
 
 def roofline_size(rows: list[Row]) -> tuple[float, float]:
-    return 9, 4.2 + 0.17 * math.ceil(len(_by(rows, "cell")) / 2)
+    return 9, 4.4 + 0.2 * math.ceil(len(_by(rows, "cell")) / 2)
 
 
 def roofline(figure: Any, rows: list[Row], ink: Ink) -> None:
     """Points under the roofs that this machine's measured peaks make; cells are numbered, their names stand below."""
-    axes, below = figure.subplots(2, 1, height_ratios=(4, 0.17 * math.ceil(len(_by(rows, "cell")) / 2)))
+    axes, below = figure.subplots(2, 1, height_ratios=(4, 0.22 * math.ceil(len(_by(rows, "cell")) / 2)))
     axes.set_xscale("log")
     axes.set_yscale("log")
     crests = [row["peak_gemm"] / row["peak_read"] for row in rows]
@@ -61,11 +62,14 @@ def roofline(figure: Any, rows: list[Row], ink: Ink) -> None:
 def _numbers(axes: Any, below: Any, rows: list[Row], ink: Ink) -> None:
     """A number under each column of points, aside where two would meet; their names stand below the plot."""
     cells = sorted(_by(rows, "cell").values(), key=lambda own: own[0]["intensity"])
+    taken = [(math.log10(row["intensity"]), math.log10(row["flops_per_second"])) for row in rows]
     placed: list[tuple[float, float]] = []
     for number, own in enumerate(cells, 1):
         x, y = math.log10(own[0]["intensity"]), math.log10(min(row["flops_per_second"] for row in own)) - 0.13
-        while any(abs(x - a) < 0.09 and abs(y - b) < 0.14 for a, b in placed):
-            x += 0.09
+        while any(abs(x - a) < 0.09 and abs(y - b) < 0.14 for a, b in placed) or any(
+            abs(x - a) < 0.05 and abs(y - b) < 0.08 for a, b in taken
+        ):
+            x += 0.03
         placed.append((x, y))
         axes.text(10**x, 10**y, str(number), color=ink.ink, fontsize=LETTER, ha="center", va="center")
     names = [f"{number}{NARROW}{own[0]['title']}" for number, own in enumerate(cells, 1)]
@@ -87,7 +91,8 @@ def _contenders(axes: Any, rows: list[Row], ink: Ink) -> None:
         Line2D([], [], color=ink.wing(wings[name]), marker=own[0], linestyle="", markersize=5, label=name)
         for name, own in look.items()
     ]
-    axes.legend(handles=marks, loc="lower left", bbox_to_anchor=(0, 1), ncols=min(5, len(marks)), fontsize=LETTER)
+    columns = max(1, min(len(marks), int(7.6 / (0.5 + 0.075 * max(map(len, look))))))
+    axes.legend(handles=marks, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=LETTER)
 
 
 def _panels(figure: Any, groups: dict[tuple, list[Row]]) -> list[tuple[Any, tuple, list[Row]]]:
@@ -114,19 +119,23 @@ def breakeven(figure: Any, rows: list[Row], ink: Ink) -> None:
     """By cell the total time of calling, compilation first: where lines cross, compiling has paid."""
     look = looks([{"name": row[end], "wing": row[f"{end}_wing"]} for end in ("first", "second") for row in rows])
     for axes, _, own in _panels(figure, _by(rows, "cell")):
-        reach = 1.6 * max(row["calls"] for row in own)
-        lines: dict[str, tuple[float, float, str]] = {}
+        calls = [row["calls"] for row in own]
+        wide = max(calls) > WIDE * min(calls)
+        begin, reach = (1 if wide else 0), 1.6 * max(calls) + 1
+        lines = {own[0]["first"]: (0.0, own[0]["first_seconds"], own[0]["first_wing"])}
         for row in own:
-            lines[row["first"]] = (0.0, row["first_seconds"], row["first_wing"])
             step = row["first_seconds"] - row["saved_per_call"]
             lines[row["second"]] = (row["extra_compile"], step, row["second_wing"])
-        ends = []
+        across, ends = (np.geomspace if wide else np.linspace)(begin, reach, 60 if wide else 2), []
         for name, (start, step, wing) in lines.items():
-            end = start + step * reach
-            axes.plot([0, reach], [start, end], color=ink.wing(wing), linestyle=look[name][1], linewidth=1.4)
-            ends.append((end, name, ink.wing(wing)))
-        axes.set_xlim(0, reach)
-        axes.set_ylim(0, 1.02 * max(end for end, _, _ in ends))
+            axes.plot(across, start + step * across, color=ink.wing(wing), linestyle=look[name][1], linewidth=1.4)
+            ends.append((start + step * reach, name, ink.wing(wing)))
+        if wide:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.minorticks_off()
+        axes.set_xlim(begin, reach)
+        axes.set_ylim(0.4 * own[0]["first_seconds"] if wide else 0, 1.05 * max(end for end, _, _ in ends))
         _crossings(axes, own, ink)
         _title(axes, own[0]["title"])
         axes.set_xlabel("calls", fontsize=LETTER)
@@ -138,17 +147,19 @@ def breakeven(figure: Any, rows: list[Row], ink: Ink) -> None:
 
 def _crossings(axes: Any, own: list[Row], ink: Ink) -> None:
     """A drop line from every crossing, with the number of calls at its foot; numbers that would meet stand higher."""
-    reach, top = axes.get_xlim()[1], axes.get_ylim()[1]
-    last, level = -math.inf, 0
+    share = axes.transScale + axes.transLimits
+    last, level, bottom = -math.inf, 0, axes.get_ylim()[0]
     for row in sorted(own, key=lambda row: row["calls"]):
-        at = row["calls"]
-        level = level + 1 if (at - last) / reach < 0.14 else 0
-        last = at
-        axes.vlines([at], 0, row["first_seconds"] * at, color=ink.soft, linewidth=0.8, linestyle=(0, (1, 2)))
-        axes.plot([at], [row["first_seconds"] * at], "o", color=ink.ink, markersize=4)
+        at, height = row["calls"], row["first_seconds"] * row["calls"]
+        place = share.transform((at, height))[0]
+        level = level + 1 if place - last < 0.14 else 0
+        last = place
+        axes.vlines([at], bottom, height, color=ink.soft, linewidth=0.8, linestyle=(0, (1, 2)))
+        axes.plot([at], [height], "o", color=ink.ink, markersize=4)
         axes.text(
-            at + 0.012 * reach, (0.05 + 0.09 * level) * top, count(at), color=ink.ink, fontsize=LETTER, va="center"
-        )
+            place + 0.012, 0.05 + 0.09 * level, count(at), transform=axes.transAxes, color=ink.ink, fontsize=LETTER,
+            va="center",
+        )  # fmt: skip
 
 
 def _title(axes: Any, text: str) -> None:

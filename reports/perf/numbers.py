@@ -87,8 +87,10 @@ def seconds(value: float) -> str:
 
 def factor(value: float) -> str:
     """A ratio: two decimals, and as many more as it takes to tell it from 1."""
-    if value >= 99.5 or value < 0.0995:
-        return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+    if value < 0.0995:
+        return f"{value:.3f}" if value >= 0.0095 else f"{value:.2g}"
+    if value >= 99.5:
+        return count(value)
     if value >= 9.995:
         return f"{value:.1f}"
     return next((text for digits in (2, 3, 4) if float(text := f"{value:.{digits}f}") != 1), "1.00")

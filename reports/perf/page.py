@@ -19,7 +19,8 @@ TOLD = {
     "memory": "Above, what must be held by closed form. Below it, what each contender took beyond the import of its"
     " framework, which stands pale left of zero; on a device, its own peak.",
     "breakeven": "Total time of calling, counted from where the contender that compiles less is ready. A line drops"
-    " where compiling has paid, with the number of calls. Pairs where it never does are in the table only.",
+    " where compiling has paid, with the number of calls. Seen from the reference; all other pairs, and those"
+    " where it never pays, are in the table below.",
     "depth": "Seconds of tracing and compiling before the first result.",
 }
 PHASES = {"import": "Import", "build": "Build", "trace": "Trace", "compile": "Compile", "first": "First call"}
@@ -53,7 +54,7 @@ def render(found: Found, drawn: Mapping[str, str]) -> str:
         machine=_machine(found),
         versions=_versions(cells),
         sheet=_sheet(found),
-        named=_names(cells),
+        break_evens=view.break_evens(found),
     )
 
 
@@ -62,13 +63,6 @@ def _suites(cells: list[view.Cell]) -> dict[str, list[view.Cell]]:
     for cell in cells:
         out.setdefault(cell.cell["suite"], []).append(cell)
     return out
-
-
-def _names(cells: list[view.Cell]) -> Callable[[str, str], str]:
-    """The title of a contender by cell and name, and of a cell by itself."""
-    titles = {(cell.cell["cell"], one.name): one.title for cell in cells for one in cell.contenders}
-    titles |= {(cell.cell["cell"], ""): cell.title for cell in cells}
-    return lambda cell, name="": titles.get((cell, name), name or cell)
 
 
 def _peaks(found: Found) -> list[tuple[str, str, str, str | None, list[tuple[str, str]]]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from reports.perf.numbers import Found
-from reports.perf.view import Cell, Contender, cells
+from reports.perf.view import Cell, Contender, break_evens, cells
 
 Row = dict[str, Any]
 PARTS = ("parameters", "gradients", "optimizer", "activations", "cache")
@@ -74,25 +74,17 @@ def memory(found: Found) -> list[Row]:
 
 
 def breakeven(found: Found) -> list[Row]:
-    """Pairs in which compiling pays after some calls; where it never does there is nothing to draw."""
-    by_name = {cell.cell["cell"]: cell for cell in cells(found)}
+    """Where compiling pays, seen from each cell's reference; where it never does there is nothing to draw."""
     rows = []
-    for entry in found["break_even"]:
-        cell = by_name.get(entry["cell"])
-        ends = [_named(cell, entry[key]) for key in ("first", "second")] if cell else [None]
-        if not entry["calls"] or any(one is None or not one.timed for one in ends):
-            continue
-        first, second = ends
-        rows.append({
-            "cell": entry["cell"], "title": cell.title, "first": first.title, "first_wing": first.wing,
-            "second": second.title, "second_wing": second.wing, "first_seconds": first.one["seconds"]["median"],
-            "extra_compile": entry["extra_compile"], "saved_per_call": entry["saved_per_call"], "calls": entry["calls"],
-        })  # fmt: skip
+    for one in break_evens(found):
+        if one.entry["calls"] and one.settled and one.first.name == getattr(one.cell.reference, "name", None):
+            rows.append({
+                "cell": one.entry["cell"], "title": one.cell.title, "first": one.first.title,
+                "first_wing": one.first.wing, "second": one.second.title, "second_wing": one.second.wing,
+                "first_seconds": one.first.one["seconds"]["median"], "extra_compile": one.entry["extra_compile"],
+                "saved_per_call": one.entry["saved_per_call"], "calls": one.entry["calls"],
+            })  # fmt: skip
     return rows
-
-
-def _named(cell: Cell, name: str) -> Contender | None:
-    return next((one for one in cell.contenders if one.name == name), None)
 
 
 def depth(found: Found) -> list[Row]:

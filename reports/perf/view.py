@@ -148,3 +148,36 @@ def refusals(found: Found) -> Iterator[tuple[Cell, Contender]]:
     """Every contender that has no timing, and its cell."""
     for cell in cells(found):
         yield from ((cell, one) for one in cell.contenders if one.one["refused"] is not None)
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """An entry of the summary's `break_even`: `second` compiles longer than `first`, and may catch up."""
+
+    at: str
+    entry: Found
+    cell: Cell
+    first: Contender
+    second: Contender
+
+    @property
+    def pair(self) -> Pair | None:
+        return self.cell.between(self.first, self.second)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the second was found faster at all: a saving inside the noise pays for nothing."""
+        return self.pair is None or self.pair.state == "faster"
+
+
+def break_evens(found: Found) -> list[BreakEven]:
+    """Every entry whose cell and timed contenders are in the summary."""
+    by_name = {cell.cell["cell"]: cell for cell in cells(found)}
+    out = []
+    for number, entry in enumerate(found["break_even"]):
+        cell = by_name.get(entry["cell"])
+        timed = {one.name: one for one in cell.contenders if one.timed} if cell else {}
+        if entry["first"] in timed and entry["second"] in timed:
+            ends = timed[entry["first"]], timed[entry["second"]]
+            out.append(BreakEven(f"break_even/{number}", entry, cell, *ends))
+    return out

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from reports.perf.numbers import NONE, Found, Number, Sentence
-from reports.perf.view import WINGS, Cell, Contender, Pair, cells
+from reports.perf.view import WINGS, BreakEven, Cell, Contender, Pair, cells
 
 Costs = list[tuple[str, Sentence]]
 
@@ -163,11 +163,13 @@ def peak(one: Contender) -> Number:
     return Number(f"{one.at}/memory/{'device' if memory.get('device') is not None else 'peak'}", "size")
 
 
-def break_even(entry: Found, number: int) -> Sentence:
+def break_even(one: BreakEven) -> Sentence:
     """After how many calls the one that compiles longer has caught up."""
-    if entry["calls"] is None:
+    if not one.settled and one.pair.state != "slower":
+        return verdict(one.pair)
+    if one.entry["calls"] is None or not one.settled:
         return ("never",)
-    return (Number(f"break_even/{number}/calls", "count"), " call" + ("" if entry["calls"] == 1 else "s"))
+    return (Number(f"{one.at}/calls", "count"), " call" + ("" if one.entry["calls"] == 1 else "s"))
 
 
 def footer(found: Found) -> Sentence:

@@ -185,8 +185,19 @@ def test_rows_of_plots_are_the_summarys_numbers(summary):
     for row in series.depth(summary):
         _, one = by_name[row["cell"], row["name"]]
         assert row["seconds"] == one["phases"]["compile"] + (one["phases"]["trace"] or 0)
-    for row, entry in zip(series.breakeven(summary), (e for e in summary["break_even"] if e["calls"]), strict=False):
-        assert (row["calls"], row["extra_compile"]) == (entry["calls"], entry["extra_compile"])
+    entries = {
+        (e["cell"], *(title_of(summary, e, end) for end in ("first", "second"))): e for e in summary["break_even"]
+    }
+    assert series.breakeven(summary)
+    for row in series.breakeven(summary):
+        entry = entries[row["cell"], row["first"], row["second"]]
+        assert all(row[key] == entry[key] for key in ("calls", "extra_compile", "saved_per_call"))
+
+
+def title_of(found, entry, end):
+    """The title of an entry's contender."""
+    cell = next(cell for cell in found["cells"] if cell["cell"] == entry["cell"])
+    return next(one["title"] for one in cell["contenders"] if one["name"] == entry[end])
 
 
 @pytest.mark.parametrize(("name", "forget"), [

@@ -2,10 +2,10 @@
 
 import pytest
 
-from reports.perf import numbers
+from reports.perf import numbers, series
 from reports.perf import wording as say
 from reports.perf.numbers import Number, factor, marked, percent, plain, seconds
-from reports.perf.view import Cell
+from reports.perf.view import Cell, break_evens
 
 FIRST = 0  # the first cell of the summary: forward in float32
 
@@ -109,10 +109,19 @@ def test_the_headline_counts_contests_of_several_wings(summary):
 
 
 def test_break_even(summary):
-    entry = {**summary["break_even"][0], "calls": None}
-    assert plain(summary, say.break_even(entry, 0)) == "never"
-    calls = summary["break_even"][0]["calls"]
-    assert plain(summary, say.break_even(summary["break_even"][0], 0)) == f"{calls} calls"
+    one = next(one for one in break_evens(summary) if one.pair.state == "faster")
+    assert plain(summary, say.break_even(one)) == f"{one.entry['calls']} calls"
+    one.entry["calls"] = None
+    assert plain(summary, say.break_even(one)) == "never"
+
+
+def test_a_saving_inside_the_noise_pays_for_nothing(summary):
+    one = break_evens(summary)[0]
+    pair(summary, one.first.name, one.second.name).update(faster=None, floor=0.02)
+    assert plain(summary, say.break_even(break_evens(summary)[0])) == "no difference seen (floor 2.0 %)"
+    assert one.entry["calls"] not in [row["calls"] for row in series.breakeven(summary)[:1]]
+    training = [one for one in break_evens(summary) if one.cell.cell["suite"] == "train"]
+    assert {plain(summary, say.break_even(one))[:5] for one in training} == {"noisy"}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +130,7 @@ def test_break_even(summary):
         (seconds, 0.0099999, "10.0 ms"), (seconds, 0.99999, "1.00 s"), (seconds, 123.4, "123 s"),
         (seconds, -0.02, "−20.0 ms"), (seconds, 0, "0 s"), (seconds, 3e-9, "3.00 ns"),
         (factor, 1.214, "1.21"), (factor, 1.0041, "1.004"), (factor, 0.99951, "0.9995"), (factor, 1, "1.00"),
-        (factor, 12.34, "12.3"), (factor, 123.4, "123"), (factor, 0.05, "0.05"), (factor, 2345.6, "2,346"),
+        (factor, 12.34, "12.3"), (factor, 123.4, "123"), (factor, 0.05, "0.050"), (factor, 2345.6, "2,346"),
         (percent, 0.02, "2.0 %"), (percent, 0.123, "12 %"), (percent, 0, "0.0 %"),
         (numbers.count, 1234.5, "1,234"), (numbers.count, 33.66, "33.7"), (numbers.count, 1, "1"),
         (numbers.FORMS["flops"], 1.9e11, "190 GFLOP/s"), (numbers.FORMS["bandwidth"], 4.8e12, "4.8 TB/s"),
