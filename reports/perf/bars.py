@@ -137,7 +137,8 @@ def _measured(axes: Any, at: float, sizes: dict[str, float], colour: str, ink: I
     peak = sizes.get("device", sizes.get("peak", 0.0))
     axes.barh(at, -base, height=0.72, color=colour, alpha=0.3)
     axes.barh(at, peak - base, height=0.72, color=colour)
-    text = f"{_told(peak, unit)} on the device" if "device" in sizes else f"{peak - base:,.4g} of {_told(peak, unit)}"
+    beyond = _told(peak - base, unit).removesuffix(f" {unit}")
+    text = f"{_told(peak, unit)} on the device" if "device" in sizes else f"{beyond} of {_told(peak, unit)}"
     axes.text(max(0.0, peak - base), at, NARROW + text, va="center", color=ink.ink, fontsize=LETTER)
 
 

@@ -70,14 +70,14 @@ def write(folder: Path, summary: Found) -> list[Path]:
     _check_free(folder)
     found = json.loads(json.dumps(summary))
     rows = series.series(found)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.resolve().parent))
+    temporary = None
     try:
-        made = [*_write_plots(temporary, found, rows)]
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.resolve().parent))
+        made = _write_plots(temporary, found, rows)
         drawn = {name: plots.inline(name, own) for name, own in rows.items()}
         for name, text in texts(found, drawn, rows).items():
             (temporary / name).write_text(text, encoding="utf-8")
             made.append(name)
-        os.chmod(temporary, 0o755)
         for name in made:  # the page comes last, for it is what people open
             os.replace(temporary / name, folder / name)
         for name in sorted(_possible() - set(made)):
@@ -85,7 +85,8 @@ def write(folder: Path, summary: Found) -> list[Path]:
     except OSError as error:
         raise UserError(f"Cannot write the report to {folder}: {error.strerror or error}.") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
     return [folder / name for name in made]
 
 
@@ -117,9 +118,10 @@ def check(folder: Path) -> list[str]:
     rows = series.series(found)
     drawn = {name: plots.numbers_only(name, own) for name, own in rows.items()}
     wrong = [_compare(folder / name, text) for name, text in texts(found, drawn, rows).items()]
-    wrong += [_drawing(folder / f"{name}.{kind}", kind, own) for name, own in rows.items() for kind in DRAWN]
-    due = {f"{name}.{kind}" for name in rows for kind in (*DRAWN, "csv")}
-    left = [name for name in sorted(_possible() - due) if (folder / name).exists()]
+    due = {name: series.stamp(own, plain(found, say.footer(found))) for name, own in rows.items()}
+    wrong += [_drawing(folder / f"{name}.{kind}", kind, stamp) for name, stamp in due.items() for kind in DRAWN]
+    made = {f"{name}.{kind}" for name in rows for kind in (*DRAWN, "csv")}
+    left = [name for name in sorted(_possible() - made) if (folder / name).exists()]
     wrong += [f"{folder / name} is left from another run: these samples have nothing to draw there." for name in left]
     return [sentence for sentence in wrong if sentence]
 
@@ -138,14 +140,14 @@ def _compare(path: Path, due: str) -> str:
     return f"{path} does not follow from {RAW}: line {line} differs from what the samples give."
 
 
-def _drawing(path: Path, kind: str, rows: list) -> str:
+def _drawing(path: Path, kind: str, due: str) -> str:
     data = _content(path)
     if data is None:
         return f"{path} is missing."
-    numbers = plots.stamped_numbers(kind, data)
-    if numbers is None:
+    stamp = plots.stamp_of(kind, data)
+    if stamp is None:
         return f"{path} is not as it was drawn: it was edited, or made by something else."
-    return "" if numbers == series.stamp(rows) else f"{path} draws other numbers than {RAW} gives."
+    return "" if stamp == due else f"{path} shows other numbers, or another run, than {RAW} does."
 
 
 def _content(path: Path) -> bytes | None:

@@ -1,7 +1,8 @@
 """Every plot by name, drawn from its rows: for the page in the page's colours, and as SVG and PNG files.
 
-A drawing carries two stamps: the sha256 of the rows it draws and of itself. So `parallax report --check` sees both a
-drawing of other numbers and an edited one, while another version of matplotlib may draw the same numbers otherwise.
+A drawing carries two stamps: the sha256 of the rows it draws (in a file, with its footer) and of itself. So
+`parallax report --check` sees both a drawing of other numbers and an edited one, while another version of matplotlib
+may draw the same numbers otherwise.
 """
 
 import hashlib
@@ -86,7 +87,7 @@ def files(name: str, rows: list[Row], footer: str) -> dict[str, bytes]:
         ):
             drawn = io.BytesIO()
             figure.savefig(drawn, format=kind, metadata=metadata)
-            out[kind] = _stamped(kind, drawn.getvalue(), stamp(rows))
+            out[kind] = _stamped(kind, drawn.getvalue(), stamp(rows, footer))
     return out
 
 
@@ -104,8 +105,8 @@ def _stamped(kind: str, data: bytes, numbers: str) -> bytes:
     return data[:end] + chunk + data[end:]
 
 
-def stamped_numbers(kind: str, data: bytes) -> str | None:
-    """The stamp of the numbers that a file draws; None if it has none, or is not what was drawn."""
+def stamp_of(kind: str, data: bytes) -> str | None:
+    """The stamp of what a file shows; None if it has none, or is not what was drawn."""
     mark = MARK.encode()
     if kind == "svg":
         found = re.search(rb"<!-- " + mark + rb" (\w{64}) (\w{64}) -->\n$", data)

@@ -163,6 +163,6 @@ def as_csv(rows: list[Row]) -> str:
     return out.getvalue()
 
 
-def stamp(rows: list[Row]) -> str:
-    """The sha256 of the rows as CSV: what a drawing says it draws."""
-    return hashlib.sha256(as_csv(rows).encode()).hexdigest()
+def stamp(rows: list[Row], footer: str = "") -> str:
+    """The sha256 of the rows as CSV and of the footer: what a drawing says it shows."""
+    return hashlib.sha256((as_csv(rows) + footer).encode()).hexdigest()

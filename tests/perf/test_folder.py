@@ -103,16 +103,23 @@ def test_edited_samples_make_everything_that_shows_them_stale(folder):
     assert "memory" not in told
 
 
+def test_a_plot_of_another_commit_is_stale(folder):
+    lines = job.read(folder)
+    lines[0]["machine"]["commit"]["changed"] = True
+    (folder / job.RAW).write_text(made.text(lines))
+    assert len([told for told in job.check(folder) if "shows other numbers" in told]) == 8
+
+
 def test_a_drawing_of_another_matplotlib_is_not_stale(folder):
     """It draws the same numbers otherwise, and says so of itself."""
-    rows = series.series(job.derive(folder))
+    kept = plots.stamp_of("svg", (folder / "ratio_forest.svg").read_bytes())
     page = folder / "index.html"
     old = re.search(r'<svg data-numbers="\w*" data-drawing="(\w*)"(.*?</svg>\n?)', page.read_text(), re.DOTALL)
     other = old[2].replace("<g", '<g class="other"', 1)
     page.write_text(page.read_text().replace(old[2], other).replace(old[1], plots._sha("<svg" + other)))
     path = folder / "ratio_forest.svg"
     bare = re.sub(rb"<!-- parallax .*?-->\n", b"", path.read_bytes()).replace(b"<g", b'<g class="other"', 1)
-    path.write_bytes(plots._stamped("svg", bare, series.stamp(rows["ratio_forest"])))
+    path.write_bytes(plots._stamped("svg", bare, kept))
     assert job.check(folder) == []
 
 
@@ -235,8 +242,8 @@ def test_every_plot_is_drawn_in_both_colours(whole):
         assert "var(--jax)" in inline
         assert plots.faceless(inline) == plots.numbers_only(name, own)
     files = plots.files("depth", series.depth(whole), "where")
-    assert {kind: plots.stamped_numbers(kind, data) for kind, data in files.items()} == dict.fromkeys(
-        ("svg", "png"), series.stamp(series.depth(whole))
+    assert {kind: plots.stamp_of(kind, data) for kind, data in files.items()} == dict.fromkeys(
+        ("svg", "png"), series.stamp(series.depth(whole), "where")
     )
     assert b"#1d4ed8" in files["svg"]
     assert files["png"].startswith(b"\x89PNG")
