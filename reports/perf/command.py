@@ -1,0 +1,51 @@
+"""`parallax report`"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.commands import options
+
+HERE = Path(__file__).parent
+
+
+def report(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Folders with raw.jsonl (default: all of this checkout's reports/perf).")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 naming what is stale.")] = False,
+) -> None:
+    """The benchmark report from its raw samples: written anew, or checked against them."""
+    from reports.perf import job
+
+    for folder in (chosen := _chosen(folders or [])):
+        if not check:
+            job.write(folder, job.derive(folder))
+            options.show(f"The page: {folder / job.PAGE}    the numbers: {folder / job.SUMMARY}")
+    if not check:
+        return
+    wrong = [sentence for folder in chosen for sentence in job.check(folder)]
+    for sentence in wrong:
+        print(sentence)
+    if wrong:
+        options.show(f"{len(wrong)} stale. `parallax report` writes them anew from the raw samples.")
+        raise typer.Exit(1)
+    options.show(f"All of {', '.join(map(str, chosen))} follows from the raw samples.")
+
+
+def _chosen(folders: list[Path]) -> list[Path]:
+    """The folders asked for, or all results of this checkout; each must have raw samples."""
+    from common.errors import UserError
+    from reports.perf.job import RAW
+
+    if not folders:
+        folders = sorted(path.parent for path in HERE.glob(f"*/{RAW}"))
+        if not folders:
+            raise UserError(f"No folder in {HERE} has {RAW}; measure with `parallax bench`, or name a folder.")
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder; give one that `parallax bench` wrote.")
+        if not (folder / RAW).is_file():
+            raise UserError(f"{folder} has no {RAW}; give a folder that `parallax bench` wrote.")
+    return folders

@@ -1,0 +1,159 @@
+"""From raw samples to the report and back: everything is made beside its place, and can be derived anew."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import files
+from common.config import dumps
+from common.errors import UserError
+from reports.perf import page, plots, series, table
+from reports.perf import wording as say
+from reports.perf.numbers import Found, plain
+
+RAW, SUMMARY, PAGE = "raw.jsonl", "summary.json", "index.html"
+DRAWN = ("svg", "png")
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a folder's raw.jsonl."""
+    path = folder / RAW
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise UserError(f"Cannot read {path}: {reason}; give a folder that `parallax bench` wrote.") from error
+    out = []
+    for number, line in enumerate(lines, 1):
+        try:
+            out.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"Line {number} of {path} is no JSON; measure again, or restore the file.") from error
+        if not isinstance(out[-1], dict) or "kind" not in out[-1]:
+            raise UserError(f"Line {number} of {path} is no object with a kind; measure again, or restore the file.")
+    if not out:
+        raise UserError(f"{path} is empty; measure again, or restore the file.")
+    return out
+
+
+def derive(folder: Path) -> Found:
+    """The summary that follows from a folder's raw samples."""
+    from benchmarks.harness.summary import summarise
+
+    lines = read(folder)
+    try:
+        return json.loads(json.dumps(summarise(lines)))
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{folder / RAW} cannot be summarised ({told}); it was edited, or cut off in its head."
+        ) from error
+
+
+def texts(found: Found, drawn: dict[str, str], rows: dict[str, list]) -> dict[str, str]:
+    """Every file of the report that is text, by name; `drawn` are the page's plots."""
+    return {
+        SUMMARY: dumps(found),
+        "table.md": table.markdown(found),
+        "table.csv": table.csv(found),
+        **{f"{name}.csv": series.as_csv(own) for name, own in rows.items()},
+        PAGE: page.render(found, drawn),
+    }
+
+
+def write(folder: Path, summary: Found) -> list[Path]:
+    """Write the whole report and take away plots of an older one. Nothing there changes before all of it is made."""
+    folder = files.output_folder(folder)
+    _check_free(folder)
+    found = json.loads(json.dumps(summary))
+    rows = series.series(found)
+    temporary = None
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.resolve().parent))
+        made = _write_plots(temporary, found, rows)
+        drawn = {name: plots.inline(name, own) for name, own in rows.items()}
+        for name, text in texts(found, drawn, rows).items():
+            (temporary / name).write_text(text, encoding="utf-8")
+            made.append(name)
+        for name in made:  # the page comes last, for it is what people open
+            os.replace(temporary / name, folder / name)
+        for name in sorted(_possible() - set(made)):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write the report to {folder}: {error.strerror or error}.") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return [folder / name for name in made]
+
+
+def _write_plots(folder: Path, found: Found, rows: dict[str, list]) -> list[str]:
+    made, footer = [], plain(found, say.footer(found))
+    for name, own in rows.items():
+        for kind, data in plots.files(name, own, footer).items():
+            (folder / f"{name}.{kind}").write_bytes(data)
+            made.append(f"{name}.{kind}")
+    return made
+
+
+def _possible() -> set[str]:
+    """Every file that a report may have for its plots."""
+    return {f"{name}.{kind}" for name in plots.PLOTS for kind in (*DRAWN, "csv")}
+
+
+def _check_free(folder: Path) -> None:
+    for name in (SUMMARY, PAGE, "table.md", "table.csv", *sorted(_possible())):
+        if (folder / name).is_dir():
+            raise UserError(f"{folder / name} is a folder; a file is to be written there.")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} cannot be written to; give another folder for the results.")
+
+
+def check(folder: Path) -> list[str]:
+    """Derive everything anew from raw.jsonl, and say in a sentence each which files do not follow from it."""
+    found = derive(folder)
+    rows = series.series(found)
+    drawn = {name: plots.numbers_only(name, own) for name, own in rows.items()}
+    wrong = [_compare(folder / name, text) for name, text in texts(found, drawn, rows).items()]
+    due = {name: series.stamp(own, plain(found, say.footer(found))) for name, own in rows.items()}
+    wrong += [_drawing(folder / f"{name}.{kind}", kind, stamp) for name, stamp in due.items() for kind in DRAWN]
+    made = {f"{name}.{kind}" for name in rows for kind in (*DRAWN, "csv")}
+    left = [name for name in sorted(_possible() - made) if (folder / name).exists()]
+    wrong += [f"{folder / name} is left from another run: these samples have nothing to draw there." for name in left]
+    return [sentence for sentence in wrong if sentence]
+
+
+def _compare(path: Path, due: str) -> str:
+    text = _content(path)
+    if text is None:
+        return f"{path} is missing."
+    stored = text.decode("utf-8", "replace")
+    if path.name == PAGE:
+        stored = plots.faceless(stored)
+    if stored == due:
+        return ""
+    pairs = zip([*stored.splitlines(), ""], [*due.splitlines(), ""], strict=False)
+    line = next((n for n, (one, two) in enumerate(pairs, 1) if one != two), 0)
+    return f"{path} does not follow from {RAW}: line {line} differs from what the samples give."
+
+
+def _drawing(path: Path, kind: str, due: str) -> str:
+    data = _content(path)
+    if data is None:
+        return f"{path} is missing."
+    stamp = plots.stamp_of(kind, data)
+    if stamp is None:
+        return f"{path} is not as it was drawn: it was edited, or made by something else."
+    return "" if stamp == due else f"{path} shows other numbers, or another run, than {RAW} does."
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error

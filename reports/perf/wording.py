@@ -1,0 +1,186 @@
+"""How findings are put into words: sentences of words and addressed numbers, one place for table, page and plots."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from reports.perf.numbers import NONE, Found, Number, Sentence
+from reports.perf.view import WINGS, BreakEven, Cell, Contender, Pair, cells
+
+Costs = list[tuple[str, Sentence]]
+
+
+def listed(words: Iterable[str]) -> str:
+    """ "a, b and c" """
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def wing(name: str) -> str:
+    return WINGS.get(name, name)
+
+
+def precision(one: Found) -> str:
+    """In what a contender stores, computes and sums."""
+    settings = one["settings"]
+    kinds = [settings.get(key) or NONE for key in ("param", "compute", "reduce")]
+    param, compute, reduce = kinds
+    told = [compute]
+    told += [f"{param} weights"] if param != compute else []
+    told += [f"{reduce} sums"] if reduce != compute else []
+    return ", ".join(told + (["TF32"] if settings.get("tf32") else []))
+
+
+def threads(one: Found) -> str:
+    return str(one["settings"].get("threads") or NONE)
+
+
+def attention(one: Found) -> str:
+    """The attention asked for and the kernel that ran."""
+    asked, kernel = one["settings"].get("attention"), one["settings"].get("kernel")
+    return f"{asked}: {kernel}" if asked and kernel and asked != kernel else kernel or asked or NONE
+
+
+def conditions(one: Found) -> list[str]:
+    """Mode, precision, threads and kernel: what every row must say."""
+    number = threads(one)
+    count = f"{number} thread{'' if number == '1' else 's'}"
+    return [one["mode"], precision(one), count, f"attention {attention(one)}"]
+
+
+def floor(pair: Pair) -> Sentence:
+    return ("floor ", Number(f"{pair.at}/floor", "percent"))
+
+
+def ratio(pair: Pair, end: str = "ratio") -> Number:
+    """The ratio of the other to the base, or an end of its interval ("low", "high")."""
+    flipped = {"ratio": "ratio", "low": "high", "high": "low"}[end]
+    return Number(f"{pair.at}/{flipped}", "inverse") if pair.inverse else Number(f"{pair.at}/{end}", "factor")
+
+
+def interval(pair: Pair) -> Sentence:
+    return (ratio(pair, "low"), " to ", ratio(pair, "high"))
+
+
+def verdict(pair: Pair) -> Sentence:
+    """ "JAX scan 1.21 × as fast", "no difference seen (floor 2 %)", "noisy (floor 8 %)", "too few samples"."""
+    if pair.state == "void":
+        return ("not measured",)
+    if pair.state == "few":
+        return ("too few samples",)
+    if pair.state == "noisy":
+        return ("noisy (", *floor(pair), ")")
+    if pair.state == "same":
+        return ("no difference seen (", *floor(pair), ")")
+    seen = pair if pair.state == "faster" else Pair(pair.at, pair.pair, pair.other, pair.base, not pair.inverse)
+    return (f"{seen.other.title} ", ratio(seen), " × as fast")
+
+
+def standing(cell: Cell, one: Contender) -> Sentence:
+    """What a row of a table says about a contender: its verdict, or why there is none."""
+    if one.one["refused"] is not None:
+        return (one.one["refused"],)
+    if not one.timed:
+        return ("not timed",)
+    if cell.reference is not None and one.name == cell.reference.name:
+        return ("reference",)
+    pair = cell.versus(one)
+    told = verdict(pair) if pair is not None else ("not paired with the reference",)
+    return (*told, "; a lower bound, no rival") if one.one["lower_bound"] else told
+
+
+def finding(cell: Cell) -> Sentence:
+    """Who is fastest in a cell, and by how much; or that nobody can say."""
+    leaders = cell.leaders
+    if not leaders:
+        return _silence(cell)
+    best = min(leaders, key=lambda one: one.one["seconds"]["median"])
+    pair = cell.runner_up(best)
+    ahead = pair is not None and pair.state == "faster"
+    told = (*verdict(pair), f" as {pair.base.title} (", *interval(pair), "; ", *floor(pair), ")") if ahead else ()
+    if len(leaders) == 1:
+        return told or (f"no one was found faster than {best.title}",)
+    even: Sentence = (f"no difference seen between {listed(one.title for one in leaders)}",)
+    seen = cell.between(leaders[0], leaders[1])
+    even += (" (", *floor(seen), ")") if seen is not None and seen.usable else ()
+    return (*told, "; ", *even) if told else even
+
+
+def _silence(cell: Cell) -> Sentence:
+    """Why a cell has no finding."""
+    states = {pair.state for pair in cell.pairs}
+    if "noisy" in states:
+        worst = max((pair for pair in cell.pairs if pair.state == "noisy"), key=lambda pair: pair.pair["floor"])
+        by = Number(f"{worst.at}/floor", "percent")
+        return ("noisy: this machine differs from itself by up to ", by, ", so no ratio is shown")
+    if "few" in states:
+        return ("too few samples to tell",)
+    if not any(one.timed for one in cell.contenders):
+        return ("nothing was timed",)
+    return ("nothing was timed against anything else",)
+
+
+def winner(cell: Cell) -> str | None:
+    """The wing that all leaders belong to; None if they are of several, or if there is none."""
+    wings = {one.wing for one in cell.leaders}
+    return wings.pop() if len(wings) == 1 else None
+
+
+def headline(found: Found) -> str:
+    """The one sentence a person should take away."""
+    contests = [cell for cell in cells(found) if cell.mixed]
+    if not contests:
+        return "Nothing was timed in two frameworks."
+    wins = Counter(winner(cell) for cell in contests if winner(cell))
+    parts = [f"{wing(name)} is fastest in {number}" for name, number in wins.most_common()]
+    even = sum(len(cell.leaders) > 1 and winner(cell) is None for cell in contests)
+    parts += [f"no difference between them in {even}"] if even else []
+    silent = sum(not cell.leaders for cell in contests)
+    parts += [f"no answer in {silent}"] if silent else []
+    return f"Of {len(contests)} cell{'' if len(contests) == 1 else 's'}: {', '.join(parts)}."
+
+
+def warnings(found: Found) -> list[str]:
+    """What a reader must know before any number."""
+    out = []
+    if found["partial"] is not None:
+        out.append(f"A partial run ({found['partial']}): what is missing was not measured.")
+    if found["quick"]:
+        out.append("A quick run: few samples, good for a look, not for conclusions.")
+    return out
+
+
+def costs(one: Contender) -> Costs:
+    """MFU, MBU, peak memory and compile seconds of a contender, with their names."""
+    shares = [("MFU", ("mfu_full",)), ("MBU", ("mbu",))] if one.timed else []
+    out: Costs = [(name, (Number(f"{one.at}/{key[0]}", "percent"),)) for name, key in shares]
+    out.append(("peak memory", (peak(one),)))
+    return [*out, ("compile", (Number(f"{one.at}/phases/compile", "seconds"),))]
+
+
+def peak(one: Contender) -> Number:
+    """The peak on the device where it was measured, else of the process."""
+    memory = one.one["memory"] or {}
+    return Number(f"{one.at}/memory/{'device' if memory.get('device') is not None else 'peak'}", "size")
+
+
+def break_even(one: BreakEven) -> Sentence:
+    """After how many calls the one that compiles longer has caught up."""
+    if not one.settled and one.pair.state != "slower":
+        return verdict(one.pair)
+    if one.entry["calls"] is None or not one.settled:
+        return ("never",)
+    return (Number(f"{one.at}/calls", "count"), " call" + ("" if one.entry["calls"] == 1 else "s"))
+
+
+def footer(found: Found) -> Sentence:
+    """Where and when it was measured, and how much this machine differs from itself."""
+    parts: list[str | Number] = [f"{found['device']['name']}, {found['threads']} threads, {found['started'][:10]}"]
+    commit = found["machine"].get("commit")
+    if commit:
+        parts.append(f", commit {commit['id'][:10]}{' with changes' if commit['changed'] else ''}")
+    pairs = sorted((p for cell in cells(found) for p in cell.pairs if p.usable), key=lambda p: p.pair["floor"])
+    if pairs:
+        low, high = (Number(f"{pairs[end].at}/floor", "percent") for end in (0, -1))
+        parts += [", noise floor ", low, " to ", high]
+    parts += [", PARTIAL RUN"] if found["partial"] is not None else []
+    return tuple(parts + ([", quick run"] if found["quick"] else []))

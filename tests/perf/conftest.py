@@ -1,0 +1,48 @@
+"""A summary to look at, and a folder with its report; both made once, and copied where a test changes them."""
+
+import copy
+import shutil
+import sys
+from types import ModuleType
+
+import made
+import pytest
+
+from reports.perf import job
+
+JAX_SCAN = ("forward/gpt2-124m/4x256/bfloat16", "jax scan")
+
+
+@pytest.fixture(scope="session")
+def whole():
+    """Every suite: training is noisy, depth has too few samples, one contender is refused."""
+    return made.summarise(made.lines(few=("depth",), refused=[JAX_SCAN]))
+
+
+@pytest.fixture
+def summary(whole):
+    return copy.deepcopy(whole)
+
+
+@pytest.fixture(autouse=True)
+def summarise(monkeypatch):
+    """The harness' summary, replaced by a plain one that needs nothing but the lines."""
+    module = ModuleType("benchmarks.harness.summary")
+    module.summarise = made.summarise
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory):
+    """A small run's folder with all of its report."""
+    folder = tmp_path_factory.mktemp("perf") / "cpu-some"
+    folder.mkdir()
+    lines = list(made.lines(suites=("forward",), refused=[JAX_SCAN]))
+    (folder / job.RAW).write_text(made.text(lines), encoding="utf-8")
+    job.write(folder, made.summarise(lines))
+    return folder
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "cpu-some")

@@ -1,0 +1,268 @@
+"""The report on disk: what is written, what counts as stale, and that nothing is ever half-written."""
+
+import importlib.util
+import itertools
+import json
+import re
+import sys
+from importlib.metadata import EntryPoint
+
+import made
+import pytest
+
+from common import cli
+from common.errors import UserError
+from reports.perf import command, ink, job, plots, series, table
+
+POINT = EntryPoint("report", "reports.perf.command:report", "parallax.commands")
+TEXTS = {"summary.json", "table.md", "table.csv", "index.html", "raw.jsonl"}
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run `parallax report …`; (exit code, stdout, stderr)."""
+    monkeypatch.setattr(cli, "entry_points", lambda group: [POINT])
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["report", *map(str, arguments)])
+        return stopped.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def sketched(monkeypatch):
+    """Plots that are drawn in no time; their numbers and stamps are real."""
+    for name, plot in plots.PLOTS.items():
+        quick = plot._replace(draw=lambda figure, rows, ink: figure.text(0.5, 0.5, len(rows), color=ink.jax))
+        monkeypatch.setitem(plots.PLOTS, name, quick)
+
+
+def test_everything_is_written_and_fresh(written):
+    names = {
+        f"{name}.{kind}"
+        for name in ("ratio_forest", "roofline", "memory", "breakeven")
+        for kind in ("csv", "svg", "png")
+    }
+    assert set(content(written)) == TEXTS | names
+    assert [path.name for path in written.parent.iterdir()] == [written.name]
+    assert job.check(written) == []
+    found = json.loads((written / "summary.json").read_text())
+    assert found == made.summarise(job.read(written))
+    assert (written / "index.html").read_text().count("<svg data-numbers=") == 4
+
+
+def test_writing_again_gives_the_same_bytes(folder, written):
+    job.write(folder, job.derive(folder))
+    assert content(folder) == content(written)
+
+
+@pytest.mark.parametrize("name", [
+    "index.html", "summary.json", "table.md", "table.csv", "ratio_forest.csv", "ratio_forest.svg", "memory.png",
+])  # fmt: skip
+def test_an_edited_or_missing_file_is_stale(folder, name):
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    (told,) = job.check(folder)
+    assert name in told
+    path.unlink()
+    assert job.check(folder) == [f"{path} is missing."]
+
+
+def test_a_number_changed_on_the_page_is_stale(folder):
+    path = folder / "index.html"
+    text = path.read_text()
+    shown = re.search(r'data-form="factor">([\d.]+)<', text)
+    path.write_text(text[: shown.start(1)] + "9.99" + text[shown.end(1) :])
+    assert [sentence for sentence in job.check(folder) if "index.html does not follow" in sentence]
+
+
+def test_a_drawing_changed_on_the_page_is_stale(folder):
+    path = folder / "index.html"
+    text = path.read_text()
+    at = text.index(">1.21 (") + 1
+    path.write_text(f"{text[:at]}9.99{text[at + 4 :]}")
+    assert len(job.check(folder)) == 1
+
+
+def test_edited_samples_make_everything_that_shows_them_stale(folder):
+    lines = job.read(folder)
+    block = next(line for line in lines if line["kind"] == "block")
+    block["turns"] = [[name, copy, 1.3 * s if name == "jax loop" else s] for name, copy, s in block["turns"]]
+    (folder / job.RAW).write_text(made.text(lines))
+    told = " ".join(job.check(folder))
+    for name in ("summary.json", "index.html", "table.csv", "ratio_forest.csv", "ratio_forest.svg", "ratio_forest.png"):
+        assert name in told
+    assert "memory" not in told
+
+
+def test_a_plot_of_another_commit_is_stale(folder):
+    lines = job.read(folder)
+    lines[0]["machine"]["commit"]["changed"] = True
+    (folder / job.RAW).write_text(made.text(lines))
+    assert len([told for told in job.check(folder) if "shows other numbers" in told]) == 8
+
+
+def test_a_drawing_of_another_matplotlib_is_not_stale(folder):
+    """It draws the same numbers otherwise, and says so of itself."""
+    kept = plots.stamp_of("svg", (folder / "ratio_forest.svg").read_bytes())
+    page = folder / "index.html"
+    old = re.search(r'<svg data-numbers="\w*" data-drawing="(\w*)"(.*?</svg>\n?)', page.read_text(), re.DOTALL)
+    other = old[2].replace("<g", '<g class="other"', 1)
+    page.write_text(page.read_text().replace(old[2], other).replace(old[1], plots._sha("<svg" + other)))
+    path = folder / "ratio_forest.svg"
+    bare = re.sub(rb"<!-- parallax .*?-->\n", b"", path.read_bytes()).replace(b"<g", b'<g class="other"', 1)
+    path.write_bytes(plots._stamped("svg", bare, kept))
+    assert job.check(folder) == []
+
+
+def test_plots_that_have_nothing_to_draw_any_more_go(sketched, folder):
+    lines = [line for line in job.read(folder) if line["kind"] != "memory"]
+    (folder / job.RAW).write_text(made.text(lines))
+    assert f"{folder / 'memory.svg'} is left from another run: these samples have nothing to draw there." in job.check(
+        folder
+    )
+    job.write(folder, job.derive(folder))
+    assert not list(folder.glob("memory.*"))
+    assert job.check(folder) == []
+
+
+@pytest.mark.parametrize("where", ["files", "inline"])
+def test_a_failure_midway_leaves_everything_as_it_was(sketched, folder, monkeypatch, where):
+    before = content(folder)
+    lines = list(made.lines(7, suites=("forward",)))
+    kept, calls = getattr(plots, where), []
+
+    def breaks(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return kept(*arguments)
+
+    monkeypatch.setattr(plots, where, breaks)
+    with pytest.raises(KeyboardInterrupt):
+        job.write(folder, made.summarise(lines))
+    assert content(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_failing_table_leaves_everything_as_it_was(folder, monkeypatch):
+    before = content(folder)
+    monkeypatch.setattr(table, "markdown", lambda found: 1 / 0)
+    monkeypatch.setattr(plots, "files", lambda *_: {})
+    monkeypatch.setattr(plots, "inline", lambda *_: "")
+    with pytest.raises(ZeroDivisionError):
+        job.write(folder, made.summarise(made.lines(7, suites=("forward",))))
+    assert content(folder) == before
+
+
+def test_a_partial_run_is_marked_on_disk(sketched, tmp_path):
+    lines = [*list(made.lines(suites=("forward",)))[:40]]
+    assert not [line for line in lines if line["kind"] == "end"]
+    (tmp_path / job.RAW).write_text(made.text(lines))
+    job.write(tmp_path, job.derive(tmp_path))
+    assert job.check(tmp_path) == []
+    assert "A partial run (interrupted)" in (tmp_path / "index.html").read_text()
+    assert "PARTIAL RUN" in (tmp_path / "table.md").read_text()
+
+
+def test_the_command_writes_and_checks(sketched, call, folder):
+    assert call(folder, "--check")[0] == 0
+    (folder / "table.md").write_text("old")
+    code, out, err = call("--check", folder)
+    assert code == 1
+    assert out == f"{folder / 'table.md'} does not follow from raw.jsonl: line 1 differs from what the samples give.\n"
+    assert "1 stale" in err
+    assert (folder / "table.md").read_text() == "old"
+    code, out, err = call(folder)
+    assert (code, out) == (0, "")
+    assert str(folder / "index.html") in err
+    assert call("--check", folder)[0] == 0
+
+
+def test_without_folders_all_results_of_the_checkout_are_meant(call, folder, monkeypatch):
+    monkeypatch.setattr(command, "HERE", folder.parent)
+    (folder.parent / "no-samples").mkdir()
+    code, _, err = call("--check")
+    assert code == 0
+    assert err == f"All of {folder} follows from the raw samples.\n"
+
+
+@pytest.mark.parametrize(("spoil", "words"), [
+    (lambda raw: raw.unlink(), "has no raw.jsonl"),
+    (lambda raw: raw.write_text(""), "is empty"),
+    (lambda raw: raw.write_text('{"kind": "run"}\n{"ki'), "Line 2 of"),
+    (lambda raw: raw.write_text("[]\n"), "no object with a kind"),
+    (lambda raw: raw.write_bytes(b"\xff\xfe"), "no UTF-8 text"),
+    (lambda raw: raw.write_text('{"kind": "end"}\n'), "cannot be summarised"),
+])  # fmt: skip
+def test_bad_input_gets_one_sentence(call, folder, spoil, words):
+    spoil(folder / job.RAW)
+    before = content(folder)
+    for more in ([], ["--check"]):
+        code, out, err = call(folder, *more)
+        assert (code, out) == (2, "")
+        assert words in err
+        assert len(err.strip().splitlines()) == 1
+    assert content(folder) == before
+
+
+def test_places_that_are_none(call, tmp_path, monkeypatch):
+    assert "is not a folder" in call(tmp_path / "absent")[2]
+    monkeypatch.setattr(command, "HERE", tmp_path)
+    code, _, err = call("--check")
+    assert code == 2
+    assert "has raw.jsonl; measure with" in err
+
+
+def test_a_folder_in_a_files_place_is_refused(folder, tmp_path):
+    (folder / "memory.png").unlink()
+    (folder / "memory.png").mkdir()
+    with pytest.raises(UserError, match=r"memory\.png is a folder"):
+        job.write(folder, job.derive(folder))
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match="is a file; give a folder"):
+        job.write(tmp_path / "taken", job.derive(folder))
+
+
+def test_every_plot_is_drawn_in_both_colours(whole):
+    for name, rows in series.series(whole).items():
+        own = (
+            [row for row in rows if row["cell"] in {row["cell"] for row in rows[:1]}] if name == "memory" else rows[:12]
+        )
+        inline = plots.inline(name, own)
+        assert "#aa00" not in inline
+        assert "var(--jax)" in inline
+        assert plots.faceless(inline) == plots.numbers_only(name, own)
+    files = plots.files("depth", series.depth(whole), "where")
+    assert {kind: plots.stamp_of(kind, data) for kind, data in files.items()} == dict.fromkeys(
+        ("svg", "png"), series.stamp(series.depth(whole), "where")
+    )
+    assert b"#1d4ed8" in files["svg"]
+    assert files["png"].startswith(b"\x89PNG")
+
+
+def test_labels_move_apart_but_keep_their_order():
+    places = ink.apart([0.5, 0.52, 0.1, 0.99, 1.0], 0.1)
+    assert sorted(range(5), key=lambda i: places[i]) == [2, 0, 1, 3, 4]
+    ordered = sorted(places)
+    assert min(b - a for a, b in itertools.pairwise(ordered)) > 0.0999
+    assert max(places) <= 1
+    assert 1 in ink.ratio_ticks(0.9, 1.1)
+    assert ink.ratio_ticks(0.02, 30) == [0.1, 1, 10]
+
+
+def test_the_harness_own_summary_can_be_shown(sketched, monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "benchmarks.harness.summary")
+    if importlib.util.find_spec("benchmarks.harness.summary") is None:
+        pytest.skip("benchmarks/harness/summary.py is not there yet")
+    (tmp_path / job.RAW).write_text(made.text(made.lines()))
+    assert tmp_path / job.PAGE in job.write(tmp_path, job.derive(tmp_path))
+    assert job.check(tmp_path) == []
