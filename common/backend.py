@@ -60,8 +60,10 @@ class Cache(Protocol):
 class Model(Protocol):
     """One model with its weights in one implementation. Positions [B, T] int, -1 marks padding.
 
-    `prepare` gives a function that does a task ("forward", "train") once on the device and waits until it is done:
-    what benchmarks time. The oracle has neither `prepare` nor `matmul_flops`.
+    `prepare` gives a function that does a task once on the device, waits until all of it is done, and returns its
+    outputs there by name: what benchmarks time. Tasks: "forward", "loss", "gradients", "train" on a batch, "prefill" on
+    prompts, "optimizer" with a batch's gradients, "dropout" on an activation [B, T, E], "sample" on logits [B, V].
+    "train" and "optimizer" need `start_training` first. The oracle has neither `prepare` nor `matmul_flops`.
     """
 
     config: ModelConfig
@@ -84,7 +86,13 @@ class Model(Protocol):
     def state_shapes(self) -> dict[str, tuple[int, ...]]: ...
     def optimizer_slots(self) -> dict[str, np.ndarray]: ...
     def matmul_flops(self, what: str, batch: int, length: int) -> int: ...
-    def prepare(self, task: str, inputs: np.ndarray, targets: np.ndarray | None = None) -> Callable[[], None]: ...
+    def prepare(
+        self,
+        task: str,
+        inputs: np.ndarray,
+        targets: np.ndarray | None = None,
+        sampling: SamplingConfig | None = None,
+    ) -> Callable[[], dict[str, Any]]: ...
 
 
 class Backend(Protocol):
