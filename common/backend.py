@@ -60,12 +60,16 @@ class Cache(Protocol):
 class Model(Protocol):
     """One model with its weights in one implementation. Positions [B, T] int, -1 marks padding.
 
-    `prepare` gives a function that does a task ("forward", "train") once on the device and waits until it is done:
-    what benchmarks time. The last four are accounts of one call of a task of `common.accounting.tasks`:
-    `matmul_flops` counts what the framework would multiply (2 FLOPs a multiply-add), `reported_flops` is the compiler's
-    own figure, `saved_bytes` are kept from forward to backward, without parameters, and `planned_bytes` is the
-    compiler's plan of memory; None where a framework has no such number. `path` is a submodule as in `component`;
-    "prefill" and "decode" run on a cache of `slots`. The oracle has neither `prepare` nor accounts.
+    `prepare` gives a function that does a task once on the device, waits until all of it is done, and returns its
+    outputs there by name: what benchmarks time. Tasks: "forward", "loss", "gradients", "train" on a batch, "prefill" on
+    prompts, "optimizer" with a batch's gradients, "dropout" on an activation [B, T, E], "sample" on logits [B, V].
+    "train" and "optimizer" need `start_training` first.
+
+    The last four are accounts of one call of a task of `common.accounting.tasks`: `matmul_flops` counts what the
+    framework would multiply (2 FLOPs a multiply-add), `reported_flops` is the compiler's own figure, `saved_bytes` are
+    kept from forward to backward, without parameters, and `planned_bytes` is the compiler's plan of memory; None where
+    a framework has no such number. `path` is a submodule as in `component`; "prefill" and "decode" run on a cache of
+    `slots`. The oracle has neither `prepare` nor accounts.
     """
 
     config: ModelConfig
@@ -87,7 +91,13 @@ class Model(Protocol):
     def weights(self) -> dict[str, np.ndarray]: ...
     def state_shapes(self) -> dict[str, tuple[int, ...]]: ...
     def optimizer_slots(self) -> dict[str, np.ndarray]: ...
-    def prepare(self, task: str, inputs: np.ndarray, targets: np.ndarray | None = None) -> Callable[[], None]: ...
+    def prepare(
+        self,
+        task: str,
+        inputs: np.ndarray,
+        targets: np.ndarray | None = None,
+        sampling: SamplingConfig | None = None,
+    ) -> Callable[[], dict[str, Any]]: ...
     def matmul_flops(self, what: str, batch: int, length: int, path: str = "", slots: int | None = None) -> int: ...
     def reported_flops(
         self, what: str, batch: int, length: int, path: str = "", slots: int | None = None

@@ -15,6 +15,11 @@ ACTIVATIONS = ("gelu_tanh", "gelu")
 DTYPES = ("float32", "float64", "bfloat16")
 ATTENTION_KERNELS = ("plain", "fused")
 STACKS = ("loop", "scan")
+LOSSES = ("plain", "chunked")
+NORMS = ("plain", "fused")
+OPTIMIZERS = ("plain", "fused")
+DECODES = ("plain", "streamed")
+GENERATORS = ("shared", "native")
 OVERFLOWS = ("error", "crop")
 SCHEDULES = ("constant", "cosine")
 DECAYS = ("matrices", "all")
@@ -180,6 +185,9 @@ PRECISIONS: dict[str, Precision] = {
 }
 
 
+STRATEGIES = {"loss": LOSSES, "norm": NORMS, "optimizer": OPTIMIZERS, "decode": DECODES, "rng": GENERATORS}
+
+
 @dataclass(frozen=True)
 class Execution(_Record):
     """How a model runs: nothing here changes what it computes, only where, how precisely and how fast.
@@ -187,7 +195,10 @@ class Execution(_Record):
     `attention="fused"` asks for the framework's own fused attention; it raises where that cannot compute the
     same function (dropout on the attention weights; float64 in JAX). `compile` None is the framework's own way: PyTorch
     runs eagerly, JAX compiles; True compiles PyTorch's blocks, False runs JAX operation by operation. `layers="scan"`
-    compiles one block for all layers (JAX).
+    compiles one block for all layers (JAX). `loss="chunked"` never holds all logits while training. `norm` and
+    `optimizer` "fused" are PyTorch's own kernels; XLA fuses by itself. `decode="streamed"` reads the weights at the
+    rate of memory when one token is fed. `rng="native"` draws dropout and sampling noise from the framework's own
+    generator: other numbers in every framework. Only this field changes results, and only where numbers are drawn.
     """
 
     dtype: str = "float32"
@@ -196,6 +207,11 @@ class Execution(_Record):
     compile: bool | None = None
     threads: int | None = None
     layers: str = "loop"
+    loss: str = "plain"
+    norm: str = "plain"
+    optimizer: str = "plain"
+    decode: str = "plain"
+    rng: str = "shared"
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
@@ -205,6 +221,9 @@ class Execution(_Record):
         _require(isinstance(self.device, str), self, "device", "a name such as 'cpu' or 'cuda'")
         if self.layers not in STACKS:
             raise unknown("way to run the layers", str(self.layers), STACKS)
+        for name, table in STRATEGIES.items():
+            if getattr(self, name) not in table:
+                raise unknown(f"{name} (of Execution)", str(getattr(self, name)), table)
         if self.compile is not None:
             _flag(self, "compile")
         if self.threads is not None:
@@ -213,6 +232,38 @@ class Execution(_Record):
     @property
     def precision(self) -> Precision:
         return PRECISIONS[self.dtype]
+
+
+_PLAIN = "*"  # every implementation that a mode does not name
+MODES: dict[str, dict[str, dict[str, Any]]] = {  # named executions, by implementation; all compute the same
+    "default": {_PLAIN: {}},
+    "eager": {_PLAIN: {"compile": False}},
+    "compiled": {_PLAIN: {"compile": True}},
+    "scan": {_PLAIN: {"layers": "scan"}},
+    "fused": {_PLAIN: {"attention": "fused"}},
+    # the best of each wing on a CPU; what each entry buys is measured by the ablation (ARCHITECTURE.md, "Fast paths")
+    "fast": {
+        "torch": {
+            "attention": "fused",
+            "loss": "chunked",
+            "norm": "fused",
+            "optimizer": "fused",
+            "decode": "streamed",
+        },
+        "jax": {"loss": "chunked", "decode": "streamed"},
+        _PLAIN: {},
+    },
+}
+
+
+def mode(name: str, backend: str) -> dict[str, Any]:
+    """The fields of Execution that a mode sets for an implementation; "scan+eager" sets those of both, in order."""
+    chosen: dict[str, Any] = {}
+    for part in name.split("+"):
+        if part not in MODES:
+            raise unknown("mode", part, MODES)
+        chosen |= MODES[part].get(backend, MODES[part].get(_PLAIN, {}))
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -265,9 +316,9 @@ class TrainConfig(_Record):
         done = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
         return self.final_rate + (self.learning_rate - self.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
 
-    def adam_scalars(self, step: int) -> tuple[float, float, float]:
-        """(learning rate, 1 - beta1^(step+1), 1 - beta2^(step+1)), in host float64 for both wings."""
-        return self.rate(step), 1 - self.beta1 ** (step + 1), 1 - self.beta2 ** (step + 1)
+    def adam_scalars(self, step: int) -> tuple[float, float, float, int]:
+        """(learning rate, 1 - beta1^t, 1 - beta2^t, t = step + 1), in host float64 for both wings."""
+        return self.rate(step), 1 - self.beta1 ** (step + 1), 1 - self.beta2 ** (step + 1), step + 1
 
 
 @dataclass(frozen=True)

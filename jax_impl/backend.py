@@ -23,6 +23,7 @@ from .layers import ELEMENTWISE
 from .optim import empty_slots
 from .precision import dtype
 from .programs import programs
+from .tasks import TASKS
 
 MATMUL = "highest"  # no TF32
 
@@ -55,7 +56,7 @@ class JaxModel(Accounts):
     def __init__(self, config, weights, execution, device):
         self.config, self.execution, self.device = config, execution, device
         with self.scope():
-            self.programs = programs(config, execution)
+            self.programs, self.served = programs(config, execution), None
             kind = dtype(execution.precision.param)
             self.params = {name: jnp.array(array, kind) for name, array in parameters.each(config, weights)}
 
@@ -127,7 +128,8 @@ class JaxModel(Accounts):
         return door.collect(self._generate(prompts, sampling, block=sampling.max_new_tokens), len(prompts))
 
     def _generate(self, prompts, sampling, block):
-        steps = generate(self.programs, self.params, self.config, self.execution, prompts, sampling, block)
+        own = self.programs, self.params, self._serving, self.config, self.execution
+        steps = generate(*own, prompts, sampling, block)
         while True:
             with self.scope():  # not across the yield: the caller's own work is none of ours
                 step = next(steps, None)
@@ -135,9 +137,15 @@ class JaxModel(Accounts):
                 return
             yield step
 
+    def _serving(self):
+        """The parameters that decode, made anew after every step of training."""
+        self.served = self.served or self.programs.serve(self.params)
+        return self.served
+
     @_scoped
     def start_training(self, train, slots=None, step=0):
         self.train, self.step = train, step
+        self.recipe = _recipe(train)
         kind = dtype(self.execution.precision.param)
         if slots is None:
             self.slots = empty_slots(self.params)
@@ -161,9 +169,10 @@ class JaxModel(Accounts):
             np.array(self.train.adam_scalars(self.step), kind),
             np.uint32(self.train.seed),
             np.uint32(self.step),
-            _recipe(self.train),
+            self.recipe,
         )
         self.step += 1
+        self.served = None
         return loss, norm
 
     def weights(self):
@@ -175,18 +184,15 @@ class JaxModel(Accounts):
     def optimizer_slots(self):
         return {name: _numpy(value) for name, value in self.slots.items()}
 
-    def prepare(self, task, inputs, targets=None):
-        ids = door.check_ids(inputs, self.config)
-        positions = door.positions_of(ids, None, 0, self.config) if ids.ndim == 2 else None
+    def prepare(self, task, inputs, targets=None, sampling=None):
+        with self.scope():
+            run = door.pick("task", task, TASKS)(self, inputs, targets, sampling)
 
-        def forward():
+        def prepared():
             with self.scope():
-                jax.block_until_ready(self.programs.forward(self.params, ids, positions, ()))
+                return jax.block_until_ready(run())
 
-        def train():
-            jax.block_until_ready((self._train_step(inputs, targets), self.params, self.slots))
-
-        return {"forward": forward, "train": train}[task]
+        return prepared
 
     def _scalar(self, number):
         return np.asarray(number, dtype(self.execution.precision.reduce))
@@ -236,6 +242,9 @@ class JaxBackend:
         if execution.threads is not None and execution.threads != self.threads():
             advice = f"set NPROC={execution.threads} in the environment"
             raise UserError(f"JAX takes its {self.threads()} threads when it starts: {advice}.")
+        for name in ("norm", "optimizer"):
+            if getattr(execution, name) != "plain":
+                raise UserError(f"XLA fuses by itself; {name}={getattr(execution, name)!r} is PyTorch's.")
         return JaxModel(config, weights, execution, _device(execution.device, self.devices()))
 
 

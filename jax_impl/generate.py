@@ -10,16 +10,24 @@ import numpy as np
 from common.decoding import Progress, context_window, crop_prompts, padded
 
 from .kv_cache import empty_cache
+from .precision import dtype
 from .sampling import sample
 
 
-def generate(programs, params, config, execution, prompts, sampling, block):
-    """Yield, step by step, one new token per row (None for a row that has ended)."""
+def serve(params, execution):
+    """The parameters that decode: matrices in the type of compute, once."""
+    # [1] matrices in the type in which they are multiplied; vectors are added in that of parameters
+    kind = dtype(execution.precision.compute)
+    return {name: p.astype(kind) if p.ndim > 1 else p for name, p in params.items()}
+
+
+def generate(programs, params, decoder, config, execution, prompts, sampling, block):
+    """Yield, step by step, one new token per row (None for a row that has ended). `decoder()` is `serve(params, …)`."""
     # [1] refuse or crop prompts that outgrow the context
     progress = Progress(crop_prompts(prompts, sampling, config), sampling, config)
     # [2] with the cache while everything fits, then without
     if sampling.cache:
-        yield from generate_cached(programs, params, config, execution, progress, sampling, block)
+        yield from generate_cached(programs, params, decoder, config, execution, progress, sampling, block)
     yield from generate_plain(programs, params, config, execution, progress, sampling)
 
 
@@ -34,7 +42,7 @@ def generate_plain(programs, params, config, execution, progress, sampling):
         yield progress.take(np.asarray(tokens_B))
 
 
-def generate_cached(programs, params, config, execution, progress, sampling, block):
+def generate_cached(programs, params, decoder, config, execution, progress, sampling, block):
     """Prefill the cache with the prompts, then feed one token at a time, while the longest row fits the context."""
     longest, steps, seed = int(progress.lengths.max()), progress.steps_in_context, np.uint32(sampling.seed)
     ids_BT, positions_BT = padded(progress.rows, bucket(longest))
@@ -45,6 +53,7 @@ def generate_cached(programs, params, config, execution, progress, sampling, blo
         part = slice(start, start + chunk)
         logits_BV, caches = programs.prefill(params, caches, ids_BT[:, part], positions_BT[:, part])
     # [2] choose, feed, repeat
+    params = decoder()
     token_B = programs.choose(logits_BV, progress.positions, seed, recipe(sampling))
     yield progress.take(np.asarray(token_B))
     while not progress.finished and progress.steps < steps:
@@ -67,7 +76,7 @@ def generate_cached(programs, params, config, execution, progress, sampling, blo
                 return
 
 
-def decode(model, caches, token_B, positions_B, ended_B, seed, count, size, sampling):
+def decode(model, caches, token_B, positions_B, ended_B, seed, count, size, sampling, address):
     """Feed `token_B` at `positions_B`, choose the next, and so on, `count` times or until every row has ended.
 
     Returns (caches, the newest token [B], the tokens [B, size]; columns from `count` on hold nothing). One program
@@ -82,7 +91,7 @@ def decode(model, caches, token_B, positions_B, ended_B, seed, count, size, samp
         step, caches, token_B, ended_B, tokens_BN = state
         at_B = positions_B + step
         hidden_BTE, caches = model.model(token_B[:, None], at_B[:, None], caches)
-        token_B = sample(model.head(hidden_BTE[:, -1]), at_B + 1, sampling, seed)
+        token_B = sample(model.head(hidden_BTE[:, -1]), at_B + 1, sampling, seed, address)
         if sampling.end_token is not None:
             ended_B = ended_B | (token_B == sampling.end_token)
         return step + 1, caches, token_B, ended_B, tokens_BN.at[:, step].set(token_B)

@@ -12,15 +12,35 @@ from .precision import at_least, dtype
 class Linear(nnx.Module):
     """y = x W^T + b, with W [out, in]."""
 
-    def __init__(self, in_dim, out_dim, bias, precision):
-        self.weight = nnx.Param(jnp.zeros((out_dim, in_dim), dtype(precision.param)))
-        self.bias = nnx.Param(jnp.zeros(out_dim, dtype(precision.param))) if bias else None
-        self.reduce = dtype(precision.reduce)
+    def __init__(self, in_dim, out_dim, bias, execution):
+        kind = dtype(execution.precision.param)
+        self.weight = nnx.Param(jnp.zeros((out_dim, in_dim), kind))
+        self.bias = nnx.Param(jnp.zeros(out_dim, kind)) if bias else None
+        self.product, self.reduce = PRODUCTS[execution.decode], dtype(execution.precision.reduce)
 
     def __call__(self, x):
         # [1] y = x W^T + b
-        y = matmul("...i,oi->...o", x, self.weight[...].astype(x.dtype), self.reduce)
-        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+        bias = None if self.bias is None else self.bias[...]
+        return self.product(x, self.weight[...], bias, self.reduce).astype(x.dtype)
+
+
+def plain_product(x, weight, bias, reduce):
+    """x W^T + b, with W [out, in] in the type of x; handed on in the precision of reductions."""
+    # [1] one matrix product
+    y = matmul("...i,oi->...o", x, weight.astype(x.dtype), reduce)
+    return y if bias is None else y + bias
+
+
+def streamed_product(x, weight, bias, reduce):
+    """The same; a single row in 16 bits gets a second one: for one alone XLA's CPU widens all of W first."""
+    if x.size != x.shape[-1] or x.dtype.itemsize > 2:
+        return plain_product(x, weight, bias, reduce)
+    # [1] one pass over W
+    pair = jnp.concatenate([x.reshape(1, -1), jnp.zeros((1, x.shape[-1]), x.dtype)])
+    return plain_product(pair, weight, bias, reduce)[:1].reshape(*x.shape[:-1], -1)
+
+
+PRODUCTS = {"plain": plain_product, "streamed": streamed_product}
 
 
 class Embedding(nnx.Module):
@@ -53,6 +73,9 @@ class LayerNorm(nnx.Module):
         # [2] divide by the standard deviation, scale and shift
         variance = jnp.square(centred).mean(-1, keepdims=True)
         return (centred * jax.lax.rsqrt(variance + self.eps) * self.weight[...] + self.bias[...]).astype(x.dtype)
+
+
+NORMS = {"plain": LayerNorm}
 
 
 def matmul(dims, a, b, reduce):

@@ -12,8 +12,8 @@ class MLP(nnx.Module):
 
     def __init__(self, config, execution):
         self.activation = ACTIVATIONS[config.activation]
-        self.up_proj = Linear(config.embed_dim, config.ff_dim, True, execution.precision)
-        self.down_proj = Linear(config.ff_dim, config.embed_dim, True, execution.precision)
+        self.up_proj = Linear(config.embed_dim, config.ff_dim, True, execution)
+        self.down_proj = Linear(config.ff_dim, config.embed_dim, True, execution)
 
     def __call__(self, x_BTE, taps=NO_TAPS):
         # [1] widen and bend

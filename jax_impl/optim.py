@@ -13,11 +13,11 @@ def clip_by_global_norm(grads, limit):
 
 
 def adamw(params, grads, slots, scalars, train, decays):
-    """One step. `scalars` = (rate, 1 - beta1^t, 1 - beta2^t); `decays[name]` says whether the decay applies.
+    """One step. `scalars` = (rate, 1 - beta1^t, 1 - beta2^t, t); `decays[name]` says whether the decay applies.
 
     Returns (params, slots). Source: Loshchilov and Hutter 2019, algorithm 2, without the schedule multiplier on decay.
     """
-    rate, correction1, correction2 = scalars
+    rate, correction1, correction2, _ = scalars
     new_params, new_slots = {}, {}
     for name, p in params.items():
         g, m, v = grads[name], slots[f"{name}.exp_avg"], slots[f"{name}.exp_avg_sq"]
@@ -30,6 +30,9 @@ def adamw(params, grads, slots, scalars, train, decays):
         new_params[name] = p - rate / correction1 * m / (jnp.sqrt(v / correction2) + train.adam_eps)
         new_slots[f"{name}.exp_avg"], new_slots[f"{name}.exp_avg_sq"] = m, v
     return new_params, new_slots
+
+
+OPTIMIZERS = {"plain": adamw}
 
 
 def empty_slots(params):

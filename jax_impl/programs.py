@@ -10,11 +10,13 @@ import jax
 from flax import nnx
 
 from common import backend as door
+from common.rng import DROPOUT
 from common.taps import Taps
 
 from . import generate, rng
-from .loss import token_loss
+from .layers import dropout
 from .models import MODELS
+from .optim import adamw, clip_by_global_norm
 from .sampling import sample
 from .train import loss_and_grads, train_step
 
@@ -23,7 +25,7 @@ class Programs:
     """What is compiled for one (config, execution); take it from `programs`, which all models of that kind share."""
 
     def __init__(self, config, execution):
-        self.config = config
+        self.config, self.execution, self.address = config, execution, rng.GENERATORS[execution.rng]
         self.graph, state = nnx.split(nnx.eval_shape(lambda: MODELS[config.family](config, execution)))
         self.shapes = {".".join(map(str, path)): value.get_value().shape for path, value in nnx.to_flat_state(state)}
         self.forward = jax.jit(self._forward, static_argnums=3)
@@ -34,7 +36,10 @@ class Programs:
         self.component = jax.jit(self._component, static_argnums=0)
         self.extend = jax.jit(self._extend, donate_argnums=1)
         self.prefill = jax.jit(self._prefill, donate_argnums=1)
-        self.choose = jax.jit(sample_by_seed, static_argnums=3)
+        self.choose = jax.jit(self._choose, static_argnums=3)
+        self.serve = jax.jit(self._serve)
+        self.optimize = jax.jit(self._optimize, static_argnums=4, donate_argnums=(0, 2))
+        self.dropout = jax.jit(self._dropout, static_argnums=1)
         self.next_token = jax.jit(self._next_token, static_argnums=5)
         self.decode = jax.jit(self._decode, static_argnums=(7, 8), donate_argnums=1)
 
@@ -48,14 +53,15 @@ class Programs:
         return logits, taps.found
 
     def _loss_sum(self, params, ids, targets, positions):
-        return token_loss(self.rebuild(params)(ids, positions)[0], targets)[0]
+        model = self.rebuild(params)
+        return model.loss(model, model.model(ids, positions)[0], targets)[0]
 
     def _gradients(self, params, inputs, targets, positions, count, seed, step, dropout):
-        key = door.step_key(self.config, (seed, step) if dropout else None, rng.address)
+        key = door.step_key(self.config, (seed, step) if dropout else None, self.address)
         return loss_and_grads(self.rebuild, params, inputs, targets, positions, count, key)
 
     def _step(self, params, slots, inputs, targets, positions, count, scalars, seed, step, train):
-        key = door.step_key(self.config, (seed, step), rng.address)
+        key = door.step_key(self.config, (seed, step), self.address)
         decays = door.decays(self.config, train)
         return train_step(self.rebuild, params, slots, inputs, targets, positions, count, scalars, train, decays, key)
 
@@ -86,21 +92,30 @@ class Programs:
     def _next_token(self, params, ids, positions, next_positions, seed, sampling):
         model = self.rebuild(params)
         hidden, _ = model.model(ids, positions)
-        return sample(model.head(hidden[:, -1]), next_positions, sampling, seed)
+        return sample(model.head(hidden[:, -1]), next_positions, sampling, seed, self.address)
+
+    def _choose(self, logits, positions, seed, sampling):
+        return sample(logits, positions, sampling, seed, self.address)
+
+    def _serve(self, params):
+        return generate.serve(params, self.execution)
+
+    def _optimize(self, params, grads, slots, scalars, train):
+        grads, norm = clip_by_global_norm(grads, train.clip_norm)
+        return *adamw(params, grads, slots, scalars, train, door.decays(self.config, train)), norm
+
+    def _dropout(self, x, rate, seed):
+        return dropout(x, rate, self.address(seed, DROPOUT), 0)
 
     def _decode(self, params, caches, token, positions, ended, seed, count, size, sampling):
-        return generate.decode(self.rebuild(params), caches, token, positions, ended, seed, count, size, sampling)
+        model = self.rebuild(params)
+        return generate.decode(model, caches, token, positions, ended, seed, count, size, sampling, self.address)
 
 
 @functools.lru_cache(maxsize=64)
 def programs(config, execution):
     """The programs of a kind of model, made once."""
     return Programs(config, execution)
-
-
-def sample_by_seed(logits, positions, seed, sampling):
-    """`sample` with the static argument last."""
-    return sample(logits, positions, sampling, seed)
 
 
 def nest(flat):

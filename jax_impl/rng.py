@@ -23,6 +23,15 @@ def address(seed, *parts):
     return at
 
 
+def native_address(seed, *parts):
+    """The key at an address, for XLA's own generator."""
+    words = jax.random.key_data(address(seed, *parts))
+    return jax.random.wrap_key_data(jnp.concatenate([words, words]), impl="rbg")
+
+
+GENERATORS = {"shared": address, "native": native_address}
+
+
 def bits(key, shape):
     """Random 32-bit words, uint32."""
     return jax.random.bits(key, shape, jnp.uint32)

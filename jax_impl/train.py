@@ -4,15 +4,15 @@ import jax
 import jax.numpy as jnp
 
 from . import rng
-from .loss import token_loss
 from .optim import adamw, clip_by_global_norm
 
 
 def objective(model, inputs_BT, targets_BT, positions_1T, count, dropout_key):
     """This micro-batch's share of the mean loss: its sum divided by the number of targets of the whole step."""
-    # [1] sum of losses / global count
-    logits_BTV, _ = model(inputs_BT, positions_1T, dropout_key=dropout_key)
-    total, _ = token_loss(logits_BTV, targets_BT)
+    # [1] hidden states
+    hidden_BTE, _ = model.model(inputs_BT, positions_1T, dropout_key=dropout_key)
+    # [2] sum of losses / global count
+    total, _ = model.loss(model, hidden_BTE, targets_BT)
     return total / count
 
 

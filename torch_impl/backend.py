@@ -10,13 +10,13 @@ from common.taps import Taps
 
 from . import pth, rng
 from .accounts import Accounts
-from .generate import generate
+from .generate import generate, serve
 from .kv_cache import empty_cache
 from .layers import ELEMENTWISE
-from .loss import token_loss
 from .models import MODELS
-from .optim import empty_slots
+from .optim import OPTIMIZERS, empty_slots
 from .precision import dtype
+from .tasks import TASKS
 from .train import loss_and_grads, train_step
 
 
@@ -37,7 +37,8 @@ class TorchModel(Accounts):
     def __init__(self, config, weights, execution):
         self.config, self.execution = config, execution
         with torch.device("meta"):
-            self.net = MODELS[config.family](config, execution)
+            self.net = MODELS[config.family](config, execution.with_(decode="plain"))
+        self.served, self.address = None, rng.GENERATORS[execution.rng]
         kind = dtype(execution.precision.param)
         for name, array in parameters.each(config, weights):
             module, _, leaf = name.rpartition(".")
@@ -58,12 +59,12 @@ class TorchModel(Accounts):
     def loss(self, ids, targets):
         ids, targets, positions, count = door.loss_inputs(ids, targets, self.config)
         with torch.inference_mode():
-            logits, _ = self.net(self._put(ids), self._put(positions))
-            return token_loss(logits, self._put(targets))[0].item() / count
+            hidden, _ = self.net.model(self._put(ids), self._put(positions))
+            return self.net.loss(self.net, hidden, self._put(targets))[0].item() / count
 
     def gradients(self, ids, targets, dropout=None):
         inputs, targets, positions, count = door.step_inputs(ids, targets, self.config)
-        key = door.step_key(self.config, dropout, rng.address)
+        key = door.step_key(self.config, dropout, self.address)
         loss, grads = loss_and_grads(self.net, self._put(inputs), self._put(targets), self._put(positions), count, key)
         return door.Gradients(loss.item(), {name: _numpy(g) for name, g in grads.items()})
 
@@ -101,7 +102,12 @@ class TorchModel(Accounts):
         }
 
     def stream(self, prompts, sampling):
-        yield from generate(self.net, self.config, self.execution, prompts, sampling)
+        yield from generate(self.net, self._serving, self.config, self.execution, prompts, sampling)
+
+    def _serving(self):
+        """The model that decodes, made anew after every step of training."""
+        self.served = self.served or serve(self.net, self.config, self.execution)
+        return self.served
 
     def generate(self, prompts, sampling):
         return door.collect(self.stream(prompts, sampling), len(prompts))
@@ -121,7 +127,7 @@ class TorchModel(Accounts):
 
     def _train_step(self, inputs, targets):
         inputs, targets, positions, count = door.step_inputs(inputs, targets, self.config)
-        key = door.step_key(self.config, (self.train.seed, self.step), rng.address)
+        key = door.step_key(self.config, (self.train.seed, self.step), self.address)
         self.slots, loss, norm = train_step(
             self.net,
             self.slots,
@@ -133,8 +139,10 @@ class TorchModel(Accounts):
             self.train,
             self.decays,
             key,
+            OPTIMIZERS[self.execution.optimizer],
         )
         self.step += 1
+        self.served = None
         return loss, norm
 
     def weights(self):
@@ -146,20 +154,15 @@ class TorchModel(Accounts):
     def optimizer_slots(self):
         return {name: _numpy(slot).copy() for name, slot in self.slots.items()}
 
-    def prepare(self, task, inputs, targets=None):
-        ids = door.check_ids(inputs, self.config)
-        positions = door.positions_of(ids, None, 0, self.config) if ids.ndim == 2 else None
+    def prepare(self, task, inputs, targets=None, sampling=None):
+        run = door.pick("task", task, TASKS)(self, inputs, targets, sampling)
 
-        def forward():
-            with torch.inference_mode():
-                self.net(self._put(ids), self._put(positions))
+        def prepared():
+            found = run()
             self._wait()
+            return found
 
-        def train():
-            self._train_step(inputs, targets)
-            self._wait()
-
-        return {"forward": forward, "train": train}[task]
+        return prepared
 
     def _put(self, array):
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.execution.device)

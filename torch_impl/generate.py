@@ -5,16 +5,36 @@ import torch
 from common.decoding import Progress, context_window, crop_prompts, padded
 
 from .kv_cache import empty_cache
+from .models import MODELS
+from .precision import dtype
+from .rng import GENERATORS
 from .sampling import sample
 
 
-def generate(model, config, execution, prompts, sampling):
-    """Yield, step by step, one new token per row (None for a row that has ended)."""
+def serve(model, config, execution):
+    """The model that decodes: its matrices in the type of compute, once; compiled if its products are to stream."""
+    # [1] matrices in the type in which they are multiplied; vectors are added in that of parameters
+    kind = dtype(execution.precision.compute)
+    with torch.device("meta"):
+        served = MODELS[config.family](config, execution)
+    for name, p in model.named_parameters():
+        module, _, leaf = name.rpartition(".")
+        matrix = p.detach().to(kind) if p.ndim > 1 else p.detach()
+        setattr(served.get_submodule(module), leaf, torch.nn.Parameter(matrix, requires_grad=False))
+    if execution.compile or execution.decode == "streamed":
+        for block in served.model.layers:
+            block.compile(dynamic=False)
+        served.head = torch.compile(served.head, dynamic=False)
+    return served
+
+
+def generate(model, decoder, config, execution, prompts, sampling):
+    """Yield, step by step, one new token per row (None for a row that has ended). `decoder()` is `serve(model, …)`."""
     # [1] refuse or crop prompts that outgrow the context
     progress = Progress(crop_prompts(prompts, sampling, config), sampling, config)
     # [2] with the cache while everything fits, then without
     if sampling.cache:
-        yield from generate_cached(model, config, execution, progress, sampling)
+        yield from generate_cached(model, decoder, config, execution, progress, sampling)
     yield from generate_plain(model, config, execution, progress, sampling)
 
 
@@ -28,31 +48,38 @@ def generate_plain(model, config, execution, progress, sampling):
             hidden_BTE, _ = model.model(ids_BT, positions_BT)
             logits_BV = model.head(hidden_BTE[:, -1])
             # [3] choose
-            tokens_B = sample(logits_BV, progress.positions, sampling, sampling.seed)
+            tokens_B = sample(logits_BV, progress.positions, sampling, sampling.seed, GENERATORS[execution.rng])
         yield progress.take(tokens_B.tolist())
 
 
-def generate_cached(model, config, execution, progress, sampling):
+def generate_cached(model, decoder, config, execution, progress, sampling):
     """Prefill the cache with the prompts, then feed one token at a time, while the longest row fits the context."""
     ids_BT, positions_BT = _put(padded(progress.rows), execution)
     steps = progress.steps_in_context
     # [1] prefill, in chunks if asked for
     chunk = sampling.prefill_chunk or ids_BT.shape[1]
     with torch.inference_mode():
-        caches = empty_cache(config, ids_BT.shape[0], ids_BT.shape[1] + steps, execution)
+        caches = empty_cache(config, ids_BT.shape[0], rounded(ids_BT.shape[1] + steps), execution)
         for start in range(0, ids_BT.shape[1], chunk):
             part = slice(start, start + chunk)
             hidden_BTE, caches = model.model(ids_BT[:, part], positions_BT[:, part], caches)
     # [2] choose, feed, repeat
+    address = GENERATORS[execution.rng]
     for step in range(steps):
         with torch.inference_mode():
-            tokens_B = sample(model.head(hidden_BTE[:, -1]), progress.positions, sampling, sampling.seed)
+            tokens_B = sample(model.head(hidden_BTE[:, -1]), progress.positions, sampling, sampling.seed, address)
         yield progress.take(tokens_B.tolist())
         if progress.finished or step == steps - 1:
             return
         ids_B1, positions_B1 = _put((progress.last_tokens[:, None], progress.last_positions[:, None]), execution)
         with torch.inference_mode():
+            model = decoder()
             hidden_BTE, caches = model.model(ids_B1, positions_B1, caches)
+
+
+def rounded(slots):
+    """The next multiple of 64: few shapes, few compilations."""
+    return -(-slots // 64) * 64
 
 
 def _put(arrays, execution):

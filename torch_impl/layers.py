@@ -11,14 +11,35 @@ from .precision import at_least, dtype
 class Linear(nn.Module):
     """y = x W^T + b, with W [out, in]."""
 
-    def __init__(self, in_dim, out_dim, bias, precision):
+    def __init__(self, in_dim, out_dim, bias, execution):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_dim, in_dim, dtype=dtype(precision.param)))
-        self.bias = nn.Parameter(torch.empty(out_dim, dtype=dtype(precision.param))) if bias else None
+        kind = dtype(execution.precision.param)
+        self.weight = nn.Parameter(torch.empty(out_dim, in_dim, dtype=kind))
+        self.bias = nn.Parameter(torch.empty(out_dim, dtype=kind)) if bias else None
+        self.product = PRODUCTS[execution.decode]
 
     def forward(self, x):
         # [1] y = x W^T + b
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return self.product(x, self.weight, self.bias)
+
+
+def plain_product(x, weight, bias):
+    """x W^T + b, with W [out, in] in the type of x."""
+    # [1] one matrix product
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def streamed_product(x, weight, bias):
+    """The same for a single row: a reduction over W, which, compiled, all threads read; `F.linear` uses one thread."""
+    if x.numel() != x.shape[-1]:
+        return plain_product(x, weight, bias)
+    # [1] one pass over W
+    wide = torch.promote_types(x.dtype, torch.float32)
+    y = (weight.to(x.dtype).to(wide) * x.reshape(1, -1).to(wide)).sum(-1)
+    return (y if bias is None else y + bias.to(wide)).to(x.dtype).view(*x.shape[:-1], -1)
+
+
+PRODUCTS = {"plain": plain_product, "streamed": streamed_product}
 
 
 class Embedding(nn.Module):
@@ -53,6 +74,17 @@ class LayerNorm(nn.Module):
         # [2] divide by the standard deviation, scale and shift
         variance = centred.square().mean(-1, keepdim=True)
         return (centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias).to(x.dtype)
+
+
+class FusedLayerNorm(LayerNorm):
+    """The same by PyTorch's own kernel: one pass, and only x, mean and deviation are kept for the backward pass."""
+
+    def forward(self, x):
+        # [1-2] n/a: inside the kernel
+        return F.layer_norm(at_least(x, self.reduce), self.weight.shape, self.weight, self.bias, self.eps).to(x.dtype)
+
+
+NORMS = {"plain": LayerNorm, "fused": FusedLayerNorm}
 
 
 def gelu_tanh(x):

@@ -3,8 +3,14 @@
 import math
 
 import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from common.backend import IGNORED
+
+from .precision import at_least
+
+CHUNK = 256  # positions whose logits exist at once
 
 
 def token_loss(logits_BTV, targets_BT):
@@ -16,6 +22,59 @@ def token_loss(logits_BTV, targets_BT):
     picked_BT = log_probs_BTV.gather(-1, torch.where(counts_BT, targets_BT, 0)[..., None].long())[..., 0]
     # [3] sum over the targets that count
     return torch.where(counts_BT, -picked_BT, 0.0).sum(), counts_BT.sum()
+
+
+def plain_loss(model, hidden_BTE, targets_BT):
+    """`token_loss` of the logits of hidden states, all of them at once."""
+    # [1] logits, then their loss
+    return token_loss(model.head(hidden_BTE), targets_BT)
+
+
+def chunked_loss(model, hidden_BTE, targets_BT):
+    """The same for CHUNK positions at a time: logits [B, T, V] never exist. Gradients are made on the way."""
+    # [1] rows of hidden states and of targets
+    hidden_NE, targets_N = hidden_BTE.flatten(0, 1), targets_BT.flatten()
+    # [2] the sum over all chunks
+    total = _Chunks.apply(hidden_NE, model.head_weight, targets_N, model.reduce, torch.is_grad_enabled())
+    return total, (targets_N != IGNORED).sum()
+
+
+LOSSES = {"plain": plain_loss, "chunked": chunked_loss}
+
+
+class _Chunks(torch.autograd.Function):
+    """Sum of token losses of hidden states [N, E] and head weights [V, E]."""
+
+    @staticmethod
+    def forward(ctx, hidden_NE, weight_VE, targets_N, reduce, differentiate):
+        total, own_VE = 0.0, weight_VE.to(hidden_NE.dtype)
+        grads = (torch.empty_like(hidden_NE), torch.zeros_like(weight_VE)) if differentiate else None
+        for start in range(0, len(targets_N), CHUNK):
+            rows = slice(start, start + CHUNK)
+            hidden_CE, targets_C = hidden_NE[rows], targets_N[rows]
+            counts_C1 = (targets_C != IGNORED)[:, None]
+            at_C1 = torch.where(counts_C1[:, 0], targets_C, 0)[:, None].long()
+            log_probs_CV = torch.log_softmax(at_least(F.linear(hidden_CE, own_VE), reduce), -1)
+            total = total - torch.where(counts_C1, log_probs_CV.gather(-1, at_C1), 0.0).sum()
+            if differentiate:  # softmax minus one at the target, zero where the target does not count
+                errors_CV = log_probs_CV.exp_()
+                errors_CV.scatter_add_(-1, at_C1, torch.full_like(at_C1, -1, dtype=errors_CV.dtype))
+                errors_CV = errors_CV.mul_(counts_C1).to(hidden_NE.dtype)
+                torch.mm(errors_CV, own_VE, out=grads[0][rows])
+                _add_product(grads[1], errors_CV.T, hidden_CE)
+        ctx.grads = grads
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, share):
+        (grad_NE, grad_VE), ctx.grads = ctx.grads, None  # scaled in place: they serve once
+        return grad_NE.mul_(share.to(grad_NE.dtype)), grad_VE.mul_(share.to(grad_VE.dtype)), None, None, None
+
+
+def _add_product(total, a, b):
+    """total += a b, in one pass where the types agree."""
+    return total.addmm_(a, b) if total.dtype == b.dtype else total.add_(a @ b)
 
 
 def perplexity(loss):

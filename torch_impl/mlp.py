@@ -13,8 +13,8 @@ class MLP(nn.Module):
     def __init__(self, config, execution):
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
-        self.up_proj = Linear(config.embed_dim, config.ff_dim, True, execution.precision)
-        self.down_proj = Linear(config.ff_dim, config.embed_dim, True, execution.precision)
+        self.up_proj = Linear(config.embed_dim, config.ff_dim, True, execution)
+        self.down_proj = Linear(config.ff_dim, config.embed_dim, True, execution)
 
     def forward(self, x_BTE, taps=NO_TAPS):
         # [1] widen and bend

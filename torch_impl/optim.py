@@ -16,12 +16,12 @@ def clip_by_global_norm(grads, limit):
 
 
 def adamw(params, grads, slots, scalars, train, decays):
-    """One step. `scalars` = (rate, 1 - beta1^t, 1 - beta2^t); `decays[name]` says whether the decay applies.
+    """One step. `scalars` = (rate, 1 - beta1^t, 1 - beta2^t, t); `decays[name]` says whether the decay applies.
 
     Changes params and slots in place and returns them. Source: Loshchilov and Hutter 2019, algorithm 2, without the
     schedule multiplier on decay.
     """
-    rate, correction1, correction2 = scalars
+    rate, correction1, correction2, _ = scalars
     for name, p in params.items():
         g, m, v = grads[name], slots[f"{name}.exp_avg"], slots[f"{name}.exp_avg_sq"]
         # [1] moving averages of the gradient and of its square
@@ -32,6 +32,36 @@ def adamw(params, grads, slots, scalars, train, decays):
         p.mul_(1 - rate * decay)
         p.addcdiv_(m, (v / correction2).sqrt_().add_(train.adam_eps), value=-rate / correction1)
     return params, slots
+
+
+def fused_adamw(params, grads, slots, scalars, train, decays):
+    """The same step by PyTorch's own kernel, which reads and writes every number once."""
+    rate, _, _, t = scalars
+    for decay in (True, False):
+        names = [name for name in params if decays[name] == decay]
+        chosen = ([group[f"{name}{tail}"] for name in names] for group, tail in _groups(params, grads, slots))
+        step = torch.full((), float(t), dtype=torch.float32, device=next(iter(params.values())).device)
+        # [1] moving averages of the gradient and of its square  [2] decay, then move
+        torch._fused_adamw_(
+            *chosen,
+            [],
+            [step] * len(names),
+            lr=rate,
+            beta1=train.beta1,
+            beta2=train.beta2,
+            weight_decay=train.weight_decay if decay else 0.0,
+            eps=train.adam_eps,
+            amsgrad=False,
+            maximize=False,
+        )
+    return params, slots
+
+
+def _groups(params, grads, slots):
+    return (params, ""), (grads, ""), (slots, ".exp_avg"), (slots, ".exp_avg_sq")
+
+
+OPTIMIZERS = {"plain": adamw, "fused": fused_adamw}
 
 
 def empty_slots(params):

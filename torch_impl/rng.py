@@ -1,16 +1,42 @@
 """The shared random numbers of `common.rng` as tensors. Keys are made on the host; words are drawn on the device."""
 
+import functools
 import math
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from common import rng as host
 from common.rng import PARITY, ROTATIONS, TINY
 
 key, address, split = host.key, host.address, host.split
-fold_in = torch.compiler.disable(host.fold_in)  # traced, its chain of shifts would grow exponentially
 
 CHUNK = 1 << 16  # counters per pass: the two words stay in the cache of one core
+
+
+class Native(NamedTuple):
+    """A key whose numbers are drawn by PyTorch's own generator, seeded with its words."""
+
+    words: np.ndarray
+
+    def generator(self, device):
+        first, second = (int(word) for word in self.words)
+        return torch.Generator(device).manual_seed(first << 31 ^ second)
+
+
+def native_address(seed, *parts):
+    """The key at an address, for PyTorch's own generator."""
+    return Native(address(seed, *parts))
+
+
+GENERATORS = {"shared": address, "native": native_address}
+
+
+@torch.compiler.disable  # traced, its chain of shifts would grow exponentially
+def fold_in(key, data):
+    """A new key of the same kind, a function of `key` and a whole number in [0, 2^32)."""
+    return Native(host.fold_in(key.words, data)) if isinstance(key, Native) else host.fold_in(key, data)
 
 
 @torch.compiler.disable
@@ -24,15 +50,28 @@ def bits(key, shape, device="cpu"):
     return out.view(shape)
 
 
+@functools.singledispatch
 def uniform(key, shape, device="cpu"):
     """float32 in [0, 1)."""
     mantissa = bits(key, shape, device).bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).bitwise_or_(0x3F800000)
     return mantissa.view(torch.float32).sub_(1.0)
 
 
+@uniform.register
+def _(key: Native, shape, device="cpu"):
+    return torch.rand(shape, generator=key.generator(device), device=device)
+
+
+@functools.singledispatch
 def bernoulli(key, probability, shape, device="cpu"):
     """True with that probability (rounded to float32)."""
     return uniform(key, shape, device) < torch.tensor(probability, dtype=torch.float32)
+
+
+@bernoulli.register
+@torch.compiler.disable
+def _(key: Native, probability, shape, device="cpu"):
+    return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(probability, generator=key.generator(device))
 
 
 def gumbel(key, shape, dtype, device="cpu"):

@@ -3,15 +3,15 @@
 import torch
 
 from . import rng
-from .loss import token_loss
 from .optim import adamw, clip_by_global_norm
 
 
 def objective(model, inputs_BT, targets_BT, positions_1T, count, dropout_key):
     """This micro-batch's share of the mean loss: its sum divided by the number of targets of the whole step."""
-    # [1] sum of losses / global count
-    logits_BTV, _ = model(inputs_BT, positions_1T, dropout_key=dropout_key)
-    total, _ = token_loss(logits_BTV, targets_BT)
+    # [1] hidden states
+    hidden_BTE, _ = model.model(inputs_BT, positions_1T, dropout_key=dropout_key)
+    # [2] sum of losses / global count
+    total, _ = model.loss(model, hidden_BTE, targets_BT)
     return total / count
 
 
@@ -31,7 +31,9 @@ def loss_and_grads(model, inputs_ABT, targets_ABT, positions_1T, count, step_key
     return shares, grads
 
 
-def train_step(model, slots, inputs_ABT, targets_ABT, positions_1T, count, scalars, train, decays, step_key):
+def train_step(
+    model, slots, inputs_ABT, targets_ABT, positions_1T, count, scalars, train, decays, step_key, update=adamw
+):
     """One optimizer step, in place. Returns (slots, mean loss, gradient norm before clipping)."""
     # [1] gradients
     loss, grads = loss_and_grads(model, inputs_ABT, targets_ABT, positions_1T, count, step_key)
@@ -39,5 +41,5 @@ def train_step(model, slots, inputs_ABT, targets_ABT, positions_1T, count, scala
         # [2] clip
         grads, norm = clip_by_global_norm(grads, train.clip_norm)
         # [3] move
-        _, slots = adamw(dict(model.named_parameters()), grads, slots, scalars, train, decays)
+        _, slots = update(dict(model.named_parameters()), grads, slots, scalars, train, decays)
     return slots, loss, norm

@@ -5,6 +5,7 @@ import numpy as np
 from common import backend as door
 from common import params as parameters
 from common import rng
+from common.config import STRATEGIES, Execution
 from common.errors import UserError
 from common.taps import Taps
 
@@ -184,6 +185,9 @@ class OracleBackend:
             raise UserError(f"The oracle computes in float64 only, not in {execution.dtype}.")
         if execution.compile or execution.layers != "loop":
             raise UserError("The oracle neither compiles nor scans: it is plain NumPy.")
+        for name in STRATEGIES:
+            if getattr(execution, name) != getattr(Execution(), name):
+                raise UserError(f"The oracle has no fast paths: leave {name}={getattr(execution, name)!r} out.")
         if execution.device != "cpu":
             raise UserError(f"The oracle runs on the cpu only, not on {execution.device!r}.")
         return OracleModel(config, weights, execution)

@@ -18,8 +18,17 @@ class Linear(Module):
 
     def __call__(self, x):
         # [1] y = x W^T + b
-        y = x @ self.weight.T
-        return y if self.bias is None else y + self.bias
+        return plain_product(x, self.weight, self.bias)
+
+
+def plain_product(x, weight, bias):
+    """x W^T + b, with W [out, in]."""
+    # [1] one matrix product
+    y = x @ weight.T
+    return y if bias is None else y + bias
+
+
+PRODUCTS = {"plain": plain_product}
 
 
 class Embedding(Module):
@@ -48,6 +57,9 @@ class LayerNorm(Module):
         # [2] divide by the standard deviation, scale and shift
         variance = (centred * centred).mean(-1, keepdims=True)
         return centred / np.sqrt(variance + self.eps) * self.weight + self.bias
+
+
+NORMS = {"plain": LayerNorm}
 
 
 def gelu_tanh(x):

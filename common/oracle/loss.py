@@ -19,6 +19,15 @@ def token_loss(logits_BTV, targets_BT):
     return np.where(counts_BT, normaliser_BT - picked_BT, 0.0).sum(), counts_BT.sum()
 
 
+def plain_loss(model, hidden_BTE, targets_BT):
+    """`token_loss` of the logits of hidden states, all of them at once."""
+    # [1] logits, then their loss
+    return token_loss(model.head(hidden_BTE), targets_BT)
+
+
+LOSSES = {"plain": plain_loss}
+
+
 def perplexity(loss):
     """exp of a mean loss in nats: the size of an equally uncertain uniform choice."""
     return math.exp(loss)

@@ -25,7 +25,7 @@ def filter_logits(logits_BV, temperature, top_k, top_p):
     return logits_BV
 
 
-def sample(logits_BV, positions_B, sampling, seed):
+def sample(logits_BV, positions_B, sampling, seed, address=rng.address):
     """The next token of every row, [B]. Row b draws its noise at address (seed, SAMPLING, position, b)."""
     # [1] greedy: the largest logit, the lowest id among equals
     if sampling.temperature == 0:
@@ -33,6 +33,6 @@ def sample(logits_BV, positions_B, sampling, seed):
     # [2] keep what may be drawn
     logits_BV = filter_logits(logits_BV, sampling.temperature, sampling.top_k, sampling.top_p)
     # [3] add Gumbel noise and take the largest: a draw from the softmax
-    keys = [rng.address(seed, rng.SAMPLING, int(p), row) for row, p in enumerate(positions_B)]
+    keys = [address(seed, rng.SAMPLING, int(p), row) for row, p in enumerate(positions_B)]
     noise_BV = np.stack([rng.gumbel(key, logits_BV.shape[1:], logits_BV.dtype) for key in keys])
     return (logits_BV + noise_BV).argmax(-1)

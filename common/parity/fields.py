@@ -35,6 +35,11 @@ UNREAD = {
     "Execution.compile": "the same operations, compiled or one by one",
     "Execution.threads": "the same work, shared otherwise",
     "Execution.layers": "the same block for every layer, compiled once",
+    "Execution.loss": "the same loss, some rows at a time",
+    "Execution.norm": "another kernel of the same function",
+    "Execution.optimizer": "another kernel of the same step",
+    "Execution.decode": "the same products, read otherwise",
+    "Execution.rng": "only training and sampling draw",
 }
 SLOW = ("Execution.compile",)  # PyTorch's compiler takes half a minute
 HALF = ("Execution.dtype", "Execution.attention")  # compared in float32, which all fused kernels offer

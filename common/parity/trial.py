@@ -12,24 +12,18 @@ from common import backend as door
 from common import params, vectors
 from common.backend import Backend, Model
 from common.cases import CASES, Case
-from common.config import Execution, ModelConfig
+from common.config import Execution, ModelConfig, mode
 from common.errors import UserError, unknown
 
 TIERS = ("exact", "float64", "float32", "bfloat16")
-MODES: dict[str, dict[str, Any]] = {  # how a wing executes; all of them compute the same
-    "default": {},
-    "eager": {"compile": False},
-    "compiled": {"compile": True},
-    "scan": {"layers": "scan"},
-    "fused": {"attention": "fused"},
-}
 
 
 @dataclass(frozen=True, eq=False)
 class Session:
     """One run of claims: the implementations under test by name, and what they are tried with.
 
-    `quick` leaves out what takes long (it never changes a bound). `modes` names, by implementation, an entry of MODES.
+    `quick` leaves out what takes long (it never changes a bound). `modes` names, by implementation, a mode of
+    `common.config`.
     """
 
     subjects: Mapping[str, Backend]
@@ -44,8 +38,8 @@ class Session:
         return tier in self.tiers
 
     def execution(self, name: str, tier: str) -> Execution:
-        mode = self.modes.get(name, "default")
-        return Execution(dtype=tier, device=self.device, **MODES[mode])
+        chosen = mode(self.modes.get(name, "default"), name)
+        return Execution(dtype=tier, device=self.device, **chosen)
 
 
 @dataclass(frozen=True, eq=False)

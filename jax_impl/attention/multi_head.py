@@ -19,13 +19,13 @@ class MultiHeadAttention(nnx.Module):
     """
 
     def __init__(self, config, execution):
-        embed, precision = config.embed_dim, execution.precision
+        embed = config.embed_dim
         self.num_heads, self.rate = config.num_heads, config.dropout_attn
-        self.kernel, self.reduce = KERNELS[execution.attention], dtype(precision.reduce)
-        self.q_proj = Linear(embed, embed, config.qkv_bias, precision)
-        self.k_proj = Linear(embed, embed, config.qkv_bias, precision)
-        self.v_proj = Linear(embed, embed, config.qkv_bias, precision)
-        self.o_proj = Linear(embed, embed, True, precision)
+        self.kernel, self.reduce = KERNELS[execution.attention], dtype(execution.precision.reduce)
+        self.q_proj = Linear(embed, embed, config.qkv_bias, execution)
+        self.k_proj = Linear(embed, embed, config.qkv_bias, execution)
+        self.v_proj = Linear(embed, embed, config.qkv_bias, execution)
+        self.o_proj = Linear(embed, embed, True, execution)
 
     def __call__(self, x_BTE, positions_BT, cache=None, dropout_key=None, taps=NO_TAPS):
         # [1] q, k, v = x W^T + b, split into heads

@@ -6,7 +6,8 @@ from flax import nnx
 from common.taps import NO_TAPS
 
 from ..attention.multi_head import MultiHeadAttention
-from ..layers import Embedding, LayerNorm, Linear, dropout, layer_key, matmul
+from ..layers import NORMS, PRODUCTS, Embedding, Linear, dropout, layer_key
+from ..loss import LOSSES
 from ..mlp import MLP
 from ..precision import dtype
 from ..stack import STACKS
@@ -17,9 +18,9 @@ class Block(nnx.Module):
 
     def __init__(self, config, execution):
         self.rate = config.dropout_shortcut
-        self.input_layernorm = LayerNorm(config.embed_dim, config.norm_eps, execution.precision)
+        self.input_layernorm = NORMS[execution.norm](config.embed_dim, config.norm_eps, execution.precision)
         self.self_attn = MultiHeadAttention(config, execution)
-        self.post_attention_layernorm = LayerNorm(config.embed_dim, config.norm_eps, execution.precision)
+        self.post_attention_layernorm = NORMS[execution.norm](config.embed_dim, config.norm_eps, execution.precision)
         self.mlp = MLP(config, execution)
 
     def __call__(self, x_BTE, positions_BT, cache=None, dropout_key=None, taps=NO_TAPS):
@@ -42,7 +43,7 @@ class Decoder(nnx.Module):
         self.embed_tokens = Embedding(config.vocab_size, config.embed_dim, execution.precision)
         self.embed_positions = Embedding(config.context_length, config.embed_dim, execution.precision)
         self.layers = nnx.List([Block(config, execution) for _ in range(config.num_layers)])
-        self.norm = LayerNorm(config.embed_dim, config.norm_eps, execution.precision)
+        self.norm = NORMS[execution.norm](config.embed_dim, config.norm_eps, execution.precision)
 
     def __call__(self, ids_BT, positions_BT, caches=None, dropout_key=None, taps=NO_TAPS):
         # [1] token + position embedding; padding (-1) reads position 0, and nobody reads padding
@@ -58,9 +59,9 @@ class GPT(nnx.Module):
     """Decoder and head. ids [B, T], positions [B or 1, T] -> (logits [B, T, V], caches)."""
 
     def __init__(self, config, execution):
-        precision = execution.precision
-        self.model, self.reduce = Decoder(config, execution), dtype(precision.reduce)
-        self.lm_head = None if config.tie_embeddings else Linear(config.embed_dim, config.vocab_size, False, precision)
+        self.model, self.reduce = Decoder(config, execution), dtype(execution.precision.reduce)
+        self.product, self.loss = PRODUCTS[execution.decode], LOSSES[execution.loss]
+        self.lm_head = None if config.tie_embeddings else Linear(config.embed_dim, config.vocab_size, False, execution)
 
     def __call__(self, ids_BT, positions_BT, caches=None, dropout_key=None, taps=NO_TAPS):
         # [1] hidden states
@@ -68,8 +69,13 @@ class GPT(nnx.Module):
         # [2] logits
         return taps("logits", self.head(hidden_BTE)), caches
 
+    @property
+    def head_weight(self):
+        """[V, E]; a tied head is the token embedding."""
+        # [1] the head's own, or the embedding
+        return (self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight)[...]
+
     def head(self, hidden_BTE):
-        """Logits from hidden states; a tied head is the token embedding."""
+        """Logits from hidden states."""
         # [1] hidden W^T, handed on in the precision of reductions
-        weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return matmul("...e,ve->...v", hidden_BTE, weight[...].astype(hidden_BTE.dtype), self.reduce)
+        return self.product(hidden_BTE, self.head_weight, None, self.reduce)

@@ -22,7 +22,7 @@ def parity(
     device: options.Device = "cpu",
     mode: Annotated[
         list[str] | None,
-        typer.Option(help="How one executes, as in jax=scan or torch=compiled (eager, compiled, scan, fused)."),
+        typer.Option(help="How one executes, as in jax=scan, torch=fast or jax=fast+eager: see --mode of train."),
     ] = None,
     threads: Annotated[int, typer.Option(help="Threads for computing; more do not help models this small.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Leave out what takes long; bounds stay as they are.")] = False,

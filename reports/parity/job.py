@@ -9,11 +9,12 @@ from typing import Any
 
 from common import files
 from common.cases import CASES
+from common.config import mode as mode_of
 from common.errors import UserError, unknown
 from common.parity import certificate
 from common.parity.claims import claims as claims_of
 from common.parity.run import Report, run
-from common.parity.trial import MODES, TIERS, Session, Trial, check_choice, subjects
+from common.parity.trial import TIERS, Session, Trial, check_choice, subjects
 from reports.parity import matrix
 
 NUMBERS, MATRIX, PAGE = "certificate.json", "mutants.csv", "index.html"
@@ -118,8 +119,7 @@ def _modes(asked: Settings) -> dict[str, str]:
             raise UserError(f"--mode {text} names no backend; write NAME=MODE, as in jax=scan.")
         if name not in asked.backends:
             raise unknown("backend in --mode", name, asked.backends)
-        if mode not in MODES:
-            raise unknown("mode", mode, MODES)
+        mode_of(mode, name)  # refuses unknown ones
         if name in out:
             raise UserError(f"--mode gives {name} two modes, {out[name]} and {mode}; a run has one of each.")
         out[name] = mode

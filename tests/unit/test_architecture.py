@@ -23,6 +23,8 @@ ONE_SIDED_FILES = {
     "jax_impl/programs.py": "NNX modules are split into description and values, and compiled",
     "torch_impl/pth.py": "the file format is PyTorch's own",
     "torch_impl/transformers_gpt2.py": "another library's model, in PyTorch only, to hold others against",
+    "torch_impl/tasks.py": "the oracle is not timed",
+    "jax_impl/tasks.py": "the oracle is not timed",
     "common/oracle/module.py": "NumPy has no module class",
     "common/oracle/gradient.py": "the oracle differentiates by complex steps, the wings automatically",
     "torch_impl/precision.py": "the oracle has one precision",
@@ -39,6 +41,17 @@ ONE_SIDED_FILES = {
 ONE_SIDED_NAMES = {
     "torch_impl/attention/kernels.py:fused_attention": "the oracle has no fast paths",
     "jax_impl/attention/kernels.py:fused_attention": "the oracle has no fast paths",
+    "torch_impl/loss.py:chunked_loss": "the oracle has no fast paths",
+    "jax_impl/loss.py:chunked_loss": "the oracle has no fast paths",
+    "torch_impl/loss.py:CHUNK": "the oracle has no fast paths",
+    "jax_impl/loss.py:CHUNK": "the oracle has no fast paths",
+    "torch_impl/layers.py:streamed_product": "the oracle has no fast paths",
+    "jax_impl/layers.py:streamed_product": "the oracle has no fast paths",
+    "torch_impl/layers.py:FusedLayerNorm": "XLA fuses the plain one",
+    "torch_impl/optim.py:fused_adamw": "XLA fuses the plain one",
+    "torch_impl/generate.py:serve": "the oracle has one precision",
+    "jax_impl/generate.py:serve": "the oracle has one precision",
+    "torch_impl/generate.py:rounded": "compiled steps need few lengths; JAX's is bucket",
     "common/oracle/attention/kernels.py:softmax": "the frameworks bring their own",
     "jax_impl/layers.py:matmul": "XLA must be told in which precision to sum",
     "jax_impl/stack.py:scan": "PyTorch has no scan, and compiles block by block without one",
@@ -55,6 +68,7 @@ ONE_SIDED_NAMES = {
 }
 FORCED = {  # arguments that one framework needs and another does not
     "self", "execution", "precision", "reduce", "device", "params", "programs", "model", "rebuild", "block", "dtype",
+    "decoder", "update",
 }  # fmt: skip
 
 

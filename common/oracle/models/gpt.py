@@ -5,7 +5,8 @@ import numpy as np
 from common.taps import NO_TAPS
 
 from ..attention.multi_head import MultiHeadAttention
-from ..layers import Embedding, LayerNorm, Linear, dropout, layer_key
+from ..layers import NORMS, PRODUCTS, Embedding, Linear, dropout, layer_key
+from ..loss import LOSSES
 from ..mlp import MLP
 from ..module import Module
 from ..stack import STACKS
@@ -16,9 +17,9 @@ class Block(Module):
 
     def __init__(self, config):
         self.rate = config.dropout_shortcut
-        self.input_layernorm = LayerNorm(config.embed_dim, config.norm_eps)
+        self.input_layernorm = NORMS["plain"](config.embed_dim, config.norm_eps)
         self.self_attn = MultiHeadAttention(config)
-        self.post_attention_layernorm = LayerNorm(config.embed_dim, config.norm_eps)
+        self.post_attention_layernorm = NORMS["plain"](config.embed_dim, config.norm_eps)
         self.mlp = MLP(config)
 
     def __call__(self, x_BTE, positions_BT, cache=None, dropout_key=None, taps=NO_TAPS):
@@ -41,7 +42,7 @@ class Decoder(Module):
         self.embed_tokens = Embedding(config.vocab_size, config.embed_dim)
         self.embed_positions = Embedding(config.context_length, config.embed_dim)
         self.layers = [Block(config) for _ in range(config.num_layers)]
-        self.norm = LayerNorm(config.embed_dim, config.norm_eps)
+        self.norm = NORMS["plain"](config.embed_dim, config.norm_eps)
 
     def __call__(self, ids_BT, positions_BT, caches=None, dropout_key=None, taps=NO_TAPS):
         # [1] token + position embedding; padding (-1) reads position 0, and nobody reads padding
@@ -57,7 +58,7 @@ class GPT(Module):
     """Decoder and head. ids [B, T], positions [B or 1, T] -> (logits [B, T, V], caches)."""
 
     def __init__(self, config):
-        self.model = Decoder(config)
+        self.model, self.product, self.loss = Decoder(config), PRODUCTS["plain"], LOSSES["plain"]
         self.lm_head = None if config.tie_embeddings else Linear(config.embed_dim, config.vocab_size, bias=False)
 
     def __call__(self, ids_BT, positions_BT, caches=None, dropout_key=None, taps=NO_TAPS):
@@ -66,8 +67,13 @@ class GPT(Module):
         # [2] logits
         return taps("logits", self.head(hidden_BTE)), caches
 
+    @property
+    def head_weight(self):
+        """[V, E]; a tied head is the token embedding."""
+        # [1] the head's own, or the embedding
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
     def head(self, hidden_BTE):
-        """Logits from hidden states; a tied head is the token embedding."""
+        """Logits from hidden states."""
         # [1] hidden W^T, handed on in the precision of reductions
-        weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return hidden_BTE @ weight.T
+        return self.product(hidden_BTE, self.head_weight, None)

@@ -1,0 +1,110 @@
+"""What benchmarks time: tasks by name, each made ready once and then run as often as one likes.
+
+A task gives a function without arguments whose outputs are a flat dictionary of arrays on the device.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from common import backend as door
+from common.config import SamplingConfig
+
+from .generate import recipe
+from .kv_cache import empty_cache
+from .precision import dtype
+
+RATE, SEED = 0.1, 0  # of the task "dropout"
+
+
+def forward(model, inputs, targets, sampling):
+    """Logits of ids [B, T]: {"logits"}."""
+    ids, positions = _placed(model, inputs)
+    return lambda: {"logits": model.programs.forward(model.params, ids, positions, ())[0]}
+
+
+def train(model, inputs, targets, sampling):
+    """A whole step, as `train_step` does it: {"loss", "grad_norm"}, when parameters and slots are there too."""
+
+    def run():
+        loss, norm = model._train_step(inputs, targets)
+        for value in (*model.params.values(), *model.slots.values()):
+            value.block_until_ready()
+        return {"loss": loss, "grad_norm": norm}
+
+    return run
+
+
+def gradients(model, inputs, targets, sampling):
+    """Loss and gradients without dropout: {"loss", "grad/<parameter>"}."""
+    *arrays, count = door.step_inputs(inputs, targets, model.config)
+    rest = model._scalar(count), np.uint32(0), np.uint32(0), False
+
+    def run():
+        value, grads = model.programs.gradients(model.params, *arrays, *rest)
+        return {"loss": value, **{f"grad/{name}": g for name, g in grads.items()}}
+
+    return run
+
+
+def loss(model, inputs, targets, sampling):
+    """The mean loss alone, nothing to differentiate: {"loss"}."""
+    ids, targets, positions, count = door.loss_inputs(inputs, targets, model.config)
+    return lambda: {"loss": model.programs.loss_sum(model.params, ids, targets, positions) / count}
+
+
+def prefill(model, inputs, targets, sampling):
+    """Prompts [B, T] into a cache of their size, which is allocated too: {"logits"} of the last position."""
+    ids, positions = _placed(model, inputs)
+
+    def run():
+        caches = empty_cache(model.config, *ids.shape, model.execution)
+        return {"logits": model.programs.prefill(model.params, caches, ids, positions)[0]}
+
+    return run
+
+
+def optimizer(model, inputs, targets, sampling):
+    """Clipping and one AdamW step with the gradients of a batch, always the same ones: {"grad_norm"}."""
+    found = gradients(model, inputs, targets, sampling)()
+    grads = {name: found[f"grad/{name}"] for name in model.params}
+    scalars = np.array(model.train.adam_scalars(0), dtype(model.execution.precision.param))
+
+    def run():
+        model.params, model.slots, norm = model.programs.optimize(
+            model.params, grads, model.slots, scalars, model.recipe
+        )
+        for value in (*model.params.values(), *model.slots.values()):
+            value.block_until_ready()
+        return {"grad_norm": norm}
+
+    return run
+
+
+def drop(model, inputs, targets, sampling):
+    """Dropout at rate 0.1 of an activation [B, T, E]: {"output"}."""
+    x = jnp.asarray(inputs)
+    return lambda: {"output": model.programs.dropout(x, RATE, np.uint32(SEED))}
+
+
+def choose(model, inputs, targets, sampling):
+    """The next tokens from logits [B, V]: {"tokens"}; the settings default to a draw at temperature 1."""
+    logits, sampling = jnp.asarray(inputs), sampling or SamplingConfig(temperature=1.0)
+    positions, seed = np.zeros(len(logits), np.int32), np.uint32(sampling.seed)
+    return lambda: {"tokens": model.programs.choose(logits, positions, seed, recipe(sampling))}
+
+
+TASKS = {
+    "forward": forward,
+    "train": train,
+    "gradients": gradients,
+    "loss": loss,
+    "prefill": prefill,
+    "optimizer": optimizer,
+    "dropout": drop,
+    "sample": choose,
+}
+
+
+def _placed(model, inputs):
+    ids = door.check_ids(inputs, model.config)
+    return ids, door.positions_of(ids, None, 0, model.config)
