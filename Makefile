@@ -11,11 +11,12 @@ PROCESSES ?= -n auto --maxprocesses 4 --dist loadfile
 # Two pips must never write to one environment at the same time, so -j is not followed.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help compare parity test test-full vectors lint format doctor clean clean-venv
+.PHONY: help compare parity bench test test-full vectors lint format doctor clean clean-venv
 
 help:
 	@echo "make compare      train and compare the models in both frameworks: the main job, no download of data"
 	@echo "make parity       prove the two wings equal: the certificate, with the mutation matrix"
+	@echo "make bench        measure speed, memory and compile time of both wings: the report"
 	@echo "make test         run the tests"
 	@echo "make test-full    run the tests with the longer checks"
 	@echo "make vectors      write the oracle's test vectors anew (after a change of common/cases.py)"
@@ -33,6 +34,9 @@ compare: $(VENV)/.base
 
 parity: $(VENV)/.base
 	@$(BIN)/parallax parity $(ARGS)
+
+bench: $(VENV)/.test
+	@$(BIN)/parallax bench $(ARGS)
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest $(PROCESSES) -m "not full" $(ARGS)

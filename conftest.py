@@ -11,6 +11,7 @@ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # models this small on
     os.environ.setdefault(name, "1")
 
 ROOT = Path(__file__).parent
+pytest_plugins = ("reports.perf.plugin",)
 
 
 def _data() -> Path:

@@ -8,7 +8,19 @@ import typer
 
 from common.errors import UserError, unknown
 
-ORDER = ("compare", "parity", "report", "diverge", "train", "generate", "convert", "inspect", "fetch", "doctor")
+ORDER = (
+    "compare",
+    "parity",
+    "bench",
+    "report",
+    "diverge",
+    "train",
+    "generate",
+    "convert",
+    "inspect",
+    "fetch",
+    "doctor",
+)
 USAGE_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 ABOUT = "The same language models in PyTorch and in JAX: train them, run them, compare them."
 

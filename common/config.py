@@ -241,6 +241,10 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {  # named executions, by implemen
     "compiled": {_PLAIN: {"compile": True}},
     "scan": {_PLAIN: {"layers": "scan"}},
     "fused": {_PLAIN: {"attention": "fused"}},
+    "fused norm": {_PLAIN: {"norm": "fused"}},
+    "fused optimizer": {_PLAIN: {"optimizer": "fused"}},
+    "chunked loss": {_PLAIN: {"loss": "chunked"}},
+    "native rng": {_PLAIN: {"rng": "native"}},
     # the best of each wing on a CPU; what each entry buys is measured by the ablation (ARCHITECTURE.md, "Fast paths")
     "fast": {
         "torch": {

@@ -55,7 +55,7 @@ def replacing_folder(target: Path | str) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
-        _take_place(temporary, target)
+        take_place(temporary, target)
         temporary = None
     except OSError as error:
         raise _explain(error, target) from error
@@ -64,7 +64,7 @@ def replacing_folder(target: Path | str) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _take_place(temporary: Path, target: Path) -> None:
+def take_place(temporary: Path, target: Path) -> None:
     """Rename a finished folder to `target`; an older one there goes last, and comes back if the renaming fails."""
     if not target.exists():
         os.rename(temporary, target)

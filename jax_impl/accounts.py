@@ -56,7 +56,7 @@ class Accounts:
             return programs.gradients, self.params, inputs, targets, positions, scalar, zero, zero, False
         if what == "train":
             averages = jax.eval_shape(empty_slots, self.params)
-            rates = np.zeros(3, dtype(self.execution.precision.param))
+            rates = np.zeros(len(TrainConfig().adam_scalars(0)), dtype(self.execution.precision.param))
             step = self.params, averages, inputs, targets, positions, scalar, rates, zero, zero, TrainConfig()
             return programs.step, *step
         caches = jax.eval_shape(lambda: empty_cache(self.config, batch, slots, self.execution))

@@ -1,32 +1,45 @@
-"""A guard for the timed region: if a framework compiles in there, the measurement is void and must not pass."""
+"""Compilation watched: forbidden in the timed region, where it would void the measurement, and timed in first calls."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 
-
-@contextlib.contextmanager
-def _jax() -> Iterator[None]:
-    import jax
-
-    with jax.no_tracing():
-        yield
+TRACING = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration")
+COMPILING = ("/jax/core/compile/backend_compile_duration",)
 
 
 @contextlib.contextmanager
-def _torch() -> Iterator[None]:
-    import sys
-
-    dynamo = sys.modules.get("torch._dynamo")  # loaded as soon as anything has been compiled, and slow to load
-    if dynamo is None:
+def forbidden() -> Iterator[None]:
+    """A context in which every framework of this process raises if it compiles."""
+    with contextlib.ExitStack() as stack:
+        if (jax := sys.modules.get("jax")) is not None:
+            stack.enter_context(jax.no_tracing())
+        # loaded as soon as anything has been compiled by PyTorch, and slow to load
+        if (dynamo := sys.modules.get("torch._dynamo")) is not None:
+            stack.enter_context(dynamo.config.patch(error_on_recompile=True))
         yield
-        return
-    with dynamo.config.patch(error_on_recompile=True):
-        yield
 
 
-GUARDS = {"jax": _jax, "torch": _torch}
+class Watch:
+    """A context that adds up what JAX says of its own tracing and compiling: `trace` and `compile` in seconds, None
+    where no framework told anything (PyTorch does not; its share is the first call less a steady one)."""
 
+    def __init__(self):
+        self.trace: float | None = None
+        self.compile: float | None = None
+        self._on = False
+        if (jax := sys.modules.get("jax")) is not None:
+            jax.monitoring.register_event_duration_secs_listener(self._hear)
 
-def forbidden(name: str) -> contextlib.AbstractContextManager[None]:
-    """A context in which the framework of that backend raises if it compiles; backends without a guard have none."""
-    return GUARDS.get(name, contextlib.nullcontext)()
+    def __enter__(self) -> "Watch":
+        self._on, self.trace, self.compile = True, None, None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._on = False
+
+    def _hear(self, event: str, seconds: float, **_: object) -> None:
+        if self._on and event in TRACING:
+            self.trace = (self.trace or 0.0) + seconds
+        if self._on and event in COMPILING:
+            self.compile = (self.compile or 0.0) + seconds

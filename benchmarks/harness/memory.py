@@ -76,8 +76,9 @@ DEVICE_PEAKS: dict[str, Callable[[bool], int | None]] = {"torch": _torch_device,
 class Peak:
     """A context that measures; afterwards `found` holds {bytes, how, resident_before, device_bytes (or None)}."""
 
-    def __init__(self, name: str):
-        self._device = DEVICE_PEAKS.get(name, lambda begin: None)
+    def __init__(self):
+        loaded = [name for name in DEVICE_PEAKS if name in sys.modules]
+        self._device = DEVICE_PEAKS[loaded[0]] if len(loaded) == 1 else lambda begin: None
         self.found: dict[str, Any] = {}
 
     def __enter__(self) -> Self:

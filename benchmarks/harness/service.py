@@ -18,24 +18,27 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import compilation, memory
+from benchmarks.harness import compilation, contenders, gate, memory, peaks, waiting
 from benchmarks.harness.recipe import Recipe, write_arrays
-from common import backend as door
 from common.config import Execution, SamplingConfig, TrainConfig
 from common.errors import UserError
+
+PLANNED = ("forward", "train")
+LATE, SETTLED = 0.05, 2e-3  # share of a sample, and seconds, that the device may still be busy after it
 
 
 class Service:
     """The calls that a worker answers. Models and timed functions are kept under names that the caller chooses."""
 
     def __init__(self, name: str):
-        self.name, self.models, self.timed = name, {}, {}
+        self.name, self.models, self.timed, self.watch = name, {}, {}, None
 
     def start(self) -> dict[str, Any]:
         """Import the framework: {title, versions, threads, import_seconds, bytes before and after}."""
         before, begun = memory.resident_bytes(), time.perf_counter()
-        self.backend = door.load(self.name)
+        self.backend = contenders.load(self.name)
         seconds = time.perf_counter() - begun
+        self.watch = compilation.Watch()
         return {
             "title": self.backend.title,
             "versions": self.backend.versions(),
@@ -98,13 +101,61 @@ class Service:
         """Get a task ready for the clock: "forward" or "train" on a batch, "decode" of one prompt."""
         model = self.models[handle]
         if task == "decode":
-            self.timed[handle, task] = lambda: model.generate([list(inputs)], sampling)
-        else:
+            prompts = [list(row) for row in np.atleast_2d(np.asarray(inputs))]
+            self.timed[handle, task] = lambda: {"tokens": model.generate(prompts, sampling)}
+        elif hasattr(model, "prepare"):
             self.timed[handle, task] = model.prepare(task, inputs, targets)
+        else:
+            self.timed[handle, task] = judging(model, task, inputs, targets)
 
     def first(self, handle: str, task: str) -> float:
         """Seconds of a task's first call, which is when compilers work."""
-        return _seconds(self.timed[handle, task], 1)
+        return self.begin(handle, task, 1)[0]["first"]
+
+    def begin(self, handle: str, task: str, calls: int) -> tuple[dict[str, float | None], dict[str, Any]]:
+        """The first calls of a task: ({trace, compile, first} in seconds, of the first alone; what they return).
+
+        Tensors are returned as digests ("loss", of the second call "loss 2"), tokens as they are.
+        """
+        with self.watch as watch:
+            begun = time.perf_counter()
+            outputs = self.timed[handle, task]()
+            first = time.perf_counter() - begun
+        shown = {}
+        for number in range(1, calls + 1):
+            outputs = self.timed[handle, task]() if number > 1 else outputs
+            for name, value in (outputs or {}).items():
+                key = name if number == 1 else f"{name} {number}"
+                shown[key] = value if task == "decode" else gate.digest(contenders.numpy(value))
+        return {"trace": watch.trace, "compile": watch.compile, "first": first}, shown
+
+    def regret(self, handle: str, ids: np.ndarray, tokens: Sequence[Sequence[int]]) -> float:
+        """How far below the largest logit the chosen tokens lie at worst, over the RMS of the logits there."""
+        rows = np.concatenate([ids, np.array(tokens, np.int32)], 1)
+        logits = self.models[handle].forward(rows[:, :-1]).logits[:, ids.shape[1] - 1 :]
+        chosen = np.take_along_axis(logits, rows[:, ids.shape[1] :, None], -1)[..., 0]
+        return float(((logits.max(-1) - chosen) / np.sqrt(np.square(logits).mean(-1))).max())
+
+    def resident(self) -> int:
+        """Bytes of this process in memory now."""
+        gc.collect()
+        return memory.resident_bytes()
+
+    def planned(self, handle: str, task: str, inputs: np.ndarray, targets: np.ndarray) -> tuple[int | None, str]:
+        """Bytes that the framework says a task needs, and by which means; None where it has none."""
+        model = self.models[handle]
+        found = (
+            model.planned_bytes(task, *inputs.shape) if task in PLANNED and hasattr(model, "planned_bytes") else None
+        )
+        return (None, "") if found is None else (found["planned"], "XLA: arguments + outputs + temporaries - aliases")
+
+    def settings(self, handle: str) -> dict[str, Any]:
+        """How a model really computes, read back from it where it can be."""
+        return contenders.settings(self.backend, self.models[handle])
+
+    def peaks(self, device: str, quick: bool) -> list[dict[str, Any]]:
+        """The machine's peaks as this framework reaches them."""
+        return peaks.measure(self.name, device, quick)
 
     def warm(self, handle: str, task: str, seconds: float, least: int, most: int) -> float:
         """Call until `seconds` have passed, `least` to `most` times; the median seconds of a call."""
@@ -124,18 +175,37 @@ class Service:
         time.sleep(gap)
         gc.disable()  # a collection in the middle of a sample would be timed as work
         try:
-            with compilation.forbidden(self.name):
+            with compilation.forbidden():
                 _seconds(run, burn_in)
-                return _seconds(run, calls) / calls
+                spent = _seconds(run, calls)
+                late = waiting.rest()
         finally:
             gc.enable()
+        if late > LATE * spent + SETTLED:
+            raise UserError(
+                f"{task} said it was done after {spent:.3g} s and went on for {late:.3g} s: work that is not waited for"
+                " is not timed."
+            )
+        return spent / calls
 
     def peak(self, handle: str, task: str, calls: int) -> dict[str, Any]:
         """Highest memory while a task runs `calls` times; see `memory.Peak`."""
         gc.collect()
-        with memory.Peak(self.name) as peak:
+        with memory.Peak() as peak:
             _seconds(self.timed[handle, task], calls)
         return peak.found
+
+
+def judging(model: Any, task: str, inputs: np.ndarray, targets: np.ndarray | None) -> Callable[[], dict[str, Any]]:
+    """A task of a model that is never timed, the oracle, by what it offers to everybody."""
+    tasks = {
+        "forward": lambda: {"logits": model.forward(inputs).logits},
+        "prefill": lambda: {"logits": model.forward(inputs).logits[:, -1]},
+        "loss": lambda: {"loss": np.float64(model.loss(inputs, targets))},
+    }
+    if task not in tasks:
+        raise UserError(f"The oracle cannot judge {task!r}; it knows {', '.join(tasks)}.")
+    return tasks[task]
 
 
 def _seconds(run: Callable[[], Any], calls: int) -> float:

@@ -42,7 +42,7 @@ class Place:
 class Mutant:
     """A bug in one sentence, and the line of it in every place. `first` names what is likely to notice it: claims and
     cases, as "C4:gpt", "C4" or "gpt". `equivalent` proves that it changes nothing; such a mutant must survive. `mode`
-    names the entry of `trial.MODES` in which the accused runs, for code that no other mode reaches.
+    names the entry of `common.config.MODES` in which the accused runs, for code that no other mode reaches.
     """
 
     id: str
@@ -182,7 +182,7 @@ def _read(entry: Mapping[str, Any], component: str, where: str) -> Mutant:
 
 
 def _mode(mode: str, name: str) -> str:
-    from common.parity.trial import MODES
+    from common.config import MODES
 
     if mode and mode not in MODES:
         raise unknown(f"mode of mutant {name!r}", mode, MODES)

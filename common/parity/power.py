@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common import backend as door
+from common import config
 from common.backend import Backend
 from common.cases import CASES
 from common.config import Execution
@@ -20,7 +21,7 @@ from common.parity import rows as table
 from common.parity.planted import COMMON, ORACLE, Mutant, World
 from common.parity.rows import Exhibit, Row
 from common.parity.suspects import Honest, Setting
-from common.parity.trial import MODES, TIERS, Session, Trial
+from common.parity.trial import TIERS, Session, Trial
 
 NAME = "C6"
 TITLE = "power"
@@ -134,7 +135,9 @@ class Court:
         if not mode:
             return self.modes, TIERS
         if (place, mode) not in self.honest:
-            self.honest[place, mode] = tuple(t for t in TIERS if t == "exact" or _runs(place, t, MODES[mode]))
+            self.honest[place, mode] = tuple(
+                t for t in TIERS if t == "exact" or _runs(place, t, config.mode(mode, place))
+            )
         return {**self.modes, place: mode}, self.honest[place, mode]
 
     def _subjects(self, place: str, world: World) -> dict[str, Backend]:

@@ -63,14 +63,14 @@ def _forest(axes: Any, found: Found) -> None:
     for at, row in enumerate(speed.values()):
         reach = 1 + row["floor"]
         axes.barh(at, reach - 1 / reach, left=1 / reach, height=0.66, color=BAND)
-        low, high = row["interval"]
+        low, high = row["low"], row["high"]
         colour = INK if row["faster"] is None else _colours(found)[row["faster"]]
         axes.plot([low, high], [at, at], color=colour, linewidth=3, solid_capstyle="butt")
         axes.plot([row["ratio"]], [at], "o", color=colour, markersize=6)
     axes.axvline(1, color=INK, linewidth=1)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} ×")
-    limit = max(2.0, *(max(row["interval"][1], 1 / row["interval"][0]) for row in speed.values())) * 1.15
+    limit = max(2.0, *(max(row["high"], 1 / row["low"]) for row in speed.values())) * 1.15
     axes.set_xlim(1 / limit, limit)
     axes.set_yticks(range(len(speed)), [say.TASKS[task] for task in speed], color=INK)
     axes.invert_yaxis()

@@ -1,6 +1,6 @@
 """Time and memory of the tasks: forward, one training step, decoding; first calls apart from the steady state."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.harness import timing
@@ -12,7 +12,7 @@ from reports.compare.plan import Plan
 
 TASKS = ("forward", "train", "decode")
 MEMORY_TASKS = ("train", "decode")
-LEAST = 5  # quartets
+LEAST = 5  # blocks
 STEADY_CALLS = 3
 
 
@@ -44,22 +44,31 @@ def duel(plan: Plan, workers: Mapping[str, Worker], progress: Callable[[float], 
     for worker in workers.values():
         prepare(plan, worker, "trained")
     for number, task in enumerate(TASKS):
-        arms, calls = {}, {}
+        arms, calls, slowest = {}, {}, 0.0
         for wing, worker in workers.items():
             steady = worker.ask("warm", "trained", task, min(1.0, plan.seconds_per_task / 8), 3, 10)
+            slowest = max(slowest, steady)
             calls[wing], burn_in = timing.turns(steady)
             arms[wing] = _turn(worker, task, calls[wing], burn_in)
-        fight = timing.Duel(arms, seed=plan.settings.seed + number)
+        fight = timing.Contest(arms, plan.settings.seed + number, mirrored=slowest < timing.LONG_CALL)
         least = 4 if plan.settings.quick else LEAST
         fight.run(plan.seconds_per_task, least, lambda share, n=number: progress((n + share) / len(TASKS)))
         found[task] = {
             "tokens": tokens(plan, task),
             "calls_per_sample": calls,
-            **timing.summarise(fight.samples, plan.wings),
-            "samples": timing.rows(fight.samples),
+            **timing.compare(fight.blocks, *plan.wings),
+            **_each(fight.blocks, plan.wings),
+            "blocks": len(fight.blocks),
+            "samples": [timing.rows(block) for block in fight.blocks],
         }
         _rates(plan, task, found[task])
     return found
+
+
+def _each(blocks: Sequence[timing.Block], wings: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Seconds, self ratios and carry-over by wing."""
+    found = {wing: timing.of_one(blocks, wing) for wing in wings}
+    return {part: {wing: own[part] for wing, own in found.items()} for part in ("seconds", "self_ratio", "carry_over")}
 
 
 def _turn(worker: Worker, task: str, calls: int, burn_in: int) -> Callable[[], float]:

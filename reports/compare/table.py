@@ -83,9 +83,9 @@ def _speed(found: Found) -> Table:
 
 def _ratio(found: Found, row: Found) -> str:
     """The faster wing with its factor and interval, in three digits."""
-    values = [row["ratio"], *row["interval"]]
+    values = [row["ratio"], row["low"], row["high"]]
     if row["ratio"] < 1:
-        values = [1 / row["ratio"], 1 / row["interval"][1], 1 / row["interval"][0]]
+        values = [1 / value for value in (row["ratio"], row["high"], row["low"])]
     factor, low, high = (f"{value:.3g}" for value in values)
     return f"{say.title(found, row['faster'])} {factor} × ({low}–{high})"
 

@@ -55,7 +55,7 @@ def title(found: Found, wing: str) -> str:
 def times(found: Found, row: Found) -> str:
     """The paired ratio, told for the wing that took less time: "JAX 1.93 × (1.90 to 1.96)"."""
     first, second = found["settings"]["wings"]
-    ratio, (low, high) = row["ratio"], row["interval"]
+    ratio, low, high = row["ratio"], row["low"], row["high"]
     if ratio >= 1:
         return f"{title(found, second)} {ratio:.2f} × ({low:.2f} to {high:.2f})"
     return f"{title(found, first)} {1 / ratio:.2f} × ({1 / high:.2f} to {1 / low:.2f})"

@@ -21,7 +21,7 @@ def report(
 
     for folder in (chosen := _chosen(folders or [])):
         if not check:
-            job.write(folder, job.derive(folder))
+            job.rewrite(folder)
             options.show(f"The page: {folder / job.PAGE}    the numbers: {folder / job.SUMMARY}")
     if not check:
         return

@@ -5,8 +5,8 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
+from benchmarks.harness import record
 from common import files
 from common.config import dumps
 from common.errors import UserError
@@ -14,36 +14,15 @@ from reports.perf import page, plots, series, table
 from reports.perf import wording as say
 from reports.perf.numbers import Found, plain
 
-RAW, SUMMARY, PAGE = "raw.jsonl", "summary.json", "index.html"
+RAW, SUMMARY, PAGE = record.RAW, "summary.json", "index.html"
 DRAWN = ("svg", "png")
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a folder's raw.jsonl."""
-    path = folder / RAW
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise UserError(f"Cannot read {path}: {reason}; give a folder that `parallax bench` wrote.") from error
-    out = []
-    for number, line in enumerate(lines, 1):
-        try:
-            out.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"Line {number} of {path} is no JSON; measure again, or restore the file.") from error
-        if not isinstance(out[-1], dict) or "kind" not in out[-1]:
-            raise UserError(f"Line {number} of {path} is no object with a kind; measure again, or restore the file.")
-    if not out:
-        raise UserError(f"{path} is empty; measure again, or restore the file.")
-    return out
 
 
 def derive(folder: Path) -> Found:
     """The summary that follows from a folder's raw samples."""
     from benchmarks.harness.summary import summarise
 
-    lines = read(folder)
+    lines = record.read(folder / RAW)
     try:
         return json.loads(json.dumps(summarise(lines)))
     except (KeyError, TypeError, IndexError, ValueError) as error:
@@ -51,6 +30,11 @@ def derive(folder: Path) -> Found:
         raise UserError(
             f"{folder / RAW} cannot be summarised ({told}); it was edited, or cut off in its head."
         ) from error
+
+
+def rewrite(folder: Path) -> list[Path]:
+    """Write the report that follows from a folder's raw samples."""
+    return write(folder, derive(folder))
 
 
 def texts(found: Found, drawn: dict[str, str], rows: dict[str, list]) -> dict[str, str]:

@@ -103,15 +103,15 @@ def test_large_models_have_tensors_of_all_parts_checked():
     assert {name.split(".")[-1] for name in picked} == {"embed", "norm", "q", "k", "v", "up", "down", "last"}
 
 
-def test_too_few_quartets_give_no_verdict():
+def test_too_few_blocks_give_no_verdict():
     arms = {"torch": lambda: 0.002, "jax": lambda: 0.001}
-    few, many = timing.Duel(arms, seed=0), timing.Duel(arms, seed=0)
-    for duel, quartets in ((few, 1), (many, 6)):
-        for kind in ("ab", "torch", "jax") * quartets:
-            duel.quartet(kind)
-    assert timing.summarise(few.samples, list(arms))["faster"] is None
-    assert timing.summarise(many.samples, list(arms))["faster"] == "jax"
-    assert timing.summarise(many.samples, list(arms))["ratio"] == pytest.approx(2)
+    few, many = timing.Contest(arms, seed=0), timing.Contest(arms, seed=0)
+    few.block()
+    for _ in range(6):
+        many.block()
+    assert timing.compare(few.blocks, "torch", "jax")["faster"] is None
+    assert timing.compare(many.blocks, "torch", "jax")["faster"] == "jax"
+    assert timing.compare(many.blocks, "torch", "jax")["ratio"] == pytest.approx(2)
 
 
 def test_a_margin_beyond_rounding_is_no_tie():

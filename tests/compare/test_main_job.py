@@ -129,31 +129,35 @@ def test_errors_cross_from_the_worker():
             worker.ask("versions")
 
 
-def drawn(ratio, quartets=40, noise=0.02, seed=0):
-    """Samples of two arms whose times differ by `ratio`, with a drift that both share."""
-    rng, samples, last = np.random.default_rng(seed), [], None
-    for number in range(3 * quartets):
-        kind = ("ab", "torch", "jax")[number % 3]
-        for turn, label in enumerate("ABBA" if rng.random() < 0.5 else "BAAB"):
-            wing = {"A": "torch", "B": "jax"}[label] if kind == "ab" else kind
-            seconds = (ratio if wing == "torch" else 1.0) * np.exp(noise * rng.standard_normal() + 1e-3 * number)
-            samples.append(timing.Sample(kind, number, turn, wing, label, seconds, last))
-            last = wing
-    return samples
+def drawn(ratio, blocks=40, noise=0.02, seed=0):
+    """Blocks of two arms whose times differ by `ratio`, with a drift that both share."""
+    rng, now = np.random.default_rng(seed), [0]
+
+    def arm(factor):
+        def turn():
+            now[0] += 1
+            return factor * np.exp(noise * rng.standard_normal() + 1e-3 * now[0])
+
+        return turn
+
+    contest = timing.Contest({"torch": arm(ratio), "jax": arm(1.0)}, seed)
+    for _ in range(blocks):
+        contest.block()
+    return timing.compare(contest.blocks, "torch", "jax")
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_equal_arms_have_no_winner_and_a_planted_difference_has_one(seed):
-    equal = timing.summarise(drawn(1.0, seed=seed), ("torch", "jax"))
+    equal = drawn(1.0, seed=seed)
     assert equal["faster"] is None
     assert equal["ratio"] == pytest.approx(1, abs=0.03)
-    planted = timing.summarise(drawn(1.3, seed=seed), ("torch", "jax"))
+    planted = drawn(1.3, seed=seed)
     assert planted["faster"] == "jax"
-    assert planted["interval"][0] < 1.3 < planted["interval"][1] * 1.02
-    assert timing.summarise(drawn(1 / 1.3, seed=seed), ("torch", "jax"))["faster"] == "torch"
+    assert planted["low"] < 1.3 < planted["high"] * 1.02
+    assert drawn(1 / 1.3, seed=seed)["faster"] == "torch"
 
 
 def test_a_difference_inside_the_floor_is_none():
-    noisy = timing.summarise(drawn(1.03, quartets=8, noise=0.2), ("torch", "jax"))
+    noisy = drawn(1.03, blocks=8, noise=0.2)
     assert noisy["faster"] is None
     assert noisy["noisy"]

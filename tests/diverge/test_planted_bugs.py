@@ -75,8 +75,8 @@ TORCH = {
     ),
     "linear bias missing": (
         NORM,
-        "F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))",
-        "F.linear(x, self.weight.to(x.dtype))",
+        "F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))",
+        "F.linear(x, weight.to(x.dtype))",
         f"{ATTENTION}q",
         "its bias is missing",
     ),
@@ -207,8 +207,8 @@ def test_a_bug_in_a_copy_of_the_jax_wing(what, port, diverge):
 
 
 def test_an_untied_head_that_is_tied(port, diverge):
-    find = "weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight"
-    wrong = port("torch", GPT, find, "weight = self.model.embed_tokens.weight")
+    find = "self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight"
+    wrong = port("torch", GPT, find, "self.model.embed_tokens.weight")
     report = diverge(wrong, "torch", case="gpt_untied")
     assert report.first.name == "logits"
     assert "the head is tied" in report.diagnosis.hints[0]
@@ -272,8 +272,8 @@ GRADIENTS = {
     ),
     "half of the head's gradient": (
         GPT,
-        "weight.to(hidden_BTE.dtype)), self.reduce)",
-        "weight.detach().to(hidden_BTE.dtype)), self.reduce)",
+        "self.product(hidden_BTE, self.head_weight, None)",
+        "self.product(hidden_BTE, self.head_weight.detach(), None)",
         "model.embed_tokens.weight",
         "back to model.embed_tokens.weight",
     ),

@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint
 import made
 import pytest
 
+from benchmarks.harness import record
 from common import cli
 from common.errors import UserError
 from reports.perf import command, ink, job, plots, series, table
@@ -53,7 +54,7 @@ def test_everything_is_written_and_fresh(written):
     assert [path.name for path in written.parent.iterdir()] == [written.name]
     assert job.check(written) == []
     found = json.loads((written / "summary.json").read_text())
-    assert found == made.summarise(job.read(written))
+    assert found == made.summarise(record.read(written / record.RAW))
     assert (written / "index.html").read_text().count("<svg data-numbers=") == 4
 
 
@@ -93,7 +94,7 @@ def test_a_drawing_changed_on_the_page_is_stale(folder):
 
 
 def test_edited_samples_make_everything_that_shows_them_stale(folder):
-    lines = job.read(folder)
+    lines = record.read(folder / record.RAW)
     block = next(line for line in lines if line["kind"] == "block")
     block["turns"] = [[name, copy, 1.3 * s if name == "jax loop" else s] for name, copy, s in block["turns"]]
     (folder / job.RAW).write_text(made.text(lines))
@@ -104,7 +105,7 @@ def test_edited_samples_make_everything_that_shows_them_stale(folder):
 
 
 def test_a_plot_of_another_commit_is_stale(folder):
-    lines = job.read(folder)
+    lines = record.read(folder / record.RAW)
     lines[0]["machine"]["commit"]["changed"] = True
     (folder / job.RAW).write_text(made.text(lines))
     assert len([told for told in job.check(folder) if "shows other numbers" in told]) == 8
@@ -124,7 +125,7 @@ def test_a_drawing_of_another_matplotlib_is_not_stale(folder):
 
 
 def test_plots_that_have_nothing_to_draw_any_more_go(sketched, folder):
-    lines = [line for line in job.read(folder) if line["kind"] != "memory"]
+    lines = [line for line in record.read(folder / record.RAW) if line["kind"] != "memory"]
     (folder / job.RAW).write_text(made.text(lines))
     assert f"{folder / 'memory.svg'} is left from another run: these samples have nothing to draw there." in job.check(
         folder
@@ -199,7 +200,7 @@ def test_without_folders_all_results_of_the_checkout_are_meant(call, folder, mon
     (lambda raw: raw.unlink(), "has no raw.jsonl"),
     (lambda raw: raw.write_text(""), "is empty"),
     (lambda raw: raw.write_text('{"kind": "run"}\n{"ki'), "Line 2 of"),
-    (lambda raw: raw.write_text("[]\n"), "no object with a kind"),
+    (lambda raw: raw.write_text("[]\n"), "is no line of a record"),
     (lambda raw: raw.write_bytes(b"\xff\xfe"), "no UTF-8 text"),
     (lambda raw: raw.write_text('{"kind": "end"}\n'), "cannot be summarised"),
 ])  # fmt: skip

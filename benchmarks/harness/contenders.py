@@ -1,0 +1,70 @@
+"""Who is timed: a backend or another library's model, and the mode in which it runs."""
+
+import functools
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any
+
+import numpy as np
+
+from common import backend as door
+from common.config import Execution
+from common.errors import UserError, unknown
+
+OUTSIDE = "parallax.contenders"  # entry points of what is timed beside the wings; see benchmarks/outside
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One arm of a contest. `source` is the name of a backend, of an entry point in OUTSIDE, or "module:attribute";
+    `mode` says how it runs and `options` are the fields of `Execution` that make it so. A `lower_bound` does less than
+    the others: what the framework needs for the heart of the task alone.
+    """
+
+    name: str
+    title: str
+    source: str
+    wing: str
+    mode: str = "default"
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    lower_bound: bool = False
+
+    def execution(self, dtype: str, device: str, threads: int) -> Execution:
+        return Execution(dtype=dtype, device=device, threads=threads, **self.options)
+
+
+@functools.cache
+def load(name: str) -> Any:
+    """The backend of that name, ours or an outside one, or "module:attribute"; imports its framework now."""
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    for point in entry_points(group=OUTSIDE):
+        if point.name == name:
+            try:
+                return point.load()
+            except ImportError as error:
+                raise UserError(f"{name} cannot be timed: {error}.") from error
+    if name not in door.names():
+        raise unknown("backend", name, (*door.names(), *(point.name for point in entry_points(group=OUTSIDE))))
+    return door.load(name)
+
+
+def numpy(value: Any) -> np.ndarray:
+    """An output on the host, bfloat16 widened."""
+    if hasattr(value, "detach"):
+        value = value.detach()
+        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).cpu().numpy()
+    array = np.asarray(value)
+    return array if array.dtype.kind in "fiub" and array.dtype.itemsize > 0 else array.astype(np.float32)
+
+
+def settings(backend: Any, model: Any) -> dict[str, Any]:
+    """How a model computes: precisions, kernels, threads and the framework's switches, as read back from it."""
+    execution = model.execution
+    precision = execution.precision
+    told = {"param": precision.param, "compute": precision.compute, "reduce": precision.reduce}
+    chosen = {k: v for k, v in execution.to_dict().items() if k not in ("dtype", "threads") and v is not None}
+    return {**told, **chosen, "threads": backend.threads(), **backend.flags(), **getattr(model, "about", dict)()}

@@ -1,0 +1,135 @@
+"""The gate before the clock: what a contender returns must be what the float64 judge says, as precisely as its own
+arithmetic allows, and no more precisely than that: then it computes in another precision than its row says.
+
+Outputs are compared by sixteen random projections (sums under random signs over sqrt(n)), so that tensors of any size
+cross between processes as a few numbers and still every element counts.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from common import params
+from common.compare import UNIT_ROUNDOFF
+from common.config import ModelConfig
+
+COUNT, CHUNK = 16, 1 << 22
+ROUNDINGS = (
+    12  # of a block's stream: two norms, six products, scores, softmax, activation, two additions, about one each
+)
+SPREAD = 4.0  # how much too high the estimate of sixteen squared normals never is (a chance of 1e-40)
+
+
+@dataclass(frozen=True)
+class Digest:
+    """One output in a few numbers: shape, RMS, projections, share of zeros, largest and smallest element; `finite` is
+    False if anything is NaN or infinite.
+    """
+
+    shape: tuple[int, ...]
+    rms: float
+    projections: tuple[float, ...]
+    finite: bool
+    zeros: float
+    span: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """error relative to the judge's RMS; it must lie in [least, bound]."""
+
+    what: str
+    error: float
+    least: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        return self.least <= self.error <= self.bound
+
+
+def digest(array: np.ndarray) -> Digest:
+    """A digest; the signs depend on the place in the array alone, so equal shapes get equal signs."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    sums, squares = np.zeros(COUNT), 0.0
+    span = (float(flat.min()), float(flat.max())) if flat.size else (0.0, 0.0)
+    for number, start in enumerate(range(0, flat.size, CHUNK)):
+        part = flat[start : start + CHUNK].astype(np.float64)
+        coins = np.random.default_rng(number).integers(0, 1 << COUNT, part.size, np.uint16)
+        sums += [float(part @ (1.0 - 2.0 * ((coins >> bit) & 1))) for bit in range(COUNT)]
+        squares += float(part @ part)
+    count = max(1, flat.size)
+    finite = math.isfinite(squares)
+    projections = tuple(sums / math.sqrt(count)) if finite else (math.inf,) * COUNT
+    rms = math.sqrt(squares / count) if finite else math.inf
+    return Digest(tuple(np.shape(array)), rms, projections, finite, 1 - np.count_nonzero(flat) / count, span)
+
+
+def error(got: Digest, want: Digest) -> float:
+    """The RMS of the difference over the RMS of what is wanted, as the projections estimate it; infinite if the shapes
+    differ or anything is not finite."""
+    if got.shape != want.shape or not (got.finite and want.finite):
+        return math.inf
+    gaps = np.array(got.projections) - np.array(want.projections)
+    return float(np.sqrt(np.mean(np.square(gaps)))) / max(want.rms, np.finfo(np.float64).tiny)
+
+
+def bounds(dtype: str, layers: int, elements: int) -> tuple[float, float]:
+    """(least, most) error of an honest run in a precision with unit roundoff u.
+
+    Most: every block adds some dozen independent roundings to its stream, so 4 u sqrt(12 L + 4), times what the
+    estimate spreads. Least: numbers that were computed more precisely and rounded once are about 0.41 u off (errors
+    uniform within half an ulp), at most 0.72 u as estimated; who computes in this precision throughout is 2 u off or
+    more, at least 0.9 u as estimated.
+    Sums to a single number may be exact by luck, so they have no least error.
+    """
+    u = UNIT_ROUNDOFF[dtype]
+    most = 4 * u * math.sqrt(ROUNDINGS * layers + 4) * (SPREAD if elements > 1 else 1)
+    return (0.75 * u if elements > 1 else 0.0), most
+
+
+def judge(
+    got: Mapping[str, Digest], want: Mapping[str, Digest], dtype: str, config: ModelConfig, sums: bool = True
+) -> list[Verdict]:
+    """A verdict for every output that the judge has; one that is missing is infinitely wrong. Gradients that are zero
+    in theory are rounding noise in everybody, and are left out. Without `sums` a task may well be exact."""
+    found, table = [], params.table(config)
+    for name, one in want.items():
+        if name.startswith("grad/") and table[name.removeprefix("grad/")].dead:
+            continue
+        least, most = bounds(dtype, config.num_layers, math.prod(one.shape))
+        if name == "tokens":
+            most = 0.0
+        if name == "tokens" or not sums:
+            least = 0.0
+        found.append(Verdict(name, error(got[name], one) if name in got else math.inf, least, most))
+    return found
+
+
+def judge_drawn(got: Mapping[str, Digest], want: Mapping[str, Digest]) -> list[Verdict]:
+    """Verdicts on outputs that were drawn from another generator: as many zeros as the judge's, within five standard
+    deviations of both draws; tokens from the same vocabulary."""
+    found = []
+    for name, one in want.items():
+        size, p = math.prod(one.shape), one.zeros
+        allowed = 5 * math.sqrt(2 * p * (1 - p) / size) if name != "tokens" else 0.0
+        off = math.inf
+        if name in got and got[name].shape == one.shape and got[name].finite:
+            outside = got[name].span[0] < 0 or got[name].span[0] != int(got[name].span[0])
+            off = float(outside) if name == "tokens" else abs(got[name].zeros - p)
+        found.append(Verdict(f"share of zeros in {name}" if name != "tokens" else name, off, 0.0, allowed))
+    return found
+
+
+def refusal(verdicts: list[Verdict], dtype: str, judge_title: str) -> str | None:
+    """Why a contender is not timed, in one sentence; None if all verdicts pass."""
+    for one in verdicts:
+        if one.error > one.bound or math.isnan(one.error):
+            return (f"its {one.what} is {one.error:.1e} off {judge_title}, relative, and {dtype} allows"
+                    f" {one.bound:.1e}: another result is not timed.")  # fmt: skip
+        if one.error < one.least:
+            return (f"its {one.what} is only {one.error:.1e} off {judge_title}; {dtype} arithmetic is at least"
+                    f" {one.least:.1e} off, so it computes in another precision than its row says.")  # fmt: skip
+    return None

@@ -1,0 +1,98 @@
+"""What this machine can do: the best matrix product per precision, reading and copying of memory, in each framework.
+
+These are the yardsticks of every share in a report. A product counts 2 n^3 FLOPs; reading counts the bytes of a weight
+matrix that a single row is multiplied with, as decoding does, or of an array that is summed; copying counts both ways.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
+BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
+DTYPES = ("float32", "bfloat16")
+CALLS = {False: 9, True: 3}
+PATIENCE = 2.0  # seconds for one yardstick; some processors have no fast 16-bit products at all
+
+
+def measure(name: str, device: str, quick: bool) -> list[dict[str, Any]]:
+    """[{what, dtype, size, value}] of one framework: FLOP/s of "gemm", bytes/s of "read" and "copy".
+
+    The best of several calls; what is very slow is called once, and not at a larger size.
+    """
+    kind = device.partition(":")[0]
+    found, slow = [], set()
+    for what, dtype, size, work, run in TASKS[name](device, SIZES[kind], BYTES[kind]):
+        if (what, dtype) in slow:
+            continue
+        run()  # compiles
+        spent = [_seconds(run)]
+        if spent[0] > PATIENCE:
+            slow.add((what, dtype))
+        while sum(spent) < PATIENCE and len(spent) <= CALLS[quick]:
+            spent.append(_seconds(run))
+        found.append({"what": what, "dtype": dtype, "size": size, "value": work / min(spent)})
+    return found
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+Tasks = Iterator[tuple[str, str, int, float, Callable[[], None]]]
+
+
+def _torch(device: str, sizes: tuple[int, ...], size: int) -> Tasks:
+    import torch
+
+    def waited(run):
+        def once():
+            with torch.inference_mode():
+                run()
+            if device != "cpu":
+                torch.cuda.synchronize()
+
+        return once
+
+    for dtype in DTYPES:
+        kind = getattr(torch, dtype)
+        for n in sizes:
+            a, b = (torch.randn(n, n, device=device).to(kind) for _ in "ab")
+            yield "gemm", dtype, n, 2.0 * n**3, waited(lambda a=a, b=b: a @ b)
+    weights = torch.randn(size // 4 // 4096, 4096, device=device)
+    row, target = torch.randn(1, 4096, device=device), torch.empty_like(weights)
+    yield "read", "float32", size, size, waited(lambda: torch.nn.functional.linear(row, weights))
+    yield "read", "float32", size, size, waited(weights.sum)
+    yield "copy", "float32", size, 2 * size, waited(lambda: target.copy_(weights))
+
+
+def _jax(device: str, sizes: tuple[int, ...], size: int) -> Tasks:
+    import jax
+    import jax.numpy as jnp
+
+    def waited(function, *arrays):
+        compiled = jax.jit(function)
+        return lambda: jax.block_until_ready(compiled(*arrays))
+
+    with jax.default_matmul_precision("highest"):
+        keys = iter(jax.random.split(jax.random.key(0), 64))
+        for dtype in DTYPES:
+            for n in sizes:
+                a, b = (jax.random.normal(next(keys), (n, n)).astype(dtype) for _ in "ab")
+                yield (
+                    "gemm",
+                    dtype,
+                    n,
+                    2.0 * n**3,
+                    waited(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32), a, b),
+                )
+        weights = jax.random.normal(next(keys), (size // 4 // 4096, 4096))
+        row = jax.random.normal(next(keys), (1, 4096))
+        yield "read", "float32", size, size, waited(lambda x, w: jnp.einsum("bi,oi->bo", x, w), row, weights)
+        yield "read", "float32", size, size, waited(jnp.sum, weights)
+        yield "copy", "float32", size, 2 * size, waited(lambda w: w + 1, weights)
+
+
+TASKS = {"torch": _torch, "jax": _jax}

@@ -1,0 +1,77 @@
+"""The record of a run: one JSON object a line, written as it comes; what was measured before a failure is kept."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+
+RAW = "raw.jsonl"
+UNFINISHED = "raw.unfinished.jsonl"
+KINDS = ("run", "peak", "cell", "contender", "phase", "gate", "block", "memory", "flops", "refused", "skipped", "end")
+
+Line = dict[str, Any]
+
+
+class Record:
+    """Lines of a run, in memory and in `folder`/raw.unfinished.jsonl; `finish` gives that file its name.
+
+    An earlier raw.jsonl stays as it is until then.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.lines = folder, []
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(folder / UNFINISHED, "w", encoding="utf-8")  # noqa: SIM115  (closed in `finish`)
+
+    def add(self, kind: str, **values: Any) -> Line:
+        """Append a line of that kind."""
+        if kind not in KINDS:
+            raise ValueError(f"a record has no lines of kind {kind!r}")
+        line = {"kind": kind, **values}
+        self.lines.append(line)
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        return line
+
+    def finish(self, partial: str | None, load: list[float] | None) -> Path:
+        """Write the end; the path of the finished record. Nothing but a whole record ever has that name."""
+        self.add("end", finished=now(), partial=partial, load=load)
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self.folder / UNFINISHED, self.folder / RAW)
+        return self.folder / RAW
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.fromtimestamp(int(time.time()), UTC).isoformat()
+
+
+def read(path: Path) -> list[Line]:
+    """The lines of a record; a damaged one is refused with the number of its line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise UserError(f"Cannot read {path}: {reason}; give a folder that `parallax bench` wrote.") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"Line {number} of {path} is no JSON; measure again, or restore the file.") from error
+        if not isinstance(found[-1], dict) or found[-1].get("kind") not in KINDS:
+            raise UserError(f"Line {number} of {path} is no line of a record; measure again, or restore the file.")
+    if not found:
+        raise UserError(f"{path} is empty; measure again, or restore the file.")
+    return found
+
+
+def of(lines: list[Line], kind: str, **where: Any) -> Iterator[Line]:
+    """The lines of a kind whose values are these."""
+    return (line for line in lines if line["kind"] == kind and all(line.get(k) == v for k, v in where.items()))

@@ -1,0 +1,236 @@
+"""From what was asked for to a record and its report: what can be refused is refused before anything is timed."""
+
+import itertools
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.harness import contest, fresh, machine
+from benchmarks.harness.cells import FRESH, Cell
+from benchmarks.harness.contenders import Contender
+from benchmarks.harness.contest import Rules
+from benchmarks.harness.record import RAW, Record, now
+from benchmarks.harness.worker import Worker, usable_cores
+from benchmarks.suites import SUITES, Scope
+from common import files
+from common.accounting import activations, memory, peaks
+from common.config import PRESETS
+from common.errors import UserError, unknown
+
+OVERHEAD = 400 << 20  # bytes of a process with its framework
+SLACK = 1.3
+SECONDS = {False: 30.0, True: 2.0}
+LEAST = {False: 5, True: 4}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for; no suites mean all of them."""
+
+    suites: tuple[str, ...] = ()
+    device: str = "cpu"
+    quick: bool = False
+    model: str | None = None
+    threads: int | None = None
+    seconds: float | None = None
+    out: Path = Path("out/perf")
+
+    def command(self) -> str:
+        """The command that does this again."""
+        words = ["parallax bench", *(f"--suite {name}" for name in self.suites)]
+        words += [f"--device {self.device}"] if self.device != "cpu" else []
+        words += [f"--model {self.model}"] if self.model else []
+        words += [f"--threads {self.threads}"] if self.threads else []
+        words += [f"--seconds {self.seconds:g}"] if self.seconds is not None else []
+        return " ".join(words + (["--quick"] if self.quick else []))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done, checked."""
+
+    asked: Settings
+    device: dict[str, str]
+    rules: Rules
+    cells: tuple[Cell, ...]
+    folder: Path
+
+
+Report = Callable[[str, float], None]
+
+
+def only(pairs: Sequence[tuple[Cell, Contender]]) -> tuple[Cell, ...]:
+    """The cells of these pairs, each with its chosen contenders alone."""
+    chosen: dict[str, tuple[Cell, list[Contender]]] = {}
+    for cell, one in pairs:
+        chosen.setdefault(cell.name, (cell, []))[1].append(one)
+    return tuple(replace(cell, contenders=tuple(ones)) for cell, ones in chosen.values())
+
+
+def prepare(asked: Settings, cells: tuple[Cell, ...] | None = None) -> Work:
+    """Check suites, model, threads, device, memory and the folder for results; `cells` in place of the suites'. Raises
+    UserError."""
+    for name in asked.suites:
+        if name not in SUITES:
+            raise unknown("suite", name, SUITES)
+    if asked.model is not None and asked.model not in PRESETS:
+        raise unknown("preset", asked.model, PRESETS)
+    cores = len(usable_cores())
+    if asked.threads is not None and not 1 <= asked.threads <= cores:
+        raise UserError(f"{asked.threads} threads are asked for; this process may use 1 to {cores} cores.")
+    if asked.seconds is not None and not 0 < asked.seconds <= 3600:
+        raise UserError(f"{asked.seconds:g} seconds are asked for each cell; allowed is a number in (0, 3600].")
+    device = _device(asked.device, asked.threads or cores)
+    scope = Scope(asked.device, asked.quick, asked.model or Scope.model)
+    if cells is None:
+        cells = tuple(itertools.chain.from_iterable(SUITES[name](scope) for name in asked.suites or SUITES))
+    for group in grouped(cells):
+        _check_memory(group)
+    seconds = SECONDS[asked.quick] if asked.seconds is None else asked.seconds
+    rules = Rules(asked.threads or cores, asked.device, seconds, LEAST[asked.quick], asked.quick)
+    return Work(asked, device, rules, cells, files.output_folder(asked.out) / device["slug"])
+
+
+def _device(name: str, threads: int) -> dict[str, str]:
+    """{kind, name, slug} of the device; a GPU that is not there is refused with what is."""
+    kind = name.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise unknown("device", name, ("cpu", "cuda", "cuda:0"))
+    if kind == "cpu":
+        title = machine.cpu_model()
+        return {"kind": kind, "name": title, "slug": _slug(f"cpu {title} {threads} threads")}
+    found = machine.gpus()
+    index = int(name.partition(":")[2] or 0) if name.partition(":")[2].isdigit() or ":" not in name else len(found)
+    if index >= len(found):
+        there = ", ".join(gpu["name"] for gpu in found) or "none"
+        raise UserError(f"There is no GPU {name!r} here (GPUs that the driver lists: {there}); use --device cpu.")
+    return {"kind": kind, "name": found[index]["name"], "slug": _slug(found[index]["name"])}
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def grouped(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
+    """Neighbours that share model, precision and contenders, so that models are built once; beginnings stand alone."""
+
+    def key(cell: Cell) -> Any:
+        own = cell.name if cell.task in FRESH else ""
+        return own, cell.model, cell.config, cell.dtype, cell.contenders
+
+    return (list(group) for _, group in itertools.groupby(cells, key))
+
+
+def need(cell: Cell) -> int:
+    """Bytes that all contenders of a cell hold at once: estimated from closed forms, before anything is built."""
+    weights = memory.weights(cell.config)
+    each = weights
+    if cell.task in ("train", "optimizer", "compile", "gradients"):
+        each = 4 * weights + sum(activations.saved(cell.config, cell.batch, cell.length, cell.dtype).values())
+    logits = 4 * cell.batch * cell.length * cell.config.vocab_size
+    each += 3 * logits if cell.task in ("train", "gradients", "loss") else logits
+    if cell.task == "decode":
+        each += memory.kv_cache(cell.config, cell.batch, cell.length + cell.new, cell.dtype)
+    count = 1 if cell.task in FRESH else len(cell.contenders)
+    return int(count * (SLACK * each + OVERHEAD))
+
+
+def _check_memory(cells: Sequence[Cell]) -> None:
+    worst = max(cells, key=need)
+    there = psutil.virtual_memory().available
+    if need(worst) > there:
+        raise UserError(
+            f"{worst.title} needs about {need(worst) / 1e9:.0f} GB for its {len(worst.contenders)} contenders at once,"
+            f" and {there / 1e9:.0f} GB are free; choose a smaller --model, or other suites."
+        )
+
+
+def produce(work: Work, report: Report, write: Callable[[Path], object]) -> tuple[Path, str | None]:
+    """Measure everything and have `write` add the pages to the record's folder; (folder, None or why it is partial).
+
+    Whatever ends the run, what was measured is kept and marked partial; it never takes the place of a complete record,
+    but stands beside it.
+    """
+    work.folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{work.folder.name}.", dir=work.folder.parent))
+    try:
+        record, failure = Record(temporary), None
+        record.add("run", **_about(work))
+        try:
+            measure(work, record, report)
+        except BaseException as error:
+            failure = error
+        partial = _why(failure)
+        record.finish(partial, machine.load_average())
+        kept = work.folder
+        if partial and (work.folder / RAW).exists():
+            kept = work.folder.with_name(f"{work.folder.name}-partial")
+        if failure is None or any(line["kind"] == "block" for line in record.lines):
+            write(temporary)
+            files.take_place(temporary, kept)
+        if failure is not None and not isinstance(failure, KeyboardInterrupt):
+            raise failure
+        return kept, partial
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _about(work: Work) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "command": work.asked.command(),
+        "started": now(),
+        "device": work.device,
+        "machine": machine.describe(),
+        "threads": work.rules.threads,
+        "load": machine.load_average(),
+        "quick": work.asked.quick,
+        "suites": list(work.asked.suites or SUITES),
+    }
+
+
+def _why(failure: BaseException | None) -> str | None:
+    if failure is None:
+        return None
+    return (
+        "interrupted"
+        if isinstance(failure, KeyboardInterrupt)
+        else f"failed: {type(failure).__name__}: {failure}"[:300]
+    )
+
+
+def measure(work: Work, record: Record, report: Report) -> None:
+    """Peaks, then every group of cells."""
+    report("What this machine can do", 0.0)
+    _peaks(work, record)
+    groups = list(grouped(work.cells))
+    for number, group in enumerate(groups):
+
+        def told(what: str, share: float, number=number) -> None:
+            report(what, (number + share) / len(groups))
+
+        if group[0].task in FRESH:
+            fresh.run(group[0], work.rules, record, told)
+        else:
+            contest.run(group, work.rules, record, told)
+
+
+def _peaks(work: Work, record: Record) -> None:
+    for wing in ("torch", "jax"):
+        with Worker(wing, threads=work.rules.threads, device=work.rules.device) as worker:
+            worker.ask("start")
+            for found in worker.ask("peaks", work.rules.device, work.rules.quick):
+                record.add("peak", wing=wing, **found)
+    sheet = peaks.peak(work.device["name"])
+    if sheet is not None:
+        record.add(
+            "peak", what="sheet", value={"name": work.device["name"], **sheet.flops, "bandwidth": sheet.bandwidth}
+        )
+    if work.device["kind"] == "cpu" and not machine.gpus():
+        record.add("skipped", what="GPU", reason="this machine has none")

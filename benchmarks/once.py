@@ -1,0 +1,63 @@
+"""A cell's task run once in this process, and its result held against the judge: the benchmarks as tests."""
+
+import functools
+
+from benchmarks.harness import contest, gate
+from benchmarks.harness.cells import FRESH, Cell
+from benchmarks.harness.contenders import Contender
+from benchmarks.harness.contest import MODEL
+from benchmarks.harness.recipe import Recipe
+from benchmarks.harness.service import Service
+from common.config import Execution
+
+
+class Here:
+    """A service in this process, asked as a worker is."""
+
+    def __init__(self, source: str):
+        self.service = Service(source)
+
+    def ask(self, method, *args, **options):
+        return getattr(self.service, method)(*args, **options)
+
+
+@functools.lru_cache(maxsize=4)
+def _judge(source: str, recipe: Recipe) -> Here:
+    """A judge that tasks leave as it is."""
+    return _new_judge(source, recipe)
+
+
+def _new_judge(source: str, recipe: Recipe) -> Here:
+    judge = Here(source)
+    judge.ask("start")
+    judge.ask("build", MODEL, recipe, Execution(dtype="float64"))
+    return judge
+
+
+@functools.lru_cache(maxsize=8)
+def _wanted(cell: Cell) -> dict[str, gate.Digest]:
+    judge = (_new_judge if cell.task in contest.CHANGING else _judge)(contest.judge(cell), recipe(cell))
+    contest.prepare(judge, cell)
+    return judge.ask("begin", MODEL, cell.task, contest.GATE_CALLS.get(cell.task, 1))[1]
+
+
+def recipe(cell: Cell) -> Recipe:
+    return Recipe("initial", cell.config, cell.seed)
+
+
+def check(cell: Cell, one: Contender) -> None:
+    """Raises AssertionError with the gate's sentence if the contender's result is not the judge's."""
+    own = Here(one.source)
+    own.ask("start")
+    own.ask("build", MODEL, recipe(cell), one.execution(cell.dtype, "cpu", None))
+    if cell.task in FRESH:
+        return
+    contest.prepare(own, cell)
+    _, shown = own.ask("begin", MODEL, cell.task, contest.GATE_CALLS.get(cell.task, 1))
+    if cell.task == "decode":
+        regret = _judge(contest.ORACLE, recipe(cell)).ask("regret", MODEL, cell.tokens()[0], shown["tokens"])
+        found = [contest.choice(cell, regret)]
+    else:
+        found = contest.verdicts(cell, one, shown, _wanted(cell))
+    refusal = gate.refusal(found, cell.dtype, contest.judge_title(cell))
+    assert refusal is None, refusal

@@ -1,0 +1,127 @@
+"""Hugging Face transformers' GPT-2 as people use it, on our weights: the contender from outside at the same work.
+
+Attention is their SDPA path; training is the plain loop of their documentation with PyTorch's AdamW. In bfloat16 all of
+it is bfloat16, parameters included.
+"""
+
+from importlib.metadata import entry_points
+
+import numpy as np
+import torch
+
+from common import backend as door
+from common.config import Execution
+from common.errors import UserError
+
+ATTENTION = "sdpa"
+REFERENCES = "parallax.references"
+
+
+class Timed:
+    """The tasks that a contest asks for; see `common.backend.Model.prepare`."""
+
+    def __init__(self, net, config, execution):
+        self.net, self.config, self.execution = net, config, execution
+        self.net.set_attn_implementation(ATTENTION)
+
+    def about(self):
+        """What differs from the execution that was asked for."""
+        kept = self.execution.dtype
+        return {"param": kept, "compute": kept, "reduce": "float32 (softmax, loss)", "attention": ATTENTION}
+
+    def prepare(self, task, inputs, targets=None):
+        ids = self._put(door.check_ids(inputs, self.config))
+        labels = None if targets is None else self._put(door.check_targets(targets, self.config))
+        tasks = {"forward": lambda: self._forward(ids), "prefill": lambda: self._prefill(ids)}
+        tasks |= {"train": lambda: self._train(ids, labels)}
+        if task not in tasks:
+            raise UserError(f"transformers has no task {task!r} of its own.")
+        return self._waited(tasks[task])
+
+    def start_training(self, train):
+        """PyTorch's AdamW with decay on matrices alone, as our parameter table has it."""
+        matrices = [p for p in self.net.parameters() if p.ndim >= 2]
+        others = [p for p in self.net.parameters() if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.train, self.step = train, 0
+        self.net.config.use_cache = False
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=train.rate(0), betas=(train.beta1, train.beta2), eps=train.adam_eps
+        )
+
+    def generate(self, prompts, sampling):
+        """Greedy continuation of prompts of one length."""
+        ids = self._put(np.array(prompts))
+        with torch.inference_mode():
+            out = self.net.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=sampling.max_new_tokens,
+                min_new_tokens=sampling.max_new_tokens,
+                do_sample=False,
+                use_cache=sampling.cache,
+                pad_token_id=0,
+                eos_token_id=None,
+            )
+        return out[:, ids.shape[1] :].tolist()
+
+    def _forward(self, ids):
+        with torch.inference_mode():
+            return {"logits": self.net(ids, use_cache=False).logits}
+
+    def _prefill(self, ids):
+        with torch.inference_mode():
+            return {"logits": self.net(ids, use_cache=True, logits_to_keep=1).logits[:, -1]}
+
+    def _train(self, ids, labels):
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.train.rate(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.net(ids, use_cache=False, labels=labels, shift_labels=labels).loss
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.train.clip_norm or float("inf"))
+        self.optimizer.step()
+        self.step += 1
+        return {"loss": loss.detach(), "grad_norm": norm}
+
+    def _waited(self, task):
+        def run():
+            found = task()
+            if self.execution.device != "cpu":
+                torch.cuda.synchronize()
+            return found
+
+        return run
+
+    def _put(self, array):
+        return torch.from_numpy(np.asarray(array)).long().to(self.execution.device)
+
+
+class Contender:
+    """See `common.backend.Backend`: what a contest needs of it."""
+
+    name, title = "transformers", "transformers"
+
+    def versions(self):
+        return _reference().versions()
+
+    def flags(self):
+        return door.load("torch").flags()
+
+    def threads(self):
+        return door.load("torch").threads()
+
+    def build(self, config, weights, execution):
+        if execution.dtype == "float64":
+            raise UserError("transformers' GPT-2 keeps its loss in float32, so it is not timed in float64.")
+        built = _reference().build(config, weights, Execution(dtype=execution.dtype, device=execution.device))
+        return Timed(built.net.to(getattr(torch, execution.dtype)), config, execution)
+
+
+def _reference():
+    """Their model as other comparisons hold it against ours, weights under our names."""
+    (point,) = (point for point in entry_points(group=REFERENCES) if point.name == "transformers")
+    return point.load()
+
+
+backend = Contender()

@@ -1,0 +1,21 @@
+"""What is measured: suites by name, each a function from a `Scope` to cells. A new suite is one file and one entry."""
+
+from benchmarks.suites import decode, depth, forward, parts, starting, train
+from benchmarks.suites.scope import Scope
+
+SUITES = {
+    "forward": forward.cells,
+    "prefill": forward.prefills,
+    "train": train.cells,
+    "decode": decode.cells,
+    "loss": parts.losses,
+    "optimizer": parts.optimizers,
+    "random": parts.random_numbers,
+    "cases": parts.cases,
+    "ablation": train.ablations,
+    "compile": depth.cells,
+    "start-up": starting.starts,
+    "load": starting.loads,
+}
+
+__all__ = ["SUITES", "Scope"]

@@ -1,0 +1,32 @@
+"""A forward pass with all logits, and the prefill of a cache, which needs the last logits alone."""
+
+from collections.abc import Iterator
+
+from benchmarks.harness.cells import Cell
+from benchmarks.suites.scope import FASTEST, Scope, transformers, wing
+
+SIZES = {"nano": (8, 128), "gpt2-124m": (4, 256)}
+PREFILL = {"nano": (1, 96), "gpt2-124m": (1, 512)}
+
+
+def contenders() -> tuple:
+    """Both wings as they are, compiled and scanned, at their best; and from outside."""
+    ours = [wing("torch"), wing("torch", "compiled"), wing("torch", FASTEST)]
+    theirs = [wing("jax"), wing("jax", "scan"), wing("jax", FASTEST)]
+    return (*ours, *theirs, *transformers())
+
+
+def cells(scope: Scope) -> Iterator[Cell]:
+    """Forward in float32, of the small model in bfloat16 too."""
+    for model in scope.models:
+        for dtype in ("float32", "bfloat16"):
+            yield Cell(
+                "forward", "forward", model, scope.config(model), *SIZES.get(model, (4, 256)), dtype, contenders()
+            )
+
+
+def prefills(scope: Scope) -> Iterator[Cell]:
+    """One long prompt into an empty cache."""
+    model = scope.main
+    chosen = (wing("torch"), wing("torch", FASTEST), wing("jax"), wing("jax", FASTEST), *transformers())
+    yield Cell("prefill", "prefill", model, scope.config(model), *PREFILL.get(model, (1, 512)), "float32", chosen)

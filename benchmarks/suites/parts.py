@@ -1,0 +1,51 @@
+"""Parts of a step by themselves (loss, optimizer, random numbers), and every registered model at its own size."""
+
+from collections.abc import Iterator
+
+from benchmarks.harness.cells import Cell
+from benchmarks.suites.scope import FASTEST, Scope, wing
+from common.cases import CASES
+
+SIZES = {"nano": (8, 128), "gpt2-124m": (4, 256)}
+
+
+def losses(scope: Scope) -> Iterator[Cell]:
+    """Head and cross-entropy, forward and backward, with whole logits and in chunks."""
+    model = scope.main
+    ours = tuple(wing(name, mode) for name in ("torch", "jax") for mode in ("default", "chunked loss"))
+    size = SIZES.get(model, (4, 256))
+    yield Cell(
+        "loss",
+        "gradients",
+        model,
+        scope.config(model).with_(num_layers=1),
+        *size,
+        "float32",
+        ours,
+        memory=True,
+    )
+
+
+def optimizers(scope: Scope) -> Iterator[Cell]:
+    """Clipping and one AdamW update of all parameters."""
+    model = scope.main
+    ours = (wing("torch"), wing("torch", "fused optimizer"), wing("jax"))
+    yield Cell("optimizer", "optimizer", model, scope.config(model), 1, 8, "float32", ours)
+
+
+def random_numbers(scope: Scope) -> Iterator[Cell]:
+    """Dropout of an activation and drawing tokens, by the shared generator and by the framework's own."""
+    model = scope.main
+    config = scope.config(model).with_(num_layers=1, dropout_embed=0.1)
+    chosen = tuple(wing(name, mode) for name in ("torch", "jax") for mode in ("default", "native rng"))
+    for task in ("dropout", "sample"):
+        size = SIZES.get(model, (4, 256))
+        yield Cell("random", task, model, config, *size, "float32", chosen, part=task)
+
+
+def cases(scope: Scope) -> Iterator[Cell]:
+    """Every registered model, its forward pass at its own size: mostly what calling a framework costs."""
+    chosen = (wing("torch"), wing("torch", FASTEST), wing("jax"), wing("jax", FASTEST))
+    for case in CASES.values():
+        if not case.path:
+            yield Cell("cases", "forward", case.name, case.config, case.batch, case.length, "float32", chosen)

@@ -1,0 +1,53 @@
+"""What a run is about: device, sizes, and the contenders that every suite chooses from."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from benchmarks.harness.contenders import Contender
+from common.config import ModelConfig, mode, preset
+
+TITLES = {"torch": "PyTorch", "jax": "JAX"}
+FASTEST = "fast"
+
+
+@dataclass(frozen=True)
+class Scope:
+    """`quick` takes the small model alone and fewer sizes; `model` is the large one of every suite."""
+
+    device: str = "cpu"
+    quick: bool = False
+    model: str = "gpt2-124m"
+    small: str = "nano"
+
+    def config(self, name: str) -> ModelConfig:
+        return preset(name)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models of the suites that look at several, the small one first."""
+        return (self.small,) if self.quick else (self.small, self.model)
+
+    @property
+    def main(self) -> str:
+        """The model of the suites that look at one."""
+        return self.small if self.quick else self.model
+
+
+def wing(name: str, how: str = "default", title: str | None = None) -> Contender:
+    """A wing in one of the modes of `common.config.MODES`."""
+    label = name if how == "default" else f"{name} {how}"
+    told = title or (TITLES[name] if how == "default" else f"{TITLES[name]} {how}")
+    return Contender(label, told, name, name, how, mode(how, name))
+
+
+def outside(name: str, title: str, entry: str, framework: str, lower_bound: bool = False) -> tuple[Contender, ...]:
+    """A contender from outside, if its package is installed: one or none."""
+    package = name.partition(" ")[0]
+    if find_spec(package) is None:
+        return ()
+    return (Contender(name, title, entry, framework, "as it is", {}, lower_bound),)
+
+
+def transformers() -> tuple[Contender, ...]:
+    """Hugging Face's GPT-2, where it is installed."""
+    return outside("transformers", "transformers", "transformers", "transformers")

@@ -1,0 +1,34 @@
+"""A training step (loss, gradients, clipping, AdamW), and what each of its optimisations buys."""
+
+from collections.abc import Iterator
+
+from benchmarks.harness.cells import Cell
+from benchmarks.suites.scope import FASTEST, Scope, transformers, wing
+
+SIZES = {"nano": (8, 128), "gpt2-124m": (4, 256)}
+ABLATION = {"nano": (8, 128), "gpt2-124m": (2, 128)}
+RUNGS = {
+    "torch": ("default", "fused", "fused norm", "fused optimizer", "chunked loss", "compiled", FASTEST),
+    "jax": ("default", "fused", "chunked loss", "scan", FASTEST),
+}
+
+
+def cells(scope: Scope) -> Iterator[Cell]:
+    """Training in float32, of the small model in bfloat16 too, with memory."""
+    for model in scope.models:
+        small = model == scope.small
+        ours = [wing("torch"), wing("torch", FASTEST), wing("jax"), wing("jax", FASTEST)]
+        ours += [wing("torch", "compiled"), wing("jax", "scan")] if small else []
+        for dtype in ("float32", "bfloat16") if small else ("float32",):
+            theirs = transformers() if dtype == "float32" else ()  # theirs would keep bfloat16 parameters
+            size = SIZES.get(model, (4, 256))
+            yield Cell("train", "train", model, scope.config(model), *size, dtype, (*ours, *theirs), memory=True)
+
+
+def ablations(scope: Scope) -> Iterator[Cell]:
+    """Each optimisation alone beside the plain form and all of them together, one wing at a time."""
+    model = scope.main
+    for name, modes in RUNGS.items():
+        chosen = tuple(wing(name, mode) for mode in modes)
+        size = ABLATION.get(model, (2, 128))
+        yield Cell("ablation", "train", model, scope.config(model), *size, "float32", chosen, part=name, memory=True)

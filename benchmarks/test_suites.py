@@ -1,0 +1,25 @@
+"""Every suite by cell and contender: `pytest --benchmark` times them, plain pytest checks them once."""
+
+import pytest
+
+from benchmarks.suites import SUITES, Scope
+
+SLOW = ("compiled",)  # modes whose compiler takes most of a minute
+QUICK = ("forward", "train", "decode", "random")  # suites of which plain pytest checks the float32 cells without `full`
+
+
+def pytest_generate_tests(metafunc):
+    option = metafunc.config.option
+    scope = Scope(option.parallax_device, option.parallax_quick or not option.parallax_run)
+    pairs = [(cell, one) for suite in SUITES.values() for cell in suite(scope) for one in cell.contenders]
+    marked = []
+    for cell, one in pairs:
+        quick = cell.suite in QUICK and cell.dtype == "float32" and one.mode not in SLOW
+        slow = not (option.parallax_run or quick)
+        marks = [pytest.mark.full] if slow else []
+        marked.append(pytest.param((cell, one), id=f"{cell.name}-{one.name}".replace(" ", "_"), marks=marks))
+    metafunc.parametrize("pair", marked)
+
+
+def test_suite(pair, contest):
+    contest(*pair)

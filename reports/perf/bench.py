@@ -1,0 +1,48 @@
+"""`parallax bench`"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.commands import options
+
+
+def bench(
+    suite: Annotated[
+        list[str] | None, typer.Option(help="Only this suite (may be given again); all by default.")
+    ] = None,
+    device: options.Device = "cpu",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The small model, few and short samples: to try it out.")
+    ] = False,
+    model: Annotated[str | None, typer.Option(help="Preset of the large model (default: gpt2-124m).")] = None,
+    threads: options.Threads = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Seconds of sampling for each cell (default: 30, quick 2).")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for results; a folder for each device is made in it.")] = Path(
+        "out/perf"
+    ),
+    list_: Annotated[
+        bool, typer.Option("--list", help="List the suites and their cells, and measure nothing.")
+    ] = False,
+) -> None:
+    """Time both wings against each other: speed, memory, compile time, with intervals and noise floor."""
+    from benchmarks import job
+    from reports.perf import job as pages
+    from reports.perf import table
+    from reports.progress import Shown
+
+    work = job.prepare(job.Settings(tuple(suite or ()), device, quick, model, threads, seconds, out))
+    if list_:
+        for cell in work.cells:
+            print(f"{cell.suite:<10} {cell.title}: {', '.join(one.name for one in cell.contenders)}")
+        return
+    with Shown() as progress, progress.steps() as report:
+        folder, partial = job.produce(work, report, pages.rewrite)
+    table.show(pages.derive(folder))
+    options.show(f"The report: {folder / 'index.html'}")
+    if partial:
+        options.show(f"Partial ({partial}): what was measured is in the report.")
+        raise typer.Exit(130)

@@ -1,0 +1,149 @@
+"""`pytest --benchmark`: the suites as tests. With the flag they are timed in turns, and the samples of every contender
+are replayed into pytest-benchmark, whose tables, groups, JSON and comparisons then show interleaved data; without it
+every test runs its task once and holds its result against the judge.
+
+Loaded by the conftest.py at the root, because options must be known there whatever path is given.
+"""
+
+from pathlib import Path
+
+import pytest
+
+
+class Clock:
+    """Virtual time: only replayed samples move it. pytest-benchmark shows the name as the timer."""
+
+    __name__ = "replay"
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+CLOCK = Clock()
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("benchmark")
+    group.addoption(
+        "--benchmark",
+        action="store_true",
+        dest="parallax_run",
+        help="Time PyTorch and JAX against each other in turns and write a report.",
+    )
+    group.addoption(
+        "--benchmark-quick", action="store_true", dest="parallax_quick", help="The small model, few and short samples."
+    )
+    group.addoption("--benchmark-device", default="cpu", dest="parallax_device", help="cpu, cuda or cuda:N.")
+    group.addoption(
+        "--benchmark-out", default="out/perf", dest="parallax_out", help="Folder for the report (default: out/perf)."
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    """pytest-benchmark reads its own options after this."""
+    option = config.option
+    if not hasattr(option, "benchmark_disable"):  # -p no:benchmark
+        config.addinivalue_line("markers", "benchmark: how pytest-benchmark times a test (not installed here)")
+        if option.parallax_run:
+            raise pytest.UsageError("--benchmark needs pytest-benchmark, which is not loaded here.")
+    elif option.parallax_run:
+        option.benchmark_enable, option.benchmark_disable = True, False
+    elif not (option.benchmark_only or option.benchmark_enable):
+        option.benchmark_disable = True
+    config.parallax = Run(config)
+
+
+def pytest_collection_modifyitems(config, items):
+    """With --benchmark only benchmarks run. Only the closest `benchmark` mark counts, so ours is complete."""
+    for item in filter(_timed, items):
+        cell, _ = item.callspec.params["pair"]
+        item.add_marker(pytest.mark.benchmark(group=cell.title, timer=CLOCK), append=False)
+    if config.option.parallax_run:
+        config.hook.pytest_deselected(items=[item for item in items if not _timed(item)])
+        items[:] = filter(_timed, items)
+
+
+def pytest_collection_finish(session):
+    session.config.parallax.chosen = [item.callspec.params["pair"] for item in session.items if _timed(item)]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.parallax.told:
+        terminalreporter.section("report")
+        terminalreporter.write_line(config.parallax.told)
+
+
+def _timed(item) -> bool:
+    return "pair" in getattr(getattr(item, "callspec", None), "params", {}) and "contest" in item.fixturenames
+
+
+class Run:
+    """What `--benchmark` measures: all chosen cells at once when the first test asks for its samples."""
+
+    def __init__(self, config):
+        self.config, self.chosen, self.told, self._summary = config, [], "", None
+
+    def contender(self, cell, one) -> dict:
+        """The summary's entry of a contender in a cell."""
+        if self._summary is None:
+            self._summary = self._measured()
+        found = next((c for c in self._summary["cells"] if c["cell"] == cell.name), {"contenders": []})
+        return next((c for c in found["contenders"] if c["name"] == one.name), {"refused": "it was not measured"})
+
+    def samples(self, cell, one) -> list[float]:
+        """Seconds per call of its turns, in order."""
+        lines = [line for line in self._lines if line["kind"] == "block" and line["cell"] == cell.name]
+        return [seconds for line in lines for name, _, seconds in line["turns"] if name == one.name]
+
+    def _measured(self) -> dict:
+        from benchmarks import job
+        from benchmarks.harness import record
+        from benchmarks.harness.summary import summarise
+        from reports.perf import job as pages
+
+        option = self.config.option
+        asked = job.Settings(device=option.parallax_device, quick=option.parallax_quick, out=Path(option.parallax_out))
+        work = job.prepare(asked, cells=job.only(self.chosen))
+        capture = self.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            folder, partial = job.produce(work, self._say, pages.rewrite)
+        self._lines = record.read(folder / record.RAW)
+        self.told = f"{folder / 'index.html'}" + (f" (partial: {partial})" if partial else "")
+        if partial == "interrupted":
+            raise KeyboardInterrupt
+        return summarise(self._lines)
+
+    def _say(self, what: str, share: float) -> None:
+        reporter = self.config.pluginmanager.getplugin("terminalreporter")
+        reporter.write(f"\n{share:4.0%} {what}" if what else "")
+
+
+@pytest.fixture
+def contest(request):
+    """A function from (cell, contender) to nothing: replays what the contest measured, or runs the task once."""
+    plugin = hasattr(request.config.option, "benchmark_disable")
+    bench = request.getfixturevalue("benchmark") if plugin else None
+
+    def run(cell, one):
+        if bench is None or not request.config.option.parallax_run:
+            from benchmarks.once import check
+
+            (bench or (lambda function: function()))(lambda: check(cell, one))
+            return
+        found = request.config.parallax.contender(cell, one)
+        if found["refused"]:
+            pytest.fail(found["refused"], pytrace=False)
+        samples = iter(request.config.parallax.samples(cell, one))
+
+        def step():
+            CLOCK.now += next(samples)
+
+        bench.pedantic(step, rounds=found["seconds"]["samples"], iterations=1)
+        shown = ("per_second", "mfu_full", "mbu", "self_ratio", "settings", "phases", "memory")
+        bench.extra_info.update({name: found[name] for name in shown})
+
+    return run

@@ -1,0 +1,105 @@
+"""Contenders with a mistake each, for the harness to refuse; loaded in worker processes."""
+
+import functools
+import time
+
+import numpy as np
+
+from common import backend as door
+from common.config import Execution
+
+
+class Model:
+    """The oracle's forward pass rounded as float32 arithmetic would, and `mistake` on top of it."""
+
+    def __init__(self, inner, execution, mistake):
+        self.inner, self.execution, self.mistake, self.calls = inner, execution, mistake, 0
+
+    def prepare(self, task, inputs, targets=None, sampling=None):
+        logits = self.inner.forward(inputs).logits
+        noise = np.random.default_rng(0).standard_normal(logits.shape)
+        rounded = (logits * (1 + 4 * 2.0**-24 * noise)).astype(np.float32)
+        return functools.partial(MISTAKES[self.mistake], self, logits, rounded)
+
+
+def honest(model, logits, rounded):
+    time.sleep(0.004)
+    return {"logits": rounded}
+
+
+def slow(model, logits, rounded):
+    time.sleep(0.008)
+    return {"logits": rounded}
+
+
+def wrong(model, logits, rounded):
+    """One row of many is another one's."""
+    return {"logits": np.roll(rounded, 1, 0)}
+
+
+def silent(model, logits, rounded):
+    """Nothing is returned."""
+    return {}
+
+
+def too_precise(model, logits, rounded):
+    """Computed in float64 and rounded once."""
+    return {"logits": logits.astype(np.float32)}
+
+
+def half(model, logits, rounded):
+    """Computed in 16 bits."""
+    return {"logits": (logits * (1 + 2.0**-8 * np.random.default_rng(1).standard_normal(logits.shape)))}
+
+
+def recompiling(model, logits, rounded):
+    """Another shape at every call."""
+    import jax
+
+    model.calls += 1
+    program = model.__dict__.setdefault("program", jax.jit(lambda x: x * 2))
+    program(np.ones(model.calls)).block_until_ready()
+    return {"logits": rounded}
+
+
+def lazy(model, logits, rounded):
+    """Work is given to the device as soon as the last is done, and nobody waits for it."""
+    import jax
+    import jax.numpy as jnp
+
+    if "program" not in model.__dict__:
+        model.big = jnp.ones((400, 400))
+        model.program = jax.jit(lambda x: jax.lax.fori_loop(0, 20, lambda _, y: jnp.tanh(y @ x), x))
+        model.result = model.program(model.big).block_until_ready()
+    if model.result.is_ready():
+        model.result = model.program(model.big)
+    time.sleep(0.001)
+    return {"logits": rounded}
+
+
+MISTAKES = {f.__name__: f for f in (honest, slow, wrong, silent, too_precise, half, recompiling, lazy)}
+
+
+class Planted:
+    """A backend as the harness knows them."""
+
+    def __init__(self, mistake):
+        self.mistake = self.name = self.title = mistake
+
+    def versions(self):
+        return {"numpy": np.__version__}
+
+    def flags(self):
+        return {}
+
+    def threads(self):
+        return 1
+
+    def build(self, config, weights, execution):
+        if self.mistake in ("recompiling", "lazy"):
+            import jax  # noqa: F401  (a framework is there when the clock starts)
+        return Model(door.load("numpy").build(config, weights, Execution(dtype="float64")), execution, self.mistake)
+
+
+for _name in MISTAKES:
+    globals()[_name + "_backend"] = Planted(_name)

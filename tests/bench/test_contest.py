@@ -1,0 +1,150 @@
+"""The harness refuses what it must not time, tells contenders apart, and keeps what was measured."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks import job
+from benchmarks.harness import contest, record
+from benchmarks.harness.cells import Cell
+from benchmarks.harness.contenders import Contender
+from benchmarks.harness.contest import Rules
+from benchmarks.harness.record import Record
+from benchmarks.harness.summary import summarise
+from common.config import GPTConfig
+from common.errors import UserError
+
+HERE = Path(__file__).parent
+CONFIG = GPTConfig(31, 16, 12, 2, 3, ff_dim=20)
+
+
+def contender(name, copy=""):
+    return Contender(name + copy, name, f"planted_contenders:{name}_backend", name)
+
+
+@pytest.fixture(autouse=True)
+def reachable(monkeypatch):
+    """Workers find the planted contenders."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])))
+
+
+def measured(tmp_path, *contenders, seconds=1.0):
+    cell = Cell("forward", "forward", "tiny", CONFIG, 3, 8, "float32", tuple(contenders))
+    kept = Record(tmp_path)
+    kept.add("run", schema=1, device={"kind": "cpu"}, load=None)
+    contest.run([cell], Rules(1, seconds=seconds, least=4), kept, lambda what, share: None)
+    kept.finish(None, None)
+    (found,) = summarise(record.read(tmp_path / record.RAW))["cells"]
+    return found, {one["name"]: one for one in found["contenders"]}
+
+
+def test_honest_contenders_are_timed_and_the_slower_one_is_told(tmp_path):
+    cell, found = measured(tmp_path, contender("honest"), contender("slow"))
+    (pair,) = cell["pairs"]
+    assert pair["faster"] == "honest"
+    assert 1.5 < 1 / pair["ratio"] < 2.2
+    assert pair["low"] <= pair["ratio"] <= pair["high"]
+    assert all(gate["passed"] for one in found.values() for gate in one["gate"])
+    assert found["honest"]["seconds"]["samples"] == 4 * cell["blocks"]
+
+
+def test_a_contender_against_itself_has_no_winner(tmp_path):
+    cell, _ = measured(tmp_path, contender("honest"), contender("honest", " again"))
+    assert cell["pairs"][0]["faster"] is None
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        ("wrong", "another result is not timed"),
+        ("silent", "another result is not timed"),
+        ("too_precise", "computes in another precision than its row says"),
+        ("half", "another result is not timed"),
+        ("recompiling", "tracing|trac"),
+        ("lazy", "not waited for is not timed"),
+    ],
+)
+def test_a_mistake_is_refused_and_the_others_are_timed(tmp_path, mistake, words):
+    cell, found = measured(tmp_path, contender("honest"), contender(mistake))
+    assert found["honest"]["refused"] is None
+    assert found["honest"]["seconds"]["samples"] >= 4
+    assert found[mistake]["refused"] is not None
+    assert any(word in found[mistake]["refused"] for word in words.split("|")), found[mistake]["refused"]
+    assert not cell["pairs"]
+
+
+def test_more_than_the_machine_can_do_is_not_published(tmp_path):
+    measured(tmp_path, contender("honest"))
+    lines = record.read(tmp_path / record.RAW)
+    work = next(line for line in lines if line["kind"] == "cell")["flops_full"]
+    for peak, refused in ((work / 1e-3, False), (work / 10, True)):
+        more = [*lines, {"kind": "peak", "what": "gemm", "wing": "torch", "dtype": "float32", "size": 1, "value": peak}]
+        (cell,) = summarise(more)["cells"]
+        found = cell["contenders"][0]
+        assert (found["refused"] is not None) is refused
+        assert (0 < found["mfu_full"] <= 1) is not refused
+
+
+def work_of(tmp_path, cells):
+    rules = Rules(1, seconds=0.5, least=2, quick=True)
+    return job.Work(
+        job.Settings(), {"kind": "cpu", "name": "here", "slug": "here"}, rules, tuple(cells), tmp_path / "here"
+    )
+
+
+def test_an_interrupted_run_is_kept_and_marked_and_never_replaces_a_whole_one(tmp_path, monkeypatch):
+    cell = Cell("forward", "forward", "tiny", CONFIG, 3, 8, "float32", (contender("honest"), contender("slow")))
+    work = work_of(tmp_path, [cell])
+    monkeypatch.setattr(job, "_peaks", lambda work, kept: None)
+    folder, partial = job.produce(work, lambda what, share: None, lambda place: None)
+    assert partial is None
+    whole = (folder / record.RAW).read_bytes()
+
+    def cut(cells, rules, kept, report, run=contest.run):
+        run(cells, rules, kept, report)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(contest, "run", cut)
+    other, partial = job.produce(work, lambda what, share: None, lambda place: None)
+    assert partial == "interrupted"
+    assert other != folder
+    assert (folder / record.RAW).read_bytes() == whole
+    lines = record.read(other / record.RAW)
+    assert summarise(lines)["partial"] == "interrupted"
+    assert any(line["kind"] == "block" for line in lines)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"suites": ("forwad",)}, "did you mean 'forward'"),
+        ({"device": "cuda"}, "There is no GPU 'cuda' here"),
+        ({"device": "tpu"}, "did you mean|device"),
+        ({"threads": 0}, "this process may use 1 to"),
+        ({"seconds": 0}, "allowed is a number in"),
+        ({"model": "gpt2-12m"}, "did you mean 'gpt2-124m'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_begins(tmp_path, asked, words, monkeypatch):
+    monkeypatch.setattr(job.machine, "gpus", list)
+    with pytest.raises(UserError) as refused:
+        job.prepare(job.Settings(out=tmp_path, **{"quick": True, **asked}))
+    assert any(word in str(refused.value) for word in words.split("|"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_memory_is_refused_with_the_numbers(tmp_path):
+    with pytest.raises(UserError, match=r"needs about \d+ GB for its \d contenders at once, and \d+ GB are free"):
+        job.prepare(job.Settings(suites=("train",), model="gpt2-1558m", out=tmp_path))
+
+
+def test_a_record_survives_a_crash_line_by_line(tmp_path):
+    kept = Record(tmp_path)
+    kept.add("run", schema=1)
+    kept.add("skipped", what="x", reason="y")
+    written = (tmp_path / record.UNFINISHED).read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in written] == ["run", "skipped"]
+    assert not (tmp_path / record.RAW).exists()
