@@ -245,7 +245,7 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {  # named executions, by implemen
     "fused optimizer": {_PLAIN: {"optimizer": "fused"}},
     "chunked loss": {_PLAIN: {"loss": "chunked"}},
     "native rng": {_PLAIN: {"rng": "native"}},
-    # the best of each wing on a CPU; what each entry buys is measured by the ablation (ARCHITECTURE.md, "Fast paths")
+    # all fast paths of a wing; what each of them buys is what the ablation suite of `parallax bench` measures
     "fast": {
         "torch": {
             "attention": "fused",
