@@ -40,19 +40,16 @@ def measured(tmp_path, *contenders, seconds=1.0):
     return found, {one["name"]: one for one in found["contenders"]}
 
 
-def test_honest_contenders_are_timed_and_the_slower_one_is_told(tmp_path):
-    cell, found = measured(tmp_path, contender("honest"), contender("slow"))
-    (pair,) = cell["pairs"]
-    assert pair["faster"] == "honest"
-    assert 1.5 < 1 / pair["ratio"] < 2.2
-    assert pair["low"] <= pair["ratio"] <= pair["high"]
-    assert all(gate["passed"] for one in found.values() for gate in one["gate"])
-    assert found["honest"]["seconds"]["samples"] == 4 * cell["blocks"]
-
-
-def test_a_contender_against_itself_has_no_winner(tmp_path):
-    cell, _ = measured(tmp_path, contender("honest"), contender("honest", " again"))
-    assert cell["pairs"][0]["faster"] is None
+def test_honest_contenders_pass_the_gate_and_are_timed_in_pairs(tmp_path):
+    """What the clock says is another matter: verdicts are tested on drawn times, in tests/compare."""
+    cell, found = measured(tmp_path, contender("honest"), contender("slow"), contender("honest", " again"))
+    assert [one["refused"] for one in found.values()] == [None] * 3
+    assert all(gate["passed"] and gate["least"] <= gate["error"] for one in found.values() for gate in one["gate"])
+    assert {one["seconds"]["samples"] for one in found.values()} == {4 * cell["blocks"]}
+    assert cell["blocks"] >= 4
+    named = [(pair["first"], pair["second"]) for pair in cell["pairs"]]
+    assert named == [("honest", "slow"), ("honest", "honest again"), ("slow", "honest again")]
+    assert all(pair["low"] <= pair["high"] and pair["floor"] > 0 for pair in cell["pairs"])
 
 
 @pytest.mark.parametrize(
