@@ -171,9 +171,10 @@ def produce(work: Work, report: Report, write: Callable[[Path], object]) -> tupl
         kept = work.folder
         if partial and (work.folder / RAW).exists():
             kept = work.folder.with_name(f"{work.folder.name}-partial")
-        if failure is None or any(line["kind"] == "block" for line in record.lines):
-            write(temporary)
-            files.take_place(temporary, kept)
+        if failure is not None and not any(line["kind"] == "block" for line in record.lines):
+            raise failure  # nothing was measured, so there is nothing to keep
+        write(temporary)
+        files.take_place(temporary, kept)
         if failure is not None and not isinstance(failure, KeyboardInterrupt):
             raise failure
         return kept, partial
@@ -198,11 +199,9 @@ def _about(work: Work) -> dict[str, Any]:
 def _why(failure: BaseException | None) -> str | None:
     if failure is None:
         return None
-    return (
-        "interrupted"
-        if isinstance(failure, KeyboardInterrupt)
-        else f"failed: {type(failure).__name__}: {failure}"[:300]
-    )
+    if isinstance(failure, KeyboardInterrupt):
+        return "interrupted"
+    return f"failed: {type(failure).__name__}: {failure}"[:300]
 
 
 def measure(work: Work, record: Record, report: Report) -> None:

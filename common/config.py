@@ -196,8 +196,8 @@ class Execution(_Record):
     same function (dropout on the attention weights; float64 in JAX). `compile` None is the framework's own way: PyTorch
     runs eagerly, JAX compiles; True compiles PyTorch's blocks, False runs JAX operation by operation. `layers="scan"`
     compiles one block for all layers (JAX). `loss="chunked"` never holds all logits while training. `norm` and
-    `optimizer` "fused" are PyTorch's own kernels; XLA fuses by itself. `decode="streamed"` reads the weights at the
-    rate of memory when one token is fed. `rng="native"` draws dropout and sampling noise from the framework's own
+    `optimizer` "fused" are PyTorch's own kernels; XLA fuses by itself. `decode="streamed"` multiplies
+    a single row by a product of its own. `rng="native"` draws dropout and sampling noise from the framework's own
     generator: other numbers in every framework. Only this field changes results, and only where numbers are drawn.
     """
 
@@ -235,7 +235,9 @@ class Execution(_Record):
 
 
 _PLAIN = "*"  # every implementation that a mode does not name
-MODES: dict[str, dict[str, dict[str, Any]]] = {  # named executions, by implementation; all compute the same
+MODES: dict[
+    str, dict[str, dict[str, Any]]
+] = {  # named executions, by implementation; all but "native rng" compute the same
     "default": {_PLAIN: {}},
     "eager": {_PLAIN: {"compile": False}},
     "compiled": {_PLAIN: {"compile": True}},

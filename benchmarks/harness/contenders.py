@@ -31,6 +31,11 @@ class Contender:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     lower_bound: bool = False
 
+    def line(self, settings: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, Any]:
+        """Who this is and how it computes, as its line of the record has it."""
+        about = {"name": self.name, "title": self.title, "wing": self.wing, "mode": self.mode}
+        return {**about, "lower_bound": self.lower_bound, "settings": settings, "versions": versions}
+
     def execution(self, dtype: str, device: str, threads: int) -> Execution:
         return Execution(dtype=dtype, device=device, threads=threads, **self.options)
 

@@ -4,7 +4,7 @@ Every contender builds its model once from the same recipe. Nobody is timed whos
 fails at anything is refused with a sentence, and the others go on.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -81,19 +81,9 @@ def _begin(first: Cell, own, recipe, rules: Rules, cells, record: Record) -> dic
         except (UserError, WorkerFault) as error:
             started, settings = {"versions": {}}, {}
             for cell in cells:
-                record.add("refused", cell=cell.name, name=one.name, reason=_sentence(error))
+                Refusals(cell, record).add(one.name, sentence(error))
         for cell in cells:
-            record.add(
-                "contender",
-                cell=cell.name,
-                name=one.name,
-                title=one.title,
-                wing=one.wing,
-                mode=one.mode,
-                lower_bound=one.lower_bound,
-                settings=settings,
-                versions=started["versions"],
-            )
+            record.add("contender", cell=cell.name, **one.line(settings, started["versions"]))
     return begun
 
 
@@ -121,7 +111,7 @@ def prepare(worker: Worker, cell: Cell) -> None:
 
 def _cell(cell: Cell, own, begun, wanted, recipe: Recipe, rules: Rules, record: Record) -> None:
     """First calls, gate, warm-up, contest of one cell."""
-    refuse = _Refusals(cell, record)
+    refuse = Refusals(cell, record)
     shown = {}
     for name, worker in own.items():
         with refuse.faults(name):
@@ -141,12 +131,14 @@ def _cell(cell: Cell, own, begun, wanted, recipe: Recipe, rules: Rules, record: 
         with refuse.faults(name):
             seconds = min(1.0, rules.seconds / 8)
             steady[name] = own[name].ask("warm", MODEL, cell.task, seconds, 2 if rules.quick else 3, 10)
-    if steady:
-        _contest(cell, own, steady, rules, record, refuse)
+    how = {name: timing.turns(seconds) for name, seconds in steady.items()}
+    arms = {name: _turn(own[name], cell.task, *how[name]) for name in steady}
+    mirrored = max(steady.values(), default=0.0) < timing.LONG_CALL
+    contend(cell, arms, {name: calls for name, (calls, _) in how.items()}, mirrored, rules, record)
 
 
 @dataclass
-class _Refusals:
+class Refusals:
     """Contenders of a cell that are not timed, and why."""
 
     cell: Cell
@@ -160,30 +152,33 @@ class _Refusals:
         try:
             yield
         except (UserError, WorkerFault) as error:
-            self.add(name, _sentence(error))
+            self.add(name, sentence(error))
 
 
-def _contest(cell: Cell, own, steady: dict[str, float], rules: Rules, record: Record, refuse: _Refusals) -> None:
-    """Blocks of turns. A contender that fails in a turn is refused; if that was in the first block the others begin
-    again without it, and later what they did stays."""
-    how = {name: timing.turns(seconds) for name, seconds in steady.items()}
-    while steady:
-        arms = {name: _turn(own[name], name, cell.task, *how[name]) for name in steady}
-        match = timing.Contest(arms, rules.seed, mirrored=max(steady.values()) < timing.LONG_CALL)
-        calls = {name: how[name][0] for name in steady}
+Turn = Callable[[], float]
 
-        def keep(block: timing.Block, match=match, calls=calls) -> None:
-            number = len(match.blocks) - 1
-            record.add("block", cell=cell.name, block=number, calls=calls, turns=timing.rows(block))
+
+def contend(
+    cell: Cell, arms: Mapping[str, Turn], calls: Mapping[str, int], mirrored: bool, rules: Rules, record: Record
+) -> None:
+    """Blocks of turns, by `calls` calls each. A contender that fails in a turn is refused; if that was in the first
+    block the others begin again without it, and later what they did stays."""
+    alive = {name: _guarded(name, turn) for name, turn in arms.items()}
+    while alive:
+        match = timing.Contest(alive, rules.seed, mirrored)
+
+        def keep(block: timing.Block, match=match) -> None:
+            number, own = len(match.blocks) - 1, {name: calls[name] for name in match.arms}
+            record.add("block", cell=cell.name, block=number, calls=own, turns=timing.rows(block))
 
         try:
             match.run(rules.seconds, rules.least, each=keep)
             return
         except Failed as failed:
-            refuse.add(failed.name, _sentence(failed.error))
-            del steady[failed.name]
+            Refusals(cell, record).add(failed.name, sentence(failed.error))
             if match.blocks:
                 return
+            alive = {name: turn for name, turn in alive.items() if name != failed.name}
 
 
 class Failed(Exception):
@@ -193,14 +188,18 @@ class Failed(Exception):
         self.name, self.error = name, error
 
 
-def _turn(worker: Worker, name: str, task: str, calls: int, burn_in: int) -> Callable[[], float]:
-    def turn() -> float:
+def _guarded(name: str, turn: Turn) -> Turn:
+    def run() -> float:
         try:
-            return worker.ask("sample", MODEL, task, calls, burn_in, timing.GAP)
+            return turn()
         except (UserError, WorkerFault) as error:
             raise Failed(name, error) from error
 
-    return turn
+    return run
+
+
+def _turn(worker: Worker, task: str, calls: int, burn_in: int) -> Turn:
+    return lambda: worker.ask("sample", MODEL, task, calls, burn_in, timing.GAP)
 
 
 def judge(cell: Cell) -> str:
@@ -222,10 +221,8 @@ def _verdicts(cell: Cell, shown, wanted, recipe: Recipe, rules: Rules) -> dict[s
     with Worker(ORACLE, threads=rules.threads) as worker:
         worker.ask("start")
         worker.ask("build", MODEL, recipe, Execution(dtype="float64"))
-        regrets = {str(tokens): 0.0 for tokens in shown.values()}
-        for tokens in shown.values():
-            regrets[str(tokens)] = worker.ask("regret", MODEL, cell.tokens()[0], tokens)
-        return {name: [choice(cell, regrets[str(tokens)])] for name, tokens in shown.items()}
+        ids, _ = cell.tokens()
+        return {name: [choice(cell, worker.ask("regret", MODEL, ids, tokens))] for name, tokens in shown.items()}
 
 
 def verdicts(cell: Cell, one: Contender, shown: Any, wanted: Any) -> list[gate.Verdict]:
@@ -256,14 +253,14 @@ def _memory(cell: Cell, recipe: Recipe, rules: Rules, record: Record) -> None:
                 found = worker.ask("peak", MODEL, cell.task, 2)
                 planned, how = worker.ask("planned", MODEL, cell.task, *cell.tokens())
         except (UserError, WorkerFault) as error:
-            record.add("skipped", what=f"memory of {one.name} in {cell.title}", reason=_sentence(error))
+            record.add("skipped", what=f"memory of {one.name} in {cell.title}", reason=sentence(error))
             continue
         values = {"import": started["bytes_after_import"], "build": built, "peak": found["bytes"], "how": found["how"]}
         more = {"planned": planned, "planned_how": how, "device": found["device_bytes"]}
         record.add("memory", cell=cell.name, name=one.name, **values, **more)
 
 
-def _sentence(error: Any) -> str:
+def sentence(error: Any) -> str:
     """An error as one sentence: of a fault of ours, its last line."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
     return (lines[-1] if isinstance(error, WorkerFault) else " ".join(lines))[:400]

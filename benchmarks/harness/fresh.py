@@ -1,18 +1,15 @@
 """Cells whose every turn is a beginning in a process of its own: compiling, starting up, loading weights."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.harness import timing
 from benchmarks.harness.cells import TRAIN, Cell
 from benchmarks.harness.contenders import Contender
-from benchmarks.harness.contest import MODEL, Report, Rules, _sentence
+from benchmarks.harness.contest import MODEL, Refusals, Report, Rules, Turn, contend
 from benchmarks.harness.recipe import Recipe, write_arrays
 from benchmarks.harness.record import Record
-from benchmarks.harness.worker import Worker, WorkerFault
-from common.errors import UserError
+from benchmarks.harness.worker import Worker
 
 
 def run(cell: Cell, rules: Rules, record: Record, report: Report) -> None:
@@ -26,38 +23,31 @@ def run(cell: Cell, rules: Rules, record: Record, report: Report) -> None:
             write_arrays(path, dict(recipe.weights()))
             recipe = Recipe("file", cell.config, path=path)
         arms = {}
+        refuse = Refusals(cell, record)
         for one in cell.contenders:
-            try:
-                seconds = _told(one, cell, recipe, rules, record)
-            except (UserError, WorkerFault) as error:
-                record.add("refused", cell=cell.name, name=one.name, reason=_sentence(error))
-                continue
-            arms[one.name] = _turn(one, cell, recipe, rules)
-            report(f"{cell.title}: {one.title} {seconds:.1f} s", 0.0)
-        match = timing.Contest(arms, rules.seed, mirrored=False)
-
-        def keep(block: timing.Block) -> None:
-            number = len(match.blocks) - 1
-            record.add("block", cell=cell.name, block=number, calls=dict.fromkeys(arms, 1), turns=timing.rows(block))
-
-        if arms:
-            match.run(rules.seconds, rules.least, each=keep)
+            with refuse.faults(one.name):
+                report(f"{cell.title}: {one.title}", 0.0)
+                _told(one, cell, recipe, rules, record)
+                arms[one.name] = _turn(one, cell, recipe, rules)
+        contend(cell, arms, dict.fromkeys(arms, 1), False, rules, record)
 
 
-def _told(one: Contender, cell: Cell, recipe: Recipe, rules: Rules, record: Record) -> float:
+def _told(one: Contender, cell: Cell, recipe: Recipe, rules: Rules, record: Record) -> None:
     """The first turn, which also tells how the contender computes."""
-    with Worker(one.source, threads=rules.threads, device=rules.device) as worker:
-        started = worker.ask("start")
-        build = worker.ask("build", MODEL, recipe, one.execution(cell.dtype, rules.device, rules.threads))
-        told = {"settings": worker.ask("settings", MODEL), "versions": started["versions"]}
-        phases = {"import": started["import_seconds"], "build": build}
-        if cell.task != "load":
-            _prepare(worker, cell)
-            first, _ = worker.ask("begin", MODEL, TASKS[cell.task], 1)
-            record.add("phase", cell=cell.name, name=one.name, **phases, **first)
-    about = {"title": one.title, "wing": one.wing, "mode": one.mode, "lower_bound": one.lower_bound}
-    record.add("contender", cell=cell.name, name=one.name, **about, **told)
-    return build
+    settings, versions = {}, {}
+    try:
+        with Worker(one.source, threads=rules.threads, device=rules.device) as worker:
+            started = worker.ask("start")
+            versions = started["versions"]
+            build = worker.ask("build", MODEL, recipe, one.execution(cell.dtype, rules.device, rules.threads))
+            settings = worker.ask("settings", MODEL)
+            if cell.task != "load":
+                _prepare(worker, cell)
+                phases, _ = worker.ask("begin", MODEL, TASKS[cell.task], 1)
+                begun = {"import": started["import_seconds"], "build": build}
+                record.add("phase", cell=cell.name, name=one.name, **begun, **phases)
+    finally:  # who is refused is told too
+        record.add("contender", cell=cell.name, **one.line(settings, versions))
 
 
 TASKS = {"compile": "train", "start-up": "forward"}
@@ -69,7 +59,7 @@ def _prepare(worker: Worker, cell: Cell) -> None:
     worker.ask("prepare", MODEL, TASKS[cell.task], *cell.tokens())
 
 
-def _turn(one: Contender, cell: Cell, recipe: Recipe, rules: Rules) -> Callable[[], float]:
+def _turn(one: Contender, cell: Cell, recipe: Recipe, rules: Rules) -> Turn:
     """Seconds of one beginning: of the first training step less the next one (compiling), of everything from the start
     of the process to the first logits (start-up), or of reading the weights into a model (load)."""
 

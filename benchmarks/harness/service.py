@@ -145,9 +145,9 @@ class Service:
     def planned(self, handle: str, task: str, inputs: np.ndarray, targets: np.ndarray) -> tuple[int | None, str]:
         """Bytes that the framework says a task needs, and by which means; None where it has none."""
         model = self.models[handle]
-        found = (
-            model.planned_bytes(task, *inputs.shape) if task in PLANNED and hasattr(model, "planned_bytes") else None
-        )
+        if task not in PLANNED or not hasattr(model, "planned_bytes"):
+            return None, ""
+        found = model.planned_bytes(task, *inputs.shape)
         return (None, "") if found is None else (found["planned"], "XLA: arguments + outputs + temporaries - aliases")
 
     def settings(self, handle: str) -> dict[str, Any]:

@@ -99,12 +99,12 @@ def interval(values: np.ndarray, rounds: int = 5, draws: int = 2000, seed: int =
     """
     parts = np.array_split(values, min(rounds, max(1, len(values) // 2)))
     rng = np.random.default_rng(seed)
-
-    def draw() -> float:
-        chosen = rng.integers(0, len(parts), len(parts))
-        return float(np.mean([np.median(rng.choice(parts[i], parts[i].size)) for i in chosen]))
-
-    low, high = np.percentile([draw() for _ in range(draws)], [2.5, 97.5])
+    chosen = rng.integers(0, len(parts), (draws, len(parts)))
+    medians = np.empty(chosen.shape)
+    for number, part in enumerate(parts):
+        places = np.nonzero(chosen == number)
+        medians[places] = np.median(rng.choice(part, (len(places[0]), part.size)), axis=1)
+    low, high = np.percentile(medians.mean(1), [2.5, 97.5])
     return float(np.mean([np.median(part) for part in parts])), float(low), float(high)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from common import backend as door
 from common.backend import Backend
+from common.config import MODES
 from common.errors import UserError, unknown
 from common.parity import suspects
 from common.parity.alias import Alias, Edit, aliased, source
@@ -182,8 +183,6 @@ def _read(entry: Mapping[str, Any], component: str, where: str) -> Mutant:
 
 
 def _mode(mode: str, name: str) -> str:
-    from common.config import MODES
-
     if mode and mode not in MODES:
         raise unknown(f"mode of mutant {name!r}", mode, MODES)
     return mode

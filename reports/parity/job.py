@@ -119,7 +119,8 @@ def _modes(asked: Settings) -> dict[str, str]:
             raise UserError(f"--mode {text} names no backend; write NAME=MODE, as in jax=scan.")
         if name not in asked.backends:
             raise unknown("backend in --mode", name, asked.backends)
-        mode_of(mode, name)  # refuses unknown ones
+        if mode_of(mode, name).get("rng") == "native":  # unknown ones are refused there
+            raise UserError(f"--mode {text} draws other numbers than the oracle does, so there is nothing to prove.")
         if name in out:
             raise UserError(f"--mode gives {name} two modes, {out[name]} and {mode}; a run has one of each.")
         out[name] = mode

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.harness import record
+from benchmarks.harness.summary import summarise
 from common import files
 from common.config import dumps
 from common.errors import UserError
@@ -20,8 +21,6 @@ DRAWN = ("svg", "png")
 
 def derive(folder: Path) -> Found:
     """The summary that follows from a folder's raw samples."""
-    from benchmarks.harness.summary import summarise
-
     lines = record.read(folder / RAW)
     try:
         return json.loads(json.dumps(summarise(lines)))

@@ -2,12 +2,11 @@
 
 import copy
 import shutil
-import sys
-from types import ModuleType
 
 import made
 import pytest
 
+from benchmarks.harness.summary import summarise
 from reports.perf import job
 
 JAX_SCAN = ("forward/gpt2-124m/4x256/bfloat16", "jax scan")
@@ -16,20 +15,12 @@ JAX_SCAN = ("forward/gpt2-124m/4x256/bfloat16", "jax scan")
 @pytest.fixture(scope="session")
 def whole():
     """Every suite: training is noisy, depth has too few samples, one contender is refused."""
-    return made.summarise(made.lines(few=("depth",), refused=[JAX_SCAN]))
+    return summarise(made.lines(few=("depth",), refused=[JAX_SCAN]))
 
 
 @pytest.fixture
 def summary(whole):
     return copy.deepcopy(whole)
-
-
-@pytest.fixture(autouse=True)
-def summarise(monkeypatch):
-    """The harness' summary, replaced by a plain one that needs nothing but the lines."""
-    module = ModuleType("benchmarks.harness.summary")
-    module.summarise = made.summarise
-    monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +30,7 @@ def written(tmp_path_factory):
     folder.mkdir()
     lines = list(made.lines(suites=("forward",), refused=[JAX_SCAN]))
     (folder / job.RAW).write_text(made.text(lines), encoding="utf-8")
-    job.write(folder, made.summarise(lines))
+    job.write(folder, summarise(lines))
     return folder
 
 

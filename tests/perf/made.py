@@ -1,13 +1,8 @@
-"""A run that never happened: raw lines from a seeded generator, and the summary that follows from them."""
+"""A run that never happened: raw lines from a seeded generator."""
 
-import hashlib
 import json
 import math
 import random
-
-import numpy as np
-
-from benchmarks.harness import timing
 
 PARAMETERS = 124_439_808
 SUITES = ("forward", "train", "decode", "depth")
@@ -151,86 +146,3 @@ def _memory(coin, key, made, wing):
 def text(found):
     """raw.jsonl"""
     return "".join(json.dumps(line) + "\n" for line in found)
-
-
-def summarise(found):
-    """What the contract says follows from the lines; a stand-in for benchmarks.harness.summary.summarise."""
-    found = list(found)
-
-    def of(kind, cell=None, name=None):
-        own = [line for line in found if line["kind"] == kind]
-        own = [line for line in own if cell in (None, line.get("cell")) and name in (None, line.get("name"))]
-        return [{k: v for k, v in line.items() if k != "kind"} for line in own]
-
-    run, end, peaks = of("run")[0], (of("end") or [{"finished": None, "partial": "interrupted", "load": []}])[0], {}
-    for line in of("peak"):
-        place = peaks.setdefault(line["what"], {})
-        place = place.setdefault(line["dtype"], {"value": 0, "by": {}}) if line["what"] == "gemm" else place
-        place.setdefault("by", {})[line["wing"]] = line["value"]
-        place["value"] = max(place.get("value", 0), line["value"])
-    out = {
-        **{k: run[k] for k in ("schema", "command", "started", "device", "machine", "threads", "quick", "suites")},
-        "finished": end["finished"], "partial": end["partial"], "load": {"start": run["load"], "end": end["load"]},
-        "raw_sha256": hashlib.sha256(text(found).encode()).hexdigest(), "peaks": {**peaks, "sheet": None},
-        "cells": [_cell(line, of, peaks) for line in of("cell")], "skipped": of("skipped"),
-    }  # fmt: skip
-    out["break_even"] = [entry for line in out["cells"] for entry in _break_even(line)]
-    return out
-
-
-def _cell(line, of, peaks):
-    turns = [block["turns"] for block in of("block", line["cell"])]
-    contenders = []
-    for one in of("contender", line["cell"]):
-        key = line["cell"], one["name"]
-        own = [s for block in turns for n, _, s in block if n == one["name"]]
-        seconds = timing.spread(own) if own else None
-        speed = line["flops_full"] / seconds["median"] if own and line["flops_full"] else None
-        moved = line["bytes"] / seconds["median"] if own and line["bytes"] else None
-        peak = peaks["gemm"][line["dtype"]]["value"]
-        aa = _ratio(turns, (one["name"], 0), (one["name"], 1)) if own else None
-        contenders.append({
-            **{k: v for k, v in one.items() if k != "cell"}, "seconds": seconds,
-            "per_second": line["work"] / seconds["median"] if own else None, "flops_per_second": speed,
-            "mfu_full": speed and speed / peak, "mfu_causal": speed and 0.98 * speed / peak, "bytes_per_second": moved,
-            "mbu": moved and moved / peaks["read"]["value"], "phases": (of("phase", *key) or [None])[0],
-            "gate": of("gate", *key), "memory": (of("memory", *key) or [None])[0], "self_ratio": aa,
-            "carry_over": 0.003 if own else None, "refused": (of("refused", *key) or [{"reason": None}])[0]["reason"],
-        })  # fmt: skip
-    timed = [one for one in contenders if one["seconds"]]
-    pairs = [_pair(turns, a, b) for i, a in enumerate(timed) for b in timed[i + 1 :]]
-    return {**line, "blocks": len(turns), "contenders": contenders, "pairs": pairs}
-
-
-def _ratio(turns, first, second):
-    def of(block, who):
-        own = [math.log(s) for n, c, s in block if n == who[0] and who[1] in (None, c)]
-        return sum(own) / len(own)
-
-    logs = np.array([of(block, first) - of(block, second) for block in turns])
-    middle, wide = np.median(logs), 2 * logs.std() / math.sqrt(len(logs))
-    return [math.exp(value) for value in (middle, middle - wide, middle + wide)]
-
-
-def _pair(turns, a, b):
-    ratio, low, high = _ratio(turns, (a["name"], None), (b["name"], None))
-    floor = max(abs(math.log(v)) for one in (a, b) for v in one["self_ratio"][1:])
-    enough = len(turns) >= 4
-    sure = enough and floor <= timing.NOISY and (low > 1 or high < 1) and abs(math.log(ratio)) > floor
-    return {
-        "first": a["name"], "second": b["name"], "ratio": ratio, "low": low, "high": high, "floor": math.expm1(floor),
-        "noisy": floor > timing.NOISY, "enough": enough, "faster": (b if ratio > 1 else a)["name"] if sure else None,
-    }  # fmt: skip
-
-
-def _break_even(cell):
-    for pair in cell["pairs"]:
-        one, two = (next(c for c in cell["contenders"] if c["name"] == pair[k]) for k in ("first", "second"))
-        if one["phases"]["compile"] is None and two["phases"]["compile"] is not None and cell["suite"] != "depth":
-            extra = two["phases"]["compile"] + (two["phases"]["trace"] or 0)
-            saved = one["seconds"]["median"] - two["seconds"]["median"]
-            calls = math.ceil(extra / saved) if saved > 0 else None
-            yield {
-                "cell": cell["cell"], "first": one["name"], "second": two["name"], "extra_compile": extra,
-                "saved_per_call": saved, "calls": calls,
-            }  # fmt: skip
