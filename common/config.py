@@ -18,6 +18,7 @@ STACKS = ("loop", "scan")
 LOSSES = ("plain", "chunked")
 NORMS = ("plain", "fused")
 OPTIMIZERS = ("plain", "fused")
+PRODUCTS = ("plain", "wide")
 DECODES = ("plain", "streamed")
 GENERATORS = ("shared", "native")
 OVERFLOWS = ("error", "crop")
@@ -185,7 +186,14 @@ PRECISIONS: dict[str, Precision] = {
 }
 
 
-STRATEGIES = {"loss": LOSSES, "norm": NORMS, "optimizer": OPTIMIZERS, "decode": DECODES, "rng": GENERATORS}
+STRATEGIES = {
+    "loss": LOSSES,
+    "norm": NORMS,
+    "optimizer": OPTIMIZERS,
+    "products": PRODUCTS,
+    "decode": DECODES,
+    "rng": GENERATORS,
+}
 
 
 @dataclass(frozen=True)
@@ -196,9 +204,10 @@ class Execution(_Record):
     same function (dropout on the attention weights; float64 in JAX). `compile` None is the framework's own way: PyTorch
     runs eagerly, JAX compiles; True compiles PyTorch's blocks, False runs JAX operation by operation. `layers="scan"`
     compiles one block for all layers (JAX). `loss="chunked"` never holds all logits while training. `norm` and
-    `optimizer` "fused" are PyTorch's own kernels; XLA fuses by itself. `decode="streamed"` multiplies
-    a single row by a product of its own. `rng="native"` draws dropout and sampling noise from the framework's own
-    generator: other numbers in every framework. Only this field changes results, and only where numbers are drawn.
+    `optimizer` "fused" are PyTorch's own kernels; XLA fuses by itself. `products="wide"` multiplies 16-bit numbers in
+    32 bits (PyTorch, on a CPU without instructions for 16). `decode="streamed"` multiplies a single row by a product of
+    its own. `rng="native"` draws dropout and sampling noise from the framework's own generator: other numbers in every
+    framework. Only this field changes results, and only where numbers are drawn.
     """
 
     dtype: str = "float32"
@@ -210,6 +219,7 @@ class Execution(_Record):
     loss: str = "plain"
     norm: str = "plain"
     optimizer: str = "plain"
+    products: str = "plain"
     decode: str = "plain"
     rng: str = "shared"
 
@@ -235,9 +245,8 @@ class Execution(_Record):
 
 
 _PLAIN = "*"  # every implementation that a mode does not name
-MODES: dict[
-    str, dict[str, dict[str, Any]]
-] = {  # named executions, by implementation; all but "native rng" compute the same
+# named executions, by implementation; all but "native rng" compute the same
+MODES: dict[str, dict[str, dict[str, Any]]] = {
     "default": {_PLAIN: {}},
     "eager": {_PLAIN: {"compile": False}},
     "compiled": {_PLAIN: {"compile": True}},
@@ -247,7 +256,8 @@ MODES: dict[
     "fused optimizer": {_PLAIN: {"optimizer": "fused"}},
     "chunked loss": {_PLAIN: {"loss": "chunked"}},
     "native rng": {_PLAIN: {"rng": "native"}},
-    # all fast paths of a wing; what each of them buys is what the ablation suite of `parallax bench` measures
+    "wide": {"torch": {"products": "wide"}, _PLAIN: {}},
+    # the best of each wing on a CPU; what each entry buys is what the ablation suite of `parallax bench` measures
     "fast": {
         "torch": {
             "attention": "fused",

@@ -242,9 +242,9 @@ class JaxBackend:
         if execution.threads is not None and execution.threads != self.threads():
             advice = f"set NPROC={execution.threads} in the environment"
             raise UserError(f"JAX takes its {self.threads()} threads when it starts: {advice}.")
-        for name in ("norm", "optimizer"):
+        for name in ("norm", "optimizer", "products"):
             if getattr(execution, name) != "plain":
-                raise UserError(f"XLA fuses by itself; {name}={getattr(execution, name)!r} is PyTorch's.")
+                raise UserError(f"XLA fuses and widens by itself; {name}={getattr(execution, name)!r} is PyTorch's.")
         return JaxModel(config, weights, execution, _device(execution.device, self.devices()))
 
 

@@ -5,10 +5,15 @@ import torch
 from common.decoding import Progress, context_window, crop_prompts, padded
 
 from .kv_cache import empty_cache
+from .layers import streamed_product
 from .models import MODELS
 from .precision import dtype
 from .rng import GENERATORS
 from .sampling import sample
+
+# a compiled step writes its own attention and norms, and fuses them with what surrounds them
+WHILE_DECODING = {"plain": {}, "streamed": {"attention": "plain", "norm": "plain"}}
+LIMIT = 64  # shapes and configs for which one process may compile; more raise, where PyTorch would turn to eager
 
 
 def serve(model, config, execution):
@@ -16,15 +21,22 @@ def serve(model, config, execution):
     # [1] matrices in the type in which they are multiplied; vectors are added in that of parameters
     kind = dtype(execution.precision.compute)
     with torch.device("meta"):
-        served = MODELS[config.family](config, execution)
+        served = MODELS[config.family](config, execution.with_(**WHILE_DECODING[execution.decode]))
     for name, p in model.named_parameters():
         module, _, leaf = name.rpartition(".")
         matrix = p.detach().to(kind) if p.ndim > 1 else p.detach()
         setattr(served.get_submodule(module), leaf, torch.nn.Parameter(matrix, requires_grad=False))
-    if execution.compile or execution.decode == "streamed":
+    # [2] compile: a step as a whole, or blocks where the model's are
+    if execution.decode == "streamed":
+        torch._dynamo.config.recompile_limit = LIMIT
+        for module in served.modules():
+            if hasattr(module, "product"):
+                module.product = streamed_product
+        served.model.compile(dynamic=False, fullgraph=True)
+        served.head = torch.compile(served.head, dynamic=False, fullgraph=True)
+    elif execution.compile:
         for block in served.model.layers:
-            block.compile(dynamic=False)
-        served.head = torch.compile(served.head, dynamic=False)
+            block.compile()
     return served
 
 

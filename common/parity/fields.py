@@ -38,6 +38,7 @@ UNREAD = {
     "Execution.loss": "the same loss, some rows at a time",
     "Execution.norm": "another kernel of the same function",
     "Execution.optimizer": "another kernel of the same step",
+    "Execution.products": "the same products of the same numbers",
     "Execution.decode": "the same products, read otherwise",
     "Execution.rng": "only training and sampling draw",
 }

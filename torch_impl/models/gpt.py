@@ -62,7 +62,7 @@ class GPT(nn.Module):
     def __init__(self, config, execution):
         super().__init__()
         self.model, self.reduce = Decoder(config, execution), dtype(execution.precision.reduce)
-        self.product, self.loss = PRODUCTS[execution.decode], LOSSES[execution.loss]
+        self.product, self.loss = PRODUCTS[execution.products], LOSSES[execution.loss]
         self.lm_head = None if config.tie_embeddings else Linear(config.embed_dim, config.vocab_size, False, execution)
 
     def forward(self, ids_BT, positions_BT, caches=None, dropout_key=None, taps=NO_TAPS):
