@@ -266,7 +266,7 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
             "optimizer": "fused",
             "decode": "streamed",
         },
-        "jax": {"loss": "chunked", "decode": "streamed"},
+        "jax": {"layers": "scan", "loss": "chunked", "decode": "streamed"},
         _PLAIN: {},
     },
 }

@@ -63,4 +63,5 @@ class Accounts:
         if what == "prefill":
             return programs.prefill, self.params, caches, inputs[0], positions
         row, greedy = np.zeros(batch, np.int32), recipe(SamplingConfig())
-        return programs.decode, self.params, caches, row, row, row.astype(bool), zero, np.int32(1), 1, greedy
+        served = jax.eval_shape(programs.serve, self.params)
+        return programs.decode, served, caches, row, row, row.astype(bool), zero, np.int32(1), 1, greedy

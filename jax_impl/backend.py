@@ -58,7 +58,9 @@ class JaxModel(Accounts):
         with self.scope():
             self.programs, self.served = programs(config, execution), None
             kind = dtype(execution.precision.param)
-            self.params = {name: jnp.array(array, kind) for name, array in parameters.each(config, weights)}
+            self.params = self.programs.fold(
+                {name: jnp.array(array, kind) for name, array in parameters.each(config, weights)}
+            )
 
     def scope(self):
         """The context of everything this model does: its device, its width of numbers, no TF32."""
@@ -89,7 +91,7 @@ class JaxModel(Accounts):
         loss, grads = self.programs.gradients(
             self.params, inputs, targets, positions, self._scalar(count), seed, step, dropout is not None
         )
-        return door.Gradients(float(loss), {name: _numpy(g) for name, g in grads.items()})
+        return door.Gradients(float(loss), self._named(grads))
 
     @_scoped
     def component(self, path, inputs, cotangent):
@@ -150,7 +152,7 @@ class JaxModel(Accounts):
         if slots is None:
             self.slots = empty_slots(self.params)
         else:
-            self.slots = {name: jnp.array(slots[name], kind) for name in slots}
+            self.slots = self.programs.fold({name: jnp.array(slots[name], kind) for name in slots})
 
     def train_step(self, inputs, targets):
         return door.StepResult(*(float(x) for x in self._train_step(inputs, targets)))
@@ -176,13 +178,17 @@ class JaxModel(Accounts):
         return loss, norm
 
     def weights(self):
-        return {name: _numpy(value) for name, value in self.params.items()}
+        return self._named(self.params)
 
     def state_shapes(self):
         return dict(self.programs.shapes)
 
     def optimizer_slots(self):
-        return {name: _numpy(value) for name, value in self.slots.items()}
+        return self._named(self.slots)
+
+    def _named(self, arrays):
+        """Arrays of all layers by their own names, as NumPy's."""
+        return self.programs.unfold({name: _numpy(value) for name, value in arrays.items()})
 
     def prepare(self, task, inputs, targets=None, sampling=None):
         with self.scope():

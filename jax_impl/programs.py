@@ -18,6 +18,7 @@ from .layers import dropout
 from .models import MODELS
 from .optim import adamw, clip_by_global_norm
 from .sampling import sample
+from .stack import FOLDS
 from .train import loss_and_grads, train_step
 
 
@@ -26,7 +27,10 @@ class Programs:
 
     def __init__(self, config, execution):
         self.config, self.execution, self.address = config, execution, rng.GENERATORS[execution.rng]
-        self.graph, state = nnx.split(nnx.eval_shape(lambda: MODELS[config.family](config, execution)))
+        # every layer by itself: for decoding, which would copy what it takes out of a fold, and for components
+        self.apart, state = graph_of(config, execution.with_(layers="loop"))
+        self.graph = self.apart if execution.layers == "loop" else graph_of(config.with_(num_layers=1), execution)[0]
+        self.fold, self.unfold = FOLDS[execution.layers]
         self.shapes = {".".join(map(str, path)): value.get_value().shape for path, value in nnx.to_flat_state(state)}
         self.forward = jax.jit(self._forward, static_argnums=3)
         self.loss_sum = jax.jit(self._loss_sum)
@@ -44,7 +48,7 @@ class Programs:
         self.decode = jax.jit(self._decode, static_argnums=(7, 8), donate_argnums=1)
 
     def rebuild(self, params):
-        """The module with these values, while tracing."""
+        """The module with these values (folded as the execution wants), while tracing."""
         return nnx.merge(self.graph, nest(params))
 
     def _forward(self, params, ids, positions, wanted):
@@ -66,16 +70,20 @@ class Programs:
         return train_step(self.rebuild, params, slots, inputs, targets, positions, count, scalars, train, decays, key)
 
     def _part(self, path, params, x, positions):
-        module = self.rebuild(params)
+        return self._call(path, self.unfold(params), x, positions)
+
+    def _call(self, path, params, x, positions):
+        module = nnx.merge(self.apart, nest(params))
         for name in path.split("."):
             module = module[int(name)] if name.isdigit() else getattr(module, name)
         return door.call(module.__call__, x, positions)
 
     def _component(self, path, params, x, positions, cotangent):
+        params = self.unfold(params)
         own = {name: value for name, value in params.items() if name.startswith(f"{path}.")}
 
         def value(own, x):
-            out = self._part(path, {**params, **own}, x, positions)
+            out = self._call(path, {**params, **own}, x, positions)
             return (out * cotangent.astype(out.dtype)).sum(), out
 
         (total, out), (grads, grad_x) = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(own, x)
@@ -98,7 +106,7 @@ class Programs:
         return sample(logits, positions, sampling, seed, self.address)
 
     def _serve(self, params):
-        return generate.serve(params, self.execution)
+        return generate.serve(self.unfold(params), self.execution)
 
     def _optimize(self, params, grads, slots, scalars, train):
         grads, norm = clip_by_global_norm(grads, train.clip_norm)
@@ -108,8 +116,13 @@ class Programs:
         return dropout(x, rate, self.address(seed, DROPOUT), 0)
 
     def _decode(self, params, caches, token, positions, ended, seed, count, size, sampling):
-        model = self.rebuild(params)
+        model = nnx.merge(self.apart, nest(params))
         return generate.decode(model, caches, token, positions, ended, seed, count, size, sampling, self.address)
+
+
+def graph_of(config, execution):
+    """(description, shapes) of a model, without making it."""
+    return nnx.split(nnx.eval_shape(lambda: MODELS[config.family](config, execution)))
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,5 +1,7 @@
 """The blocks of a model, one after the other: how they are run, chosen by name."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -24,30 +26,64 @@ def loop(layers, x_BTE, positions_BT, caches, dropout_key, taps):
 
 
 def scan(layers, x_BTE, positions_BT, caches, dropout_key, taps):
-    """The same by `jax.lax.scan` over stacked parameters: one block is compiled, whatever the depth."""
-    graphs, states = zip(*(nnx.split(layer) for layer in layers), strict=True)
-    if any(graph != graphs[0] for graph in graphs[1:]):
-        raise UserError("The blocks of this model differ from each other: use layers='loop'.")
+    """The same by `jax.lax.scan`: `layers` is one block whose parameters are `fold`ed, and is compiled once."""
+    (folded,) = layers
+    graph, states = nnx.split(folded)
+    count = len(jax.tree.leaves(states)[0])
 
     # [1] the block's own cache and key
     def stacked(trees):
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
-    keys = None if dropout_key is None else stacked([layer_key(dropout_key, i + 1) for i in range(len(layers))])
+    keys = None if dropout_key is None else stacked([layer_key(dropout_key, i + 1) for i in range(count)])
 
     def block(x_BTE, own):
         state, cache, key = own
         inner = Taps(("*",) if taps.wanted else ())
-        x_BTE, cache = nnx.merge(graphs[0], state)(x_BTE, positions_BT, cache, key, inner)
+        x_BTE, cache = nnx.merge(graph, state)(x_BTE, positions_BT, cache, key, inner)
         return x_BTE, (cache, inner.found)
 
     # [2] x = block(x)
-    every = stacked(states), None if caches is None else stacked(caches), keys
+    every = states, None if caches is None else stacked(caches), keys
     x_BTE, (filled, found) = jax.lax.scan(block, x_BTE, every)
-    for index in range(len(layers)):
+    for index in range(count):
         for name, values in found.items():
             taps.under(f"layers.{index}")(name, values[index])
-    return x_BTE, filled and [jax.tree.map(lambda leaf, i=i: leaf[i], filled) for i in range(len(layers))]
+    return x_BTE, filled and [jax.tree.map(lambda leaf, i=i: leaf[i], filled) for i in range(count)]
 
 
 STACKS = {"loop": loop, "scan": scan}
+
+
+def apart(arrays):
+    """Named arrays as a loop takes them, every layer's own by itself."""
+    return dict(arrays)
+
+
+def fold(arrays):
+    """Named arrays as a scan takes them: those of all layers in one, [layer, …], under the name of layer 0."""
+    folded, layers = {}, {}
+    for name, array in arrays.items():
+        found = LAYER.fullmatch(name)
+        if found:
+            layers.setdefault(f"{found[1]}0{found[3]}", {})[int(found[2])] = array
+        else:
+            folded[name] = array
+    for name, own in layers.items():
+        if len({array.shape for array in own.values()}) > 1 or len(own) < max(map(len, layers.values())):
+            raise UserError("The blocks of this model differ from each other: use layers='loop'.")
+        folded[name] = jnp.stack([own[index] for index in sorted(own)])
+    return folded
+
+
+def unfold(arrays):
+    """The inverse of `fold`."""
+    own = {}
+    for name, array in arrays.items():
+        found = LAYER.fullmatch(name)
+        own |= {f"{found[1]}{i}{found[3]}": array[i] for i in range(len(array))} if found else {name: array}
+    return own
+
+
+FOLDS = {"loop": (apart, apart), "scan": (fold, unfold)}
+LAYER = re.compile(r"(.*\.layers\.)(\d+)(\..*)")

@@ -41,7 +41,7 @@ def gradients(model, inputs, targets, sampling):
 
     def run():
         value, grads = model.programs.gradients(model.params, *arrays, *rest)
-        return {"loss": value, **{f"grad/{name}": g for name, g in grads.items()}}
+        return {"loss": value, **{f"grad/{name}": g for name, g in model.programs.unfold(grads).items()}}
 
     return run
 
@@ -65,8 +65,9 @@ def prefill(model, inputs, targets, sampling):
 
 def optimizer(model, inputs, targets, sampling):
     """Clipping and one AdamW step with the gradients of a batch, always the same ones: {"grad_norm"}."""
-    found = gradients(model, inputs, targets, sampling)()
-    grads = {name: found[f"grad/{name}"] for name in model.params}
+    *arrays, count = door.step_inputs(inputs, targets, model.config)
+    rest = model._scalar(count), np.uint32(0), np.uint32(0), False
+    grads = model.programs.gradients(model.params, *arrays, *rest)[1]
     scalars = np.array(model.train.adam_scalars(0), dtype(model.execution.precision.param))
 
     def run():
