@@ -260,7 +260,6 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
     # the best of each wing on a CPU; what each entry buys is what the ablation suite of `parallax bench` measures
     "fast": {
         "torch": {
-            "attention": "fused",
             "loss": "chunked",
             "norm": "fused",
             "optimizer": "fused",

@@ -78,7 +78,7 @@ def _each(add):
             parts = hidden_NE[:whole].reshape(-1, CHUNK, hidden_NE.shape[-1]), targets_N[:whole].reshape(-1, CHUNK)
             sums, rows = jax.lax.scan(lambda sums, part: add(sums, *part), sums, parts)
             found.append(rows)
-        if whole < len(targets_N):
+        if whole < len(targets_N) or not whole:
             sums, rows = add(sums, hidden_NE[whole:], targets_N[whole:])
             found.append(rows)
         if found[0] is None:

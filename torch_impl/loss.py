@@ -47,7 +47,8 @@ class _Chunks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden_NE, weight_VE, targets_N, reduce, differentiate):
-        total, own_VE = 0.0, weight_VE.to(hidden_NE.dtype)
+        own_VE = weight_VE.to(hidden_NE.dtype)
+        total = torch.zeros((), dtype=torch.promote_types(hidden_NE.dtype, reduce), device=hidden_NE.device)
         grads = (torch.empty_like(hidden_NE), torch.zeros_like(weight_VE)) if differentiate else None
         for start in range(0, len(targets_N), CHUNK):
             rows = slice(start, start + CHUNK)

@@ -26,9 +26,11 @@ def generate(
     vocab: options.Vocab = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
-    attention: options.Attention = "plain",
+    mode: options.Mode = "default",
+    more: options.Set = None,
+    attention: options.Attention = None,
     compile: options.Compile = None,
-    layers: options.Layers = "loop",
+    layers: options.Layers = None,
     threads: options.Threads = None,
     json: Annotated[bool, typer.Option("--json", help="Print texts and token ids as JSON.")] = False,
 ) -> None:
@@ -40,7 +42,7 @@ def generate(
     from common.run import weights_of
     from common.tokenizers import Stream
 
-    run = options.execution(backend, device, dtype, attention, compile, threads, layers)
+    run = options.execution(backend, device, dtype, attention, compile, threads, layers, mode, more)
     found, text = weights_of(weights, heads=heads)
     encoder = options.tokenizer_for(tokenizer or text.get("tokenizer"), vocab, found.config.vocab_size, weights)
     sampling = SamplingConfig(

@@ -8,20 +8,28 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from common.config import PRESETS, Execution
-from common.errors import UserError
+from common.config import PRESETS, STRATEGIES, Execution
+from common.config import mode as mode_of
+from common.errors import UserError, unknown
 
 T = TypeVar("T")
 
 Backend = Annotated[str, typer.Option(help="Implementation: torch, jax, or numpy (the float64 oracle, small models).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float64 or bfloat16.")]
-Attention = Annotated[str, typer.Option(help="plain, or fused (the framework's own kernel).")]
+Attention = Annotated[str | None, typer.Option(help="plain, or fused (the framework's own kernel).")]
 Compile = Annotated[
     bool | None,
     typer.Option("--compile/--no-compile", help="Compile or not (default: PyTorch runs eagerly, JAX compiles)."),
 ]
-Layers = Annotated[str, typer.Option(help="loop, or scan (JAX: one block is compiled for all layers).")]
+Layers = Annotated[str | None, typer.Option(help="loop, or scan (JAX: one block is compiled for all layers).")]
+Mode = Annotated[
+    str, typer.Option(help="default, fast (each wing's best on a CPU), eager, …; several as in fast+eager.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="One more field of Execution, as in loss=chunked (may be given again)."),
+]
 Threads = Annotated[int | None, typer.Option(help="Threads for computing (default: all cores).")]
 TokenizerName = Annotated[str | None, typer.Option("--tokenizer", help="bytes or gpt2 (default: what fits the model).")]
 Vocab = Annotated[Path | None, typer.Option(help="Folder with GPT-2's vocabulary (encoder.json and vocab.bpe).")]
@@ -31,24 +39,38 @@ def execution(
     backend: str,
     device: str,
     dtype: str | None,
-    attention: str,
-    compile: bool | None,
-    threads: int | None,
-    layers: str = "loop",
+    attention: str | None = None,
+    compile: bool | None = None,
+    threads: int | None = None,
+    layers: str | None = None,
+    mode: str = "default",
+    more: list[str] | None = None,
 ) -> Execution:
-    """The execution that was asked for; sets thread counts in the environment, where frameworks read them at import."""
-    chosen = Execution(
-        dtype=dtype or ("float64" if backend == "numpy" else "float32"),
-        device=device,
-        attention=attention,
-        compile=compile,
-        threads=threads,
-        layers=layers,
+    """The execution that was asked for: a mode, and what is said beside it. Sets thread counts in the environment,
+    where frameworks read them at import.
+    """
+    said = {"attention": attention, "compile": compile, "threads": threads, "layers": layers} | _fields(more or ())
+    fields = mode_of(mode, backend) | {name: value for name, value in said.items() if value is not None}
+    chosen = Execution.from_dict(
+        {"dtype": dtype or ("float64" if backend == "numpy" else "float32"), "device": device, **fields}
     )
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = os.environ["NPROC"] = str(threads)
     return chosen
+
+
+def _fields(texts: Iterable[str]) -> dict[str, str]:
+    """{"loss": "chunked"} from "loss=chunked"; only strategies can be set so, the rest has options of its own."""
+    fields = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text} gives no value; write NAME=VALUE, as in loss=chunked.")
+        if name not in STRATEGIES:
+            raise unknown("field in --set", name, STRATEGIES)
+        fields[name] = value
+    return fields
 
 
 def tokenizer_for(name: str | None, vocab: Path | None, vocab_size: int, near: Path | None = None):

@@ -38,9 +38,11 @@ def train(
     vocab: options.Vocab = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
-    attention: options.Attention = "plain",
+    mode: options.Mode = "default",
+    more: options.Set = None,
+    attention: options.Attention = None,
     compile: options.Compile = None,
-    layers: options.Layers = "loop",
+    layers: options.Layers = None,
     threads: options.Threads = None,
 ) -> None:
     """Train a model in one framework; stop whenever you like and go on, in the same framework or in the other."""
@@ -50,7 +52,7 @@ def train(
     from common.config import preset as preset_of
     from common.errors import UserError
 
-    execution = options.execution(backend, device, dtype, attention, compile, threads, layers)
+    execution = options.execution(backend, device, dtype, attention, compile, threads, layers, mode, more)
     for name, value in {"--eval-every": eval_every, "--save-every": save_every}.items():
         if value < 1:
             raise UserError(f"{name} is {value}; allowed is a whole number > 0.")
@@ -145,7 +147,7 @@ def _only_how(context: typer.Context) -> None:
     from common.errors import UserError
 
     free = {"resume", "out", "backend", "until", "eval_every", "save_every", "vocab"}
-    free |= {"device", "dtype", "attention", "compile", "layers", "threads"}
+    free |= {"device", "dtype", "attention", "compile", "layers", "threads", "mode", "more"}
     given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
     fixed = [f"--{name.replace('_', '-')}" for name in given if name not in free]
     if fixed:

@@ -13,7 +13,7 @@ from benchmarks.harness.worker import usable_cores
 from common import backend, decoding, params
 from common.accounting import flops
 from common.commands import options
-from common.config import DTYPES, Execution, ModelConfig, SamplingConfig, TrainConfig, preset
+from common.config import DTYPES, Execution, ModelConfig, SamplingConfig, TrainConfig, mode, preset
 from common.data import corpora, windows
 from common.errors import UserError, unknown
 from common.tokenizers import Tokenizer
@@ -68,7 +68,8 @@ class Plan:
         if dtype == "float64" and asked.dtype != "float64":
             return Execution(dtype, asked.device, threads=self.threads)
         compiled = True if asked.compile and wing == "torch" else None
-        return Execution(dtype or asked.dtype, asked.device, asked.attention, compiled, self.threads)
+        plain = Execution(dtype or asked.dtype, asked.device, asked.attention, compiled, self.threads)
+        return plain.with_(**mode(asked.mode, wing))
 
     def skip(self, what: str, reason: str) -> None:
         """Put on record what was not done."""
@@ -78,6 +79,8 @@ class Plan:
 def make(settings: Settings) -> Plan:
     """Check every option and read every input. Raises UserError."""
     Execution(settings.dtype, settings.device, settings.attention, settings.compile, settings.threads)
+    for wing in settings.wings:
+        mode(settings.mode, wing)
     if settings.threads is not None and settings.threads > len(usable_cores()):
         raise UserError(f"{settings.threads} threads are asked for; this process may use {len(usable_cores())} cores.")
     if settings.device.partition(":")[0] not in ("cpu", "cuda"):

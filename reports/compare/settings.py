@@ -24,6 +24,7 @@ class Settings:
     device: str = "cpu"
     dtype: str = "float32"
     threads: int | None = None
+    mode: str = "default"
     attention: str = "plain"
     compile: bool = False
     seed: int = 0

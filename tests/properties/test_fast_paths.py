@@ -1,4 +1,4 @@
-"""Fast paths compute what the plain ones do: chunked loss, fused kernels, streamed decoding, native generators."""
+"""Fast paths compute what the plain ones do: chunked loss, fused kernels, wide products, streaming, native noise."""
 
 import numpy as np
 import pytest
@@ -65,6 +65,21 @@ def test_fused_norms_and_optimizer_of_pytorch(config, fresh_model):
     for name, weight in want.items():
         if not table[name].dead:
             assert compare.rms(got[name] - weight) <= EXACT * compare.rms(weight), name
+
+
+def test_wide_products_are_those_of_bfloat16(model_of, tokens):
+    """The same numbers are multiplied: the results differ by where they are rounded, by few units of the last place."""
+    names = ("model.layers.0.self_attn.q", "model.layers.0.mlp.output")
+    plain, wide = (model_of("torch", dtype="bfloat16", products=products) for products in ("plain", "wide"))
+    want, got = (model.forward(tokens(2, 8), taps=names).taps for model in (plain, wide))
+    for name, free in zip(names, (compare.UNIT_ROUNDOFF["bfloat16"], 0.02), strict=True):
+        assert compare.rms(got[name] - want[name]) <= free * compare.rms(want[name]), name
+
+
+@pytest.mark.parametrize(("field", "value"), [("norm", "fused"), ("optimizer", "fused"), ("products", "wide")])
+def test_jax_refuses_what_is_pytorchs(small, fresh_model, field, value):
+    with pytest.raises(UserError, match="XLA fuses and widens by itself"):
+        fresh_model("jax", small, **{field: value})
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
