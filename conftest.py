@@ -18,6 +18,15 @@ def _data() -> Path:
     return Path(os.environ.get("PARALLAX_DATA", ROOT.parent / "shared" / "data"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(request):
+    """Compiled JAX programs are kept between files, processes and runs; those of other processes compile anew."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(request.config.cache.mkdir("jax")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Real texts, vocabularies and checkpoints; tests that need them skip where they are absent."""

@@ -101,6 +101,11 @@ class FusedLayerNorm(LayerNorm):
 NORMS = {"plain": LayerNorm, "fused": FusedLayerNorm}
 
 
+def matmul(dims, a, b, reduce):
+    """einsum that sums in the precision of reductions, and stays in it (a product in 16 bits rounds its sums)."""
+    return torch.einsum(dims, at_least(a, reduce), at_least(b, reduce))
+
+
 def gelu_tanh(x):
     """GELU in its tanh form. Source: Hendrycks and Gimpel 2016, section 2."""
     return F.gelu(x, approximate="tanh")

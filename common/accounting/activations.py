@@ -72,18 +72,19 @@ def _linear(component: str) -> Callable:
 
 
 def _attention(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
-    """q, k, v; then what the kernel keeps. The context is the output map's input."""
+    """v; then what the kernel keeps. The context is the output map's input."""
     scores = at.batch * config.num_heads * at.length * at.length
-    yield ATTENTION, f"{path} q, k, v", 3 * at.tokens * config.embed_dim * at.compute
+    yield ATTENTION, f"{path} v", at.tokens * config.embed_dim * at.compute
     yield from at.kernel(config, at, path, scores)
 
 
 def _plain_kernel(config: ModelConfig, at: Pass, path: str, scores: int) -> Buffers:
-    """The weights out of the softmax, and what is multiplied with the values, if that is another tensor.
+    """q and k as they are multiplied, the weights out of the softmax, and those that weigh v, if they are others.
 
     Positions are the same in all rows, so there is one mask: [T, T], and [T] for rows that see nothing.
     """
     dropped = at.dropout and config.dropout_attn > 0
+    yield ATTENTION, f"{path} q, k", 2 * at.tokens * config.embed_dim * at.reduce
     yield ATTENTION, f"{path} mask", (at.length * at.length + at.length) * BOOL
     yield ATTENTION, f"{path} softmax", scores * at.reduce
     if dropped or at.compute != at.reduce:
@@ -92,7 +93,8 @@ def _plain_kernel(config: ModelConfig, at: Pass, path: str, scores: int) -> Buff
 
 
 def _fused_kernel(config: ModelConfig, at: Pass, path: str, scores: int) -> Buffers:
-    """The log of each row's normaliser, and the mask as numbers to add. As the CPU's kernel does it."""
+    """q, k, the log of each row's normaliser, and the mask as numbers to add. As the CPU's kernel does it."""
+    yield ATTENTION, f"{path} q, k", 2 * at.tokens * config.embed_dim * at.compute
     yield ATTENTION, f"{path} normalisers", at.tokens * config.num_heads * at.reduce
     yield ATTENTION, f"{path} mask", at.length * at.length * at.compute
 

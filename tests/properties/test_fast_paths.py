@@ -14,7 +14,7 @@ FUSED = {"norm": "fused", "optimizer": "fused"}
 REFUSED = {("torch", "scan"), ("jax", "fused norm"), ("jax", "fused optimizer")}  # what only the other wing has
 
 
-@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+@pytest.fixture(params=[True, pytest.param(False, marks=pytest.mark.full)], ids=["tied", "untied"])
 def config(request, small):
     return small.with_(tie_embeddings=request.param)
 
@@ -82,7 +82,7 @@ def test_jax_refuses_what_is_pytorchs(small, fresh_model, field, value):
         fresh_model("jax", small, **{field: value})
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.full)])
 @pytest.mark.parametrize("prompts", [[[3, 1, 4, 1, 5]], [[3, 1, 4], [1]]], ids=["one row", "two rows"])
 def test_streamed_decoding(wing, small, fresh_model, prompts, dtype):
     """The one-row product is another one: its tokens, and the logits behind them, must be the plain ones."""

@@ -44,17 +44,17 @@ def unequal():
 
 
 @pytest.mark.parametrize("counted", [(6, 2), (4, 0)])
-def test_micro_batches_with_unequal_counts_equal_one_batch(case, case_model, late, wing, counted):
+def test_micro_batches_with_unequal_counts_equal_one_batch(costly_case, case_model, late, wing, counted):
     """The sum of losses divided by their common number, not the mean of two means."""
-    ids, _ = late(case, 2, 6, seed=4)
+    ids, _ = late(costly_case, 2, 6, seed=4)
     targets = np.roll(ids, -1, axis=1)
     for row, count in enumerate(counted):
         targets[row, count:] = -100
-    model = case_model(wing, case, rates="none")
+    model = case_model(wing, costly_case, rates="none")
     got, want = model.gradients(ids[:, None], targets[:, None]), model.gradients(ids, targets)
     assert got.value == pytest.approx(want.value, rel=1e-13)
-    check_equal(got.grads, want.grads, case.config, 1e-13)
-    assert want.value == pytest.approx(case_model("numpy", case).loss(ids, targets), rel=1e-13)
+    check_equal(got.grads, want.grads, costly_case.config, 1e-13)
+    assert want.value == pytest.approx(case_model("numpy", costly_case).loss(ids, targets), rel=1e-13)
     if 0 not in counted:
         alone = [model.loss(ids[[row]], targets[[row]]) for row in (0, 1)]
         assert want.value == pytest.approx(np.average(alone, weights=counted), rel=1e-13)
@@ -162,9 +162,9 @@ def check_resumed(wing, case, dtype, build, late):
             np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-def test_saved_and_continued_is_straight_on_to_the_bit(case, fresh_case_model, late, wing):
+def test_saved_and_continued_is_straight_on_to_the_bit(costly_case, fresh_case_model, late, wing):
     """Within a wing, with every dropout that the model has."""
-    check_resumed(wing, case, "float32", fresh_case_model, late)
+    check_resumed(wing, costly_case, "float32", fresh_case_model, late)
 
 
 def test_saved_and_continued_in_bfloat16(costly_case, fresh_case_model, late, wing):

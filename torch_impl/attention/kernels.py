@@ -8,8 +8,7 @@ from torch.nn import functional as F
 from common.errors import UserError
 from common.taps import NO_TAPS
 
-from ..layers import dropout
-from ..precision import at_least
+from ..layers import dropout, matmul
 
 
 def plain_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, reduce, rate=0.0, key=None, taps=NO_TAPS):
@@ -18,7 +17,7 @@ def plain_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, reduce, rate=0.0, key=Non
     Source: Vaswani et al. 2017, equation 1.
     """
     # [1] scores = q k^T / sqrt(D)
-    scores_BHTS = at_least(q_BHTD @ k_BHSD.transpose(2, 3), reduce) / math.sqrt(q_BHTD.shape[-1])
+    scores_BHTS = matmul("bhtd,bhsd->bhts", q_BHTD, k_BHSD, reduce) / math.sqrt(q_BHTD.shape[-1])
     # [2] hidden keys get -inf; a row without any visible key gets zeros, so that nothing becomes NaN
     sees_B1T1 = mask_B1TS.any(-1, keepdim=True)
     scores_BHTS = taps("scores", torch.where(mask_B1TS, scores_BHTS, torch.where(sees_B1T1, -torch.inf, 0.0)))
