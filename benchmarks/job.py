@@ -4,6 +4,7 @@ import itertools
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,15 +17,16 @@ from benchmarks.harness.cells import FRESH, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.contest import Rules
 from benchmarks.harness.record import RAW, Record, now
-from benchmarks.harness.worker import Worker, usable_cores
+from benchmarks.harness.worker import Worker, WorkerFault, usable_cores
 from benchmarks.suites import SUITES, Scope
 from common import files
-from common.accounting import activations, memory, peaks
+from common.accounting import activations, counters, memory, peaks
 from common.config import PRESETS
 from common.errors import UserError, unknown
 
 OVERHEAD = 400 << 20  # bytes of a process with its framework
 SLACK = 1.3
+INTERRUPTED = "interrupted"
 SECONDS = {False: 30.0, True: 2.0}
 LEAST = {False: 5, True: 4}
 
@@ -39,6 +41,7 @@ class Settings:
     model: str | None = None
     threads: int | None = None
     seconds: float | None = None
+    minutes: float | None = None
     out: Path = Path("out/perf")
 
     def command(self) -> str:
@@ -48,6 +51,7 @@ class Settings:
         words += [f"--model {self.model}"] if self.model else []
         words += [f"--threads {self.threads}"] if self.threads else []
         words += [f"--seconds {self.seconds:g}"] if self.seconds is not None else []
+        words += [f"--minutes {self.minutes:g}"] if self.minutes is not None else []
         return " ".join(words + (["--quick"] if self.quick else []))
 
 
@@ -86,6 +90,8 @@ def prepare(asked: Settings, cells: tuple[Cell, ...] | None = None) -> Work:
         raise UserError(f"{asked.threads} threads are asked for; this process may use 1 to {cores} cores.")
     if asked.seconds is not None and not 0 < asked.seconds <= 3600:
         raise UserError(f"{asked.seconds:g} seconds are asked for each cell; allowed is a number in (0, 3600].")
+    if asked.minutes is not None and not asked.minutes > 0:
+        raise UserError(f"{asked.minutes:g} minutes are asked for; allowed is a number > 0.")
     device = _device(asked.device, asked.threads or cores)
     scope = Scope(asked.device, asked.quick, asked.model or Scope.model)
     if cells is None:
@@ -163,10 +169,9 @@ def produce(work: Work, report: Report, write: Callable[[Path], object]) -> tupl
         record, failure = Record(temporary), None
         record.add("run", **_about(work))
         try:
-            measure(work, record, report)
+            partial = measure(work, record, report)
         except BaseException as error:
-            failure = error
-        partial = _why(failure)
+            failure, partial = error, _why(error)
         record.finish(partial, machine.load_average())
         kept = work.folder
         if partial and (work.folder / RAW).exists():
@@ -196,20 +201,23 @@ def _about(work: Work) -> dict[str, Any]:
     }
 
 
-def _why(failure: BaseException | None) -> str | None:
-    if failure is None:
-        return None
+def _why(failure: BaseException) -> str:
     if isinstance(failure, KeyboardInterrupt):
-        return "interrupted"
+        return INTERRUPTED
     return f"failed: {type(failure).__name__}: {failure}"[:300]
 
 
-def measure(work: Work, record: Record, report: Report) -> None:
-    """Peaks, then every group of cells."""
+def measure(work: Work, record: Record, report: Report) -> str | None:
+    """Peaks, then every group of cells while there is time; why some are left out, if so."""
+    begun, limit = time.monotonic(), work.asked.minutes
     report("What this machine can do", 0.0)
     _peaks(work, record)
     groups = list(grouped(work.cells))
     for number, group in enumerate(groups):
+        if limit is not None and time.monotonic() - begun > 60 * limit:
+            left = [cell.title for group in groups[number:] for cell in group]
+            record.add("skipped", what=f"{len(left)} cells", reason=f"{limit:g} minutes were over: {'; '.join(left)}")
+            return f"{limit:g} minutes were over"
 
         def told(what: str, share: float, number=number) -> None:
             report(what, (number + share) / len(groups))
@@ -218,6 +226,27 @@ def measure(work: Work, record: Record, report: Report) -> None:
             fresh.run(group[0], work.rules, record, told)
         else:
             contest.run(group, work.rules, record, told)
+    report("FLOPs as they are counted", 1.0)
+    _flops(work, record)
+    return None
+
+
+def _flops(work: Work, record: Record) -> None:
+    """The closed form of every cell that has one beside the frameworks' own counts."""
+    cells = [cell for cell in work.cells if cell.task in counters.TASKS and cell.dtype == "float32"]
+    for _, group in itertools.groupby(cells, lambda cell: (cell.config, cell.batch, cell.length)):
+        same = list(group)
+        with Worker("torch", threads=work.rules.threads, device=work.rules.device) as worker:
+            worker.ask("start")
+            try:
+                rows = worker.ask("counted", same[0].config, same[0].batch, same[0].length, work.rules.device)
+            except (UserError, WorkerFault) as error:
+                record.add("skipped", what=f"FLOPs of {same[0].title}", reason=contest.sentence(error))
+                continue
+        for cell in same:
+            for row in rows:
+                if row["task"] == cell.task:
+                    record.add("flops", cell=cell.name, **row)
 
 
 def _peaks(work: Work, record: Record) -> None:

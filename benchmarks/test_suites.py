@@ -5,7 +5,12 @@ import pytest
 from benchmarks.suites import SUITES, Scope
 
 SLOW = ("compiled",)  # modes whose compiler takes most of a minute
-QUICK = ("forward", "train", "decode", "random")  # suites of which plain pytest checks the float32 cells without `full`
+QUICK = (
+    "forward",
+    "train",
+    "decode",
+    "random",
+)  # suites of which plain pytest checks float32 without `full`, not the sweeps
 
 
 def pytest_generate_tests(metafunc):
@@ -14,7 +19,7 @@ def pytest_generate_tests(metafunc):
     pairs = [(cell, one) for suite in SUITES.values() for cell in suite(scope) for one in cell.contenders]
     marked = []
     for cell, one in pairs:
-        quick = cell.suite in QUICK and cell.dtype == "float32" and one.mode not in SLOW
+        quick = cell.suite in QUICK and cell.dtype == "float32" and one.mode not in SLOW and not cell.axis
         slow = not (option.parallax_run or quick)
         marks = [pytest.mark.full] if slow else []
         marked.append(pytest.param((cell, one), id=f"{cell.name}-{one.name}".replace(" ", "_"), marks=marks))

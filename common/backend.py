@@ -8,7 +8,6 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from common import params, rng
 from common.config import Execution, ModelConfig, SamplingConfig, TrainConfig
 from common.errors import UserError, unknown
+from common.points import entry_points
 
 IGNORED = -100  # the label of a position that does not count
 ELEMENTWISE = ("exp", "log", "tanh", "erf", "rsqrt", "gelu_tanh", "gelu")

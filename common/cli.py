@@ -2,11 +2,11 @@
 before it runs. A mistake of the user's ends with one sentence and exit code 2, never with a traceback."""
 
 import sys
-from importlib.metadata import entry_points
 
 import typer
 
 from common.errors import UserError, unknown
+from common.points import entry_points
 
 ORDER = (
     "compare",

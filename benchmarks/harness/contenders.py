@@ -4,7 +4,6 @@ import functools
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from common import backend as door
 from common.config import Execution
 from common.errors import UserError, unknown
+from common.points import entry_points
 
 OUTSIDE = "parallax.contenders"  # entry points of what is timed beside the wings; see benchmarks/outside
 

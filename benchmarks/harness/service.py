@@ -14,13 +14,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from benchmarks.harness import compilation, contenders, gate, memory, peaks, waiting
 from benchmarks.harness.recipe import Recipe, write_arrays
-from common.config import Execution, SamplingConfig, TrainConfig
+from common.accounting import counters
+from common.config import Execution, ModelConfig, SamplingConfig, TrainConfig
 from common.errors import UserError
 
 PLANNED = ("forward", "train")
@@ -95,6 +97,10 @@ class Service:
         self, handle: str, what: str, batch: int, length: int, path: str = "", slots: int | None = None
     ) -> int:
         return int(self.models[handle].matmul_flops(what, batch, length, path, slots))
+
+    def counted(self, config: ModelConfig, batch: int, length: int, device: str) -> list[dict[str, Any]]:
+        """FLOPs of a forward pass and a training step by the closed form and by everyone's own count, plain kernels."""
+        return [{**asdict(row), "equal": row.equal} for row in counters.rows(config, batch, length, device=device)]
 
     def prepare(
         self, handle: str, task: str, inputs: Any, targets: Any = None, sampling: SamplingConfig | None = None

@@ -4,14 +4,13 @@ Attention is their SDPA path; training is the plain loop of their documentation 
 it is bfloat16, parameters included.
 """
 
-from importlib.metadata import entry_points
-
 import numpy as np
 import torch
 
 from common import backend as door
 from common.config import Execution
 from common.errors import UserError
+from common.points import entry_points
 
 ATTENTION = "sdpa"
 REFERENCES = "parallax.references"

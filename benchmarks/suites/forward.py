@@ -3,15 +3,16 @@
 from collections.abc import Iterator
 
 from benchmarks.harness.cells import Cell
-from benchmarks.suites.scope import FASTEST, Scope, transformers, wing
+from benchmarks.suites.scope import FASTEST, NARROW, Scope, transformers, wing
 
 SIZES = {"nano": (8, 128), "gpt2-124m": (4, 256)}
 PREFILL = {"nano": (1, 96), "gpt2-124m": (1, 512)}
 
 
-def contenders() -> tuple:
+def contenders(dtype: str) -> tuple:
     """Both wings as they are, compiled and scanned, at their best; and from outside."""
     ours = [wing("torch"), wing("torch", "compiled"), wing("torch", FASTEST)]
+    ours += [wing("torch", NARROW)] if dtype == "bfloat16" else []
     theirs = [wing("jax"), wing("jax", "scan"), wing("jax", FASTEST)]
     return (*ours, *theirs, *transformers())
 
@@ -19,10 +20,9 @@ def contenders() -> tuple:
 def cells(scope: Scope) -> Iterator[Cell]:
     """Forward in float32, of the small model in bfloat16 too."""
     for model in scope.models:
-        for dtype in ("float32", "bfloat16"):
-            yield Cell(
-                "forward", "forward", model, scope.config(model), *SIZES.get(model, (4, 256)), dtype, contenders()
-            )
+        for dtype in scope.dtypes(model):
+            size = SIZES.get(model, (4, 256))
+            yield Cell("forward", "forward", model, scope.config(model), *size, dtype, contenders(dtype))
 
 
 def prefills(scope: Scope) -> Iterator[Cell]:

@@ -8,6 +8,7 @@ from common.config import ModelConfig, mode, preset
 
 TITLES = {"torch": "PyTorch", "jax": "JAX"}
 FASTEST = "fast"
+NARROW = "fast+wide"  # PyTorch's best in bfloat16 on a CPU without 16-bit instructions
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class Scope:
     def models(self) -> tuple[str, ...]:
         """The models of the suites that look at several, the small one first."""
         return (self.small,) if self.quick else (self.small, self.model)
+
+    def dtypes(self, model: str) -> tuple[str, ...]:
+        """float32, and bfloat16 where a step does not take minutes: on a CPU without 16-bit instructions it would."""
+        return ("float32",) if self.device == "cpu" and model != self.small else ("float32", "bfloat16")
 
     @property
     def main(self) -> str:

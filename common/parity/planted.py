@@ -10,7 +10,6 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +20,7 @@ from common.config import MODES
 from common.errors import UserError, unknown
 from common.parity import suspects
 from common.parity.alias import Alias, Edit, aliased, source
+from common.points import entry_points
 
 FOLDER = Path(__file__).with_name("mutants")
 ORACLE, COMMON = "numpy", "common"

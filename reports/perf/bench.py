@@ -21,6 +21,9 @@ def bench(
     seconds: Annotated[
         float | None, typer.Option(help="Seconds of sampling for each cell (default: 30, quick 2).")
     ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Begin nothing new after so many minutes; the report says what is left out.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for results; a folder for each device is made in it.")] = Path(
         "out/perf"
     ),
@@ -34,7 +37,7 @@ def bench(
     from reports.perf import table
     from reports.progress import Shown
 
-    work = job.prepare(job.Settings(tuple(suite or ()), device, quick, model, threads, seconds, out))
+    work = job.prepare(job.Settings(tuple(suite or ()), device, quick, model, threads, seconds, minutes, out))
     if list_:
         for cell in work.cells:
             print(f"{cell.suite:<10} {cell.title}: {', '.join(one.name for one in cell.contenders)}")
@@ -45,4 +48,4 @@ def bench(
     options.show(f"The report: {folder / 'index.html'}")
     if partial:
         options.show(f"Partial ({partial}): what was measured is in the report.")
-        raise typer.Exit(130)
+        raise typer.Exit(130 if partial == job.INTERRUPTED else 0)

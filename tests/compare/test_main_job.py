@@ -70,6 +70,7 @@ def test_the_table_fits_into_80_columns(found):
     assert "Both wings compute the same thing." in screen.getvalue()
 
 
+@pytest.mark.full
 def test_a_wing_that_is_off_fails_the_job(tmp_path, monkeypatch):
     """One part in a million in one wing's float64 logits: the verdict turns, and no speed is published."""
     real = Worker.ask

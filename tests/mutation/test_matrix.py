@@ -10,7 +10,7 @@ from common.parity.trial import Session, subjects
 
 WINGS = ("torch", "jax")
 EVERYTHING = list(power.chosen(Session(subjects(WINGS))))
-QUICK = {"torch": 1, "numpy": 3, "common": 6}  # of what every component has, each so-manieth
+QUICK = {"torch": 1, "numpy": 5, "common": 9}  # of what every component has, each so-manieth
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def sample():
     seen = {}
     for mutant, place in EVERYTHING:
         seen.setdefault((place, mutant.component), (mutant, place))
-    some = [pair for number, pair in enumerate(seen.values()) if number % QUICK.get(pair[1], 5) == 0]
+    some = [pair for number, pair in enumerate(seen.values()) if number % QUICK.get(pair[1], 8) == 0]
     return [pair for pair in some if pair[0].component != "precision"]
 
 

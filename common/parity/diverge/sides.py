@@ -9,13 +9,13 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from common import backend as door
 from common.config import Execution
 from common.errors import UserError, unknown
+from common.points import entry_points
 from common.weights import formats
 
 REFERENCES = "parallax.references"  # models of other libraries that offer the same named values as a backend does
