@@ -11,12 +11,13 @@ PROCESSES ?= -n auto --maxprocesses 4 --dist loadfile
 # Two pips must never write to one environment at the same time, so -j is not followed.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help compare parity bench test test-full vectors lint format doctor clean clean-venv
+.PHONY: help compare parity bench gpu-report test test-full vectors lint format doctor clean clean-venv
 
 help:
 	@echo "make compare      train and compare the models in both frameworks: the main job, no download of data"
 	@echo "make parity       prove the two wings equal: the certificate, with the mutation matrix"
 	@echo "make bench        measure speed, memory and compile time of both wings: the report"
+	@echo "make gpu-report   the certificate and the benchmarks on a GPU: nothing is installed, PYTHON=... has the packages"
 	@echo "make test         run the tests"
 	@echo "make test-full    run the tests with the longer checks"
 	@echo "make vectors      write the oracle's test vectors anew (after a change of common/cases.py)"
@@ -37,6 +38,20 @@ parity: $(VENV)/.base
 
 bench: $(VENV)/.test
 	@$(BIN)/parallax bench $(ARGS)
+
+# On a machine that has the packages already: at most 9 minutes, everything under $(GPU_OUT). A failed claim does not keep
+# the benchmarks from being measured.
+GPU_OUT ?= out/gpu
+DEVICE ?= cuda
+GPU := XLA_PYTHON_CLIENT_PREALLOCATE=false $(or $(PYTHON),python3) -m common.cli
+gpu-report:
+	@proven=0; \
+	$(GPU) parity --device $(DEVICE) --quick --claim C0 --claim C1 --claim C2 --claim C3 --claim C4 --case gpt --case block \
+	  --out $(GPU_OUT)/parity || proven=$$?; \
+	[ $$proven -le 1 ] || exit $$proven; \
+	$(GPU) bench --device $(DEVICE) --suite forward --suite train --suite decode --suite prefill --suite loss \
+	  --seconds 4 --minutes 5 --out $(GPU_OUT)/perf || exit $$?; \
+	exit $$proven
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest $(PROCESSES) -m "not full" $(ARGS)

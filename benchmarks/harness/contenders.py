@@ -19,8 +19,8 @@ OUTSIDE = "parallax.contenders"  # entry points of what is timed beside the wing
 @dataclass(frozen=True)
 class Contender:
     """One arm of a contest. `source` is the name of a backend, of an entry point in OUTSIDE, or "module:attribute";
-    `mode` says how it runs and `options` are the fields of `Execution` that make it so. A `lower_bound` does less than
-    the others: what the framework needs for the heart of the task alone.
+    `mode` says how it runs and `options` are the fields of `Execution` that make it so. A `lower_bound` is as
+    little as its framework needs for the task: others are held against it, and it wins nothing.
     """
 
     name: str

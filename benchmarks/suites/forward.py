@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from benchmarks.harness.cells import Cell
-from benchmarks.suites.scope import FASTEST, NARROW, Scope, transformers, wing
+from benchmarks.suites.scope import FASTEST, NARROW, Scope, plain, transformers, wing
 
 SIZES = {"nano": (8, 128), "gpt2-124m": (4, 256)}
 PREFILL = {"nano": (1, 96), "gpt2-124m": (1, 512)}
@@ -12,7 +12,7 @@ PREFILL = {"nano": (1, 96), "gpt2-124m": (1, 512)}
 def contenders(dtype: str) -> tuple:
     """Both wings as they are, compiled and scanned, at their best; and from outside."""
     ours = [wing("torch"), wing("torch", "compiled"), wing("torch", FASTEST)]
-    ours += [wing("torch", NARROW)] if dtype == "bfloat16" else []
+    ours += [wing("torch", NARROW)] if dtype == "bfloat16" else plain()
     theirs = [wing("jax"), wing("jax", "scan"), wing("jax", FASTEST)]
     return (*ours, *theirs, *transformers())
 

@@ -53,6 +53,16 @@ def outside(name: str, title: str, entry: str, framework: str, lower_bound: bool
     return (Contender(name, title, entry, framework, "as it is", {}, lower_bound),)
 
 
+def plain() -> tuple[Contender, ...]:
+    """As little as each framework needs for the same work in float32: plain calls of its own functions."""
+    return tuple(
+        Contender(
+            f"plain {name}", f"plain {title}", f"benchmarks.outside.plain_{name}:backend", name, "as it is", {}, True
+        )
+        for name, title in TITLES.items()
+    )
+
+
 def transformers() -> tuple[Contender, ...]:
     """Hugging Face's GPT-2, where it is installed."""
     return outside("transformers", "transformers", "transformers", "transformers")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from benchmarks.harness.cells import Cell
-from benchmarks.suites.scope import FASTEST, NARROW, Scope, transformers, wing
+from benchmarks.suites.scope import FASTEST, NARROW, Scope, plain, transformers, wing
 
 SIZES = {"nano": (8, 128), "gpt2-124m": (4, 256)}
 ABLATION = {"nano": (8, 128), "gpt2-124m": (2, 128)}
@@ -21,7 +21,7 @@ def cells(scope: Scope) -> Iterator[Cell]:
         ours += [wing("torch", "compiled"), wing("jax", "scan")] if small else []
         for dtype in scope.dtypes(model):
             # theirs would keep bfloat16 parameters
-            more = transformers() if dtype == "float32" else (wing("torch", NARROW),)
+            more = (*plain(), *transformers()) if dtype == "float32" else (wing("torch", NARROW),)
             size = SIZES.get(model, (4, 256))
             yield Cell("train", "train", model, scope.config(model), *size, dtype, (*ours, *more), memory=True)
 

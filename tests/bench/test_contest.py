@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,24 @@ def test_an_interrupted_run_is_kept_and_marked_and_never_replaces_a_whole_one(tm
     assert not list(tmp_path.glob(".*"))
 
 
+def test_what_there_is_no_time_for_is_listed_and_the_rest_is_kept(tmp_path, monkeypatch):
+    cells = [
+        Cell("forward", "forward", name, CONFIG, 3, 8, "float32", (contender("honest"), contender("slow")))
+        for name in ("one", "two")
+    ]
+    work = replace(work_of(tmp_path, cells), asked=job.Settings(minutes=1e-3))
+    monkeypatch.setattr(job, "_peaks", lambda work, kept: None)
+    clock = iter((0.0, 0.0, 1.0))
+    monkeypatch.setattr(job.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(contest, "run", lambda cells, rules, kept, report: kept.add("block", cell="x", turns=[]))
+    folder, partial = job.produce(work, lambda what, share: None, lambda place: None)
+    assert partial == "0.001 minutes were over"
+    (skipped,) = record.of(record.read(folder / record.RAW), "skipped")
+    assert skipped["what"] == "1 cells"
+    assert cells[1].title in skipped["reason"]
+    assert cells[0].title not in skipped["reason"]
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
@@ -122,6 +141,7 @@ def test_an_interrupted_run_is_kept_and_marked_and_never_replaces_a_whole_one(tm
         ({"device": "tpu"}, "did you mean|device"),
         ({"threads": 0}, "this process may use 1 to"),
         ({"seconds": 0}, "allowed is a number in"),
+        ({"minutes": 0}, "0 minutes are asked for"),
         ({"model": "gpt2-12m"}, "did you mean 'gpt2-124m'"),
     ],
 )
