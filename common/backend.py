@@ -65,10 +65,11 @@ class Model(Protocol):
     prompts, "optimizer" with a batch's gradients, "dropout" on an activation [B, T, E], "sample" on logits [B, V].
     "train" and "optimizer" need `start_training` first.
 
-    The last four are accounts of one call of a task of `common.accounting.tasks`: `matmul_flops` counts what the
-    framework would multiply (2 FLOPs a multiply-add), `reported_flops` is the compiler's own figure, `saved_bytes` are
-    kept from forward to backward, without parameters, and `planned_bytes` is the compiler's plan of memory; None where
-    a framework has no such number. `path` is a submodule as in `component`; "prefill" and "decode" run on a cache of
+    `about` tells what a framework chose by itself: the "kernel" of fused attention. The last four are accounts of one
+    call of a task of `common.accounting.tasks`: `matmul_flops` counts what the framework would multiply (2 FLOPs a
+    multiply-add), `reported_flops` is the compiler's own figure, `saved_bytes` are kept from forward to backward,
+    without parameters, and `planned_bytes` is the compiler's plan of memory; None where a framework has no such number.
+    `path` is a submodule as in `component`; "prefill" and "decode" run on a cache of
     `slots`. The oracle has neither `prepare` nor accounts.
     """
 
@@ -98,6 +99,7 @@ class Model(Protocol):
         targets: np.ndarray | None = None,
         sampling: SamplingConfig | None = None,
     ) -> Callable[[], dict[str, Any]]: ...
+    def about(self) -> dict[str, str]: ...
     def matmul_flops(self, what: str, batch: int, length: int, path: str = "", slots: int | None = None) -> int: ...
     def reported_flops(
         self, what: str, batch: int, length: int, path: str = "", slots: int | None = None

@@ -7,6 +7,7 @@ from common import backend as door
 from common.accounting.tasks import check_counted, input_width
 from common.config import SamplingConfig, TrainConfig
 
+from .attention.kernels import fused_attention
 from .flops import matmul_flops, xla_flops
 from .generate import recipe
 from .kv_cache import empty_cache
@@ -15,8 +16,24 @@ from .optim import empty_slots
 from .precision import dtype
 
 
+def fused_kernel(config, execution):
+    """What `dot_product_attention` becomes for a causal mask over the model's heads: a call of cuDNN, or XLA's own."""
+    shape = 1, config.num_heads, min(128, config.context_length), config.embed_dim // config.num_heads
+    q = jax.ShapeDtypeStruct(shape, dtype(execution.precision.compute))
+    mask = jax.ShapeDtypeStruct((1, 1, shape[2], shape[2]), bool)
+    lowered = jax.jit(lambda q, mask: fused_attention(q, q, q, mask, dtype(execution.precision.reduce))).lower(q, mask)
+    return "cuDNN" if "cudnn" in lowered.as_text().lower() else "XLA"
+
+
 class Accounts:
     """The accounts of a model; see `common.backend.Model`."""
+
+    def about(self):
+        """What the framework chooses by itself, as it chose: the kernel of fused attention."""
+        if self.execution.attention != "fused":
+            return {}
+        with self.scope():
+            return {"kernel": fused_kernel(self.config, self.execution)}
 
     def matmul_flops(self, what, batch, length, path="", slots=None):
         with self.scope():

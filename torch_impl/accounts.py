@@ -7,20 +7,52 @@ import contextlib
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common import backend as door
 from common.accounting.tasks import check_counted, input_width
 from common.errors import UserError
 
 from . import rng
+from .attention.kernels import fused_attention
 from .flops import matmul_flops
+from .masks import causal_mask
 from .memory import saved_bytes
 from .precision import dtype
 from .train import loss_and_grads, objective
 
 
+def fused_kernel(config, execution):
+    """The name of the kernel that `scaled_dot_product_attention` takes for a causal mask over the model's heads."""
+    shape = 1, config.num_heads, min(128, config.context_length), config.embed_dim // config.num_heads
+    q = torch.zeros(shape, dtype=dtype(execution.precision.compute), device=execution.device, requires_grad=True)
+    positions = torch.arange(shape[2], dtype=torch.int32, device=q.device)[None]
+    with _Seen() as seen:
+        fused_attention(q, q, q, causal_mask(positions, positions), dtype(execution.precision.reduce))
+    begin = "aten::_scaled_dot_product_"
+    return next((name.removeprefix(begin) for name in seen.names if name.startswith(begin)), "plain operations")
+
+
+class _Seen(TorchDispatchMode):
+    """The names of the operations that are dispatched."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
 class Accounts:
     """The accounts of a model; see `common.backend.Model`."""
+
+    def about(self):
+        """What the framework chooses by itself, as it chose: the kernel of fused attention."""
+        if self.execution.attention != "fused":
+            return {}
+        return {"kernel": fused_kernel(self.config, self.execution)}
 
     def matmul_flops(self, what, batch, length, path="", slots=None):
         with self._eagerly():

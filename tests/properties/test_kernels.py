@@ -131,3 +131,9 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(model_of, fr
     # steps of 1e-5 are smaller than a bfloat16 of size 1 can show, so the parameters must be float32
     moved = model.weights()["model.norm.weight"] != params.randomise(model.config, 20)["model.norm.weight"]
     assert moved.mean() > 0.9
+
+
+@pytest.mark.parametrize(("wing_name", "kernel"), [("torch", "flash_attention_for_cpu"), ("jax", "XLA")])
+def test_the_kernel_that_runs_is_named(model_of, wing_name, kernel):
+    assert model_of(wing_name, dtype="float32", attention="fused").about() == {"kernel": kernel}
+    assert model_of(wing_name, dtype="float32").about() == {}
