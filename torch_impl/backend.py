@@ -16,6 +16,7 @@ from .layers import ELEMENTWISE
 from .models import MODELS
 from .optim import OPTIMIZERS, empty_slots
 from .precision import dtype
+from .stack import compile_in_place
 from .tasks import TASKS
 from .train import loss_and_grads, train_step
 
@@ -46,7 +47,7 @@ class TorchModel(Accounts):
             setattr(self.net.get_submodule(module), leaf, torch.nn.Parameter(tensor))
         if execution.compile:
             for block in self.net.model.layers:
-                block.compile()
+                compile_in_place(block)
 
     def forward(self, ids, positions=None, taps=()):
         ids = door.check_ids(ids, self.config)

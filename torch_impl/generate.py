@@ -10,10 +10,10 @@ from .models import MODELS
 from .precision import dtype
 from .rng import GENERATORS
 from .sampling import sample
+from .stack import compile_in_place
 
 # a compiled step writes its own attention and norms, and fuses them with what surrounds them
 WHILE_DECODING = {"plain": {}, "streamed": {"attention": "plain", "norm": "plain"}}
-LIMIT = 64  # shapes and configs for which one process may compile; more raise, where PyTorch would turn to eager
 
 
 def serve(model, config, execution):
@@ -28,15 +28,14 @@ def serve(model, config, execution):
         setattr(served.get_submodule(module), leaf, torch.nn.Parameter(matrix, requires_grad=False))
     # [2] compile: a step as a whole, or blocks where the model's are
     if execution.decode == "streamed":
-        torch._dynamo.config.recompile_limit = LIMIT
         for module in served.modules():
             if hasattr(module, "product"):
                 module.product = streamed_product
-        served.model.compile(dynamic=False, fullgraph=True)
+        compile_in_place(served.model, dynamic=False, fullgraph=True)
         served.head = torch.compile(served.head, dynamic=False, fullgraph=True)
     elif execution.compile:
         for block in served.model.layers:
-            block.compile()
+            compile_in_place(block)
     return served
 
 

@@ -1,5 +1,7 @@
 """The blocks of a model, one after the other: how they are run, chosen by name."""
 
+import torch
+
 from .layers import layer_key
 
 
@@ -16,4 +18,14 @@ def loop(layers, x_BTE, positions_BT, caches, dropout_key, taps):
     return x_BTE, None if caches is None else filled
 
 
+LIMIT = 1000  # precisions, shapes and configs
+
 STACKS = {"loop": loop}
+
+
+def compile_in_place(module, **options):
+    """Compile it by `torch.compile`. Past LIMIT kinds of inputs a call raises, where PyTorch would turn to eager."""
+    # [1] one limit for all models of a process, which share the code that is compiled
+    config = torch._dynamo.config
+    config.recompile_limit, config.accumulated_recompile_limit, config.fail_on_recompile_limit_hit = LIMIT, LIMIT, True
+    module.compile(**options)

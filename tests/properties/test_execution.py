@@ -93,3 +93,25 @@ def test_compiled_blocks_of_pytorch(case, fresh_case_model, late):
     assert models[1].generate(prompts, sampling) == models[0].generate(prompts, sampling)
     check_gradients(*models, ids)
     check_training(models, ids)
+
+
+@pytest.mark.full
+def test_compilation_never_turns_to_eager(fresh_model, tokens, monkeypatch):
+    """Past the limit of kinds of inputs a call raises; without, a second kind compiles."""
+    import torch
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    from torch_impl import stack
+
+    torch.compiler.reset()
+    ids = tokens(2, 8)
+    fresh_model("torch", compile=True).gradients(ids, ids)
+    monkeypatch.setattr(stack, "LIMIT", 1)
+    try:
+        with pytest.raises(FailOnRecompileLimitHit):
+            fresh_model("torch", compile=True).forward(ids)
+    finally:
+        monkeypatch.undo()
+        fresh_model("torch", compile=True)  # sets the limit again
+        torch.compiler.reset()
+    assert fresh_model("torch", compile=True).forward(ids).logits.shape == (2, 8, 61)
