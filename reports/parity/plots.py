@@ -11,6 +11,7 @@ from reports.parity.wording import Found
 
 OTHER_UNITS = ("exact", "ulps", "nats")  # rules whose errors are no relative errors
 GRAIN = 20  # dots that fall into the same twentieth of a decade are drawn once
+LEAST = 1e-19  # errors below are drawn here: float64 rounds at 1e-16, so these came out small by luck
 MARKED = ("float64", "float32", "bfloat16")  # roundoffs drawn as lines
 
 
@@ -41,11 +42,13 @@ def gap(found: Found) -> str:
         low, high = _range(rows, bugs)
         axes.set_xlim(low, high)
         axes.minorticks_off()
-        for tier in MARKED:
+        for number, tier in enumerate(MARKED):
             unit = ROUNDOFF[tier]
             if low < unit < high:
                 axes.axvline(unit, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)))
-                axes.text(unit, -0.85, f"{tier}\nroundoff", color=SOFT, fontsize=8, ha="center")
+                axes.text(
+                    unit, -0.85, f"{tier} roundoff", color=SOFT, fontsize=8, ha=("right", "center", "left")[number]
+                )
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("relative error")
 
@@ -89,7 +92,8 @@ def _bugs(found: Found) -> dict[str, list[float]]:
 
 def _once(values: list[float]) -> list[float]:
     """Finite values above zero, one for each grain."""
-    grains = {round(GRAIN * math.log10(value)): value for value in values if 0 < value < math.inf}
+    kept = (max(value, LEAST) for value in values if 0 < value < math.inf)
+    grains = {round(GRAIN * math.log10(value)): value for value in kept}
     return sorted(grains.values())
 
 

@@ -1,8 +1,10 @@
 """A certificate answers for itself: an honest one verifies, every edit is named, nothing but NumPy is needed."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -212,3 +214,20 @@ def test_numpy_is_enough(made, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "claim C1: passed is written as false, but true follows." in done.stdout
+
+
+KEPT = sorted((Path(__file__).parents[2] / "reports" / "parity").glob("*/certificate.json"))
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.parent.name)
+def test_what_is_committed_follows_and_is_complete(path):
+    """Made with today's rules and vectors, everything tried; the page and the table beside it are drawn from it."""
+    from reports.parity import matrix, page
+
+    found = verify.load(path)
+    assert [str(fault) for fault in verify.faults(found)] == []
+    assert found["passed"]
+    assert found["head"]["complete"]
+    assert (path.parent / "mutants.csv").read_text(encoding="utf-8") == matrix.csv(found)
+    own, drawn = (path.parent / "index.html").read_text(encoding="utf-8"), re.compile("<svg.*?</svg>", re.DOTALL)
+    assert drawn.sub("", own) == drawn.sub("", page.render(found))  # another matplotlib may draw otherwise
