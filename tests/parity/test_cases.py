@@ -29,29 +29,27 @@ def tried(cases, chosen, once=False, **options):
 MODELS = [name for name, case in CASES.items() if not case.path]
 
 
-# all components and the first model; the other models compile long
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.full] * (n in MODELS[1:])) for n in CASES])
+# all components and the first model; the whole certificate, in the full suite, has the others
+@pytest.mark.parametrize("name", [name for name in CASES if name not in MODELS[1:]])
 def test_every_claim_holds(name):
     found = tried((name,), CLAIMS)
     assert {row.case for row in found.rows} >= {name}
     assert {"float64", "float32", "bfloat16"} <= {row.tier for row in found.rows}
 
 
-# the edges that compile long are in the full suite; tests/parity/test_edges.py tries a few
+# without the edges: tests/parity/test_edges.py tries a few, the whole certificate all
 @pytest.mark.parametrize(
     "claim",
-    [
-        pytest.param(claim, marks=[pytest.mark.full] * (claim.NAME == "C7"))
-        for claim in CLAIMS
-        if claim.declared_once(Session(subjects(WINGS), quick=True))
-    ],
+    [c for c in CLAIMS if c.NAME != "C7" and c.declared_once(Session(subjects(WINGS), quick=True))],
 )
 def test_what_belongs_to_no_case_holds(claim):
     tried((), [claim], once=True)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("wing", "mode"), [("torch", "compiled"), ("jax", "scan"), ("jax", "eager")])
+@pytest.mark.parametrize(
+    ("wing", "mode"), [("torch", "compiled"), ("torch", "fast"), ("jax", "fast"), ("jax", "eager")]
+)
 def test_claims_hold_however_a_wing_executes(wing, mode):
     chosen = [claim for claim in CLAIMS if claim.NAME in ("C0", "C2", "C3", "C4")]
     tried(("block", "gpt", "gpt_dropout"), chosen, modes={wing: mode})
