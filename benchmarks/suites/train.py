@@ -17,19 +17,22 @@ def cells(scope: Scope) -> Iterator[Cell]:
     """Training in float32, of the small model in bfloat16 too, with memory."""
     for model in scope.models:
         small = model == scope.small
-        ours = [wing("torch"), wing("torch", FASTEST), wing("jax"), wing("jax", FASTEST)]
-        ours += [wing("torch", "compiled"), wing("jax", "scan")] if small else []
+        best = [wing("torch", FASTEST), wing("jax", FASTEST)]
+        # everybody's state is in memory at once, so of the large model only the best of each meet
+        ours = [wing("torch"), wing("jax"), *best, wing("torch", "compiled"), wing("jax", "scan")] if small else best
         for dtype in scope.dtypes(model):
             # theirs would keep bfloat16 parameters
-            more = (*plain(), *transformers()) if dtype == "float32" else (wing("torch", NARROW),)
+            more = (*(plain() if small else ()), *transformers()) if dtype == "float32" else (wing("torch", NARROW),)
             size = SIZES.get(model, (4, 256))
             yield Cell("train", "train", model, scope.config(model), *size, dtype, (*ours, *more), memory=True)
 
 
 def ablations(scope: Scope) -> Iterator[Cell]:
     """Each optimisation alone beside the plain form and all of them together, one wing at a time."""
-    model = scope.main
+    model, config, size = scope.main, scope.config(scope.main), ABLATION.get(scope.main, (2, 128))
+    if model != scope.small:  # everybody's state is in memory at once
+        config = config.with_(num_layers=config.num_layers // 2)
+        model = f"{model} × {config.num_layers} layers"
     for name, modes in RUNGS.items():
         chosen = tuple(wing(name, mode) for mode in modes)
-        size = ABLATION.get(model, (2, 128))
-        yield Cell("ablation", "train", model, scope.config(model), *size, "float32", chosen, part=name, memory=True)
+        yield Cell("ablation", "train", model, config, *size, "float32", chosen, part=name, memory=True)
