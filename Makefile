@@ -43,14 +43,14 @@ bench: $(VENV)/.test
 # the benchmarks from being measured.
 GPU_OUT ?= out/gpu
 DEVICE ?= cuda
-GPU := XLA_PYTHON_CLIENT_PREALLOCATE=false $(or $(PYTHON),python3) -m common.cli
+GPU := $(or $(PYTHON),python3) -m common.cli
 gpu-report:
 	@proven=0; \
-	$(GPU) parity --device $(DEVICE) --quick --claim C0 --claim C1 --claim C2 --claim C3 --claim C4 --case gpt --case block \
+	XLA_PYTHON_CLIENT_PREALLOCATE=false timeout -s INT 200 $(GPU) parity --device $(DEVICE) --quick --claim C0 --claim C1 --claim C2 --claim C3 --claim C4 --case gpt --case block \
 	  --out $(GPU_OUT)/parity || proven=$$?; \
 	[ $$proven -le 1 ] || exit $$proven; \
-	$(GPU) bench --device $(DEVICE) --suite forward --suite train --suite decode --suite prefill --suite loss \
-	  --seconds 4 --minutes 5 --out $(GPU_OUT)/perf || exit $$?; \
+	XLA_PYTHON_CLIENT_PREALLOCATE=false timeout -s INT 320 $(GPU) bench --device $(DEVICE) --suite forward --suite train --suite decode --suite prefill --suite loss \
+	  --seconds 4 --minutes 4.5 --out $(GPU_OUT)/perf || exit $$?; \
 	exit $$proven
 
 test: $(VENV)/.test

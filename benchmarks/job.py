@@ -123,11 +123,12 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def grouped(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
-    """Neighbours that share model, precision and contenders, so that models are built once; beginnings stand alone."""
+def grouped(cells: Sequence[Cell], alone: bool = False) -> Iterator[list[Cell]]:
+    """Neighbours that share model, precision and contenders, so that models are built once; beginnings stand alone, and
+    so do all where the clock is looked at in between."""
 
     def key(cell: Cell) -> Any:
-        own = cell.name if cell.task in FRESH else ""
+        own = cell.name if alone or cell.task in FRESH else ""
         return own, cell.model, cell.config, cell.dtype, cell.contenders
 
     return (list(group) for _, group in itertools.groupby(cells, key))
@@ -212,11 +213,12 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
     begun, limit = time.monotonic(), work.asked.minutes
     report("What this machine can do", 0.0)
     _peaks(work, record)
-    groups = list(grouped(work.cells))
+    groups = list(grouped(work.cells, alone=limit is not None))
     for number, group in enumerate(groups):
         if limit is not None and time.monotonic() - begun > 60 * limit:
             left = [cell.title for group in groups[number:] for cell in group]
-            record.add("skipped", what=f"{len(left)} cells", reason=f"{limit:g} minutes were over: {'; '.join(left)}")
+            left += ["FLOPs as they are counted"]
+            record.add("skipped", what=f"{len(left)} parts", reason=f"{limit:g} minutes were over: {'; '.join(left)}")
             return f"{limit:g} minutes were over"
 
         def told(what: str, share: float, number=number) -> None:
@@ -233,12 +235,14 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
 
 def _flops(work: Work, record: Record) -> None:
     """The closed form of every cell that has one beside the frameworks' own counts."""
-    cells = [cell for cell in work.cells if cell.task in counters.TASKS and cell.dtype == "float32"]
-    for _, group in itertools.groupby(cells, lambda cell: (cell.config, cell.batch, cell.length)):
-        same = list(group)
+    sizes: dict[Any, list[Cell]] = {}
+    for cell in work.cells:
+        if cell.task in counters.TASKS and cell.dtype == "float32":
+            sizes.setdefault((cell.config, cell.batch, cell.length), []).append(cell)
+    for same in sizes.values():
         with Worker("torch", threads=work.rules.threads, device=work.rules.device) as worker:
-            worker.ask("start")
             try:
+                worker.ask("start")
                 rows = worker.ask("counted", same[0].config, same[0].batch, same[0].length, work.rules.device)
             except (UserError, WorkerFault) as error:
                 record.add("skipped", what=f"FLOPs of {same[0].title}", reason=contest.sentence(error))

@@ -20,5 +20,6 @@ def entry_points(group: str) -> tuple[EntryPoint, ...]:
 def _declared(group: str) -> tuple[EntryPoint, ...]:
     if not CHECKOUT.is_file():
         return ()
-    declared = tomllib.loads(CHECKOUT.read_text(encoding="utf-8"))["project"].get("entry-points", {}).get(group, {})
+    project = tomllib.loads(CHECKOUT.read_text(encoding="utf-8")).get("project", {})
+    declared = project.get("entry-points", {}).get(group, {}) if project.get("name") == "parallax" else {}
     return tuple(EntryPoint(name, value, group) for name, value in declared.items())

@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from common import backend as door
+from common.errors import UserError
 from common.rng import DROPOUT
 from common.taps import Taps
 
@@ -29,7 +30,7 @@ class Programs:
         self.config, self.execution, self.address = config, execution, rng.GENERATORS[execution.rng]
         # every layer by itself: for decoding, which would copy what it takes out of a fold, and for components
         self.apart, state = graph_of(config, execution.with_(layers="loop"))
-        self.graph = self.apart if execution.layers == "loop" else graph_of(config.with_(num_layers=1), execution)[0]
+        self.graph = self.apart if execution.layers == "loop" else folded_graph(config, execution)
         self.fold, self.unfold = FOLDS[execution.layers]
         self.shapes = {".".join(map(str, path)): value.get_value().shape for path, value in nnx.to_flat_state(state)}
         self.forward = jax.jit(self._forward, static_argnums=3)
@@ -123,6 +124,15 @@ class Programs:
 def graph_of(config, execution):
     """(description, shapes) of a model, without making it."""
     return nnx.split(nnx.eval_shape(lambda: MODELS[config.family](config, execution)))
+
+
+def folded_graph(config, execution):
+    """The description of a model of one block, which stands for all of them; blocks that differ are refused."""
+    blocks = nnx.eval_shape(lambda: MODELS[config.family](config, execution)).model.layers
+    first, *others = (nnx.graphdef(block) for block in blocks)
+    if any(other != first for other in others):
+        raise UserError("The blocks of this model differ from each other: use layers='loop'.")
+    return graph_of(config.with_(num_layers=1), execution)[0]
 
 
 @functools.lru_cache(maxsize=64)

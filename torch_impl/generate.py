@@ -1,5 +1,7 @@
 """Continuing prompts: the plain loop that recomputes everything, and the one with a KV cache."""
 
+import functools
+
 import torch
 
 from common.decoding import Progress, context_window, crop_prompts, padded
@@ -17,7 +19,7 @@ WHILE_DECODING = {"plain": {}, "streamed": {"attention": "plain", "norm": "plain
 
 
 def serve(model, config, execution):
-    """The model that decodes: its matrices in the type of compute, once; compiled if its products are to stream."""
+    """The model that decodes: its matrices in the type of compute, once; compiled as a whole if its products stream."""
     # [1] matrices in the type in which they are multiplied; vectors are added in that of parameters
     kind = dtype(execution.precision.compute)
     with torch.device("meta"):
@@ -30,13 +32,19 @@ def serve(model, config, execution):
     if execution.decode == "streamed":
         for module in served.modules():
             if hasattr(module, "product"):
-                module.product = streamed_product
+                module.product = functools.partial(_one_row_streamed, module.product)
+    if execution.decode == "streamed" and execution.compile is not False:
         compile_in_place(served.model, dynamic=False, fullgraph=True)
         served.head = torch.compile(served.head, dynamic=False, fullgraph=True)
     elif execution.compile:
         for block in served.model.layers:
             compile_in_place(block)
     return served
+
+
+def _one_row_streamed(several, x, weight, bias):
+    """The streamed product of a single row; more rows are multiplied as the execution says."""
+    return streamed_product(x, weight, bias) if x.numel() == x.shape[-1] else several(x, weight, bias)
 
 
 def generate(model, decoder, config, execution, prompts, sampling):

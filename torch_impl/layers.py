@@ -85,7 +85,7 @@ class LayerNorm(nn.Module):
 
 
 class FusedLayerNorm(LayerNorm):
-    """The same by PyTorch's own kernel, which keeps x, mean and deviation alone for the backward pass.
+    """The same by PyTorch's own kernel, which keeps what is centred, mean and deviation alone for the backward pass.
 
     Its variance loses digits where the mean is large; of what is centred it loses none.
     """

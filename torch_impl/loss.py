@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from common.backend import IGNORED
 
+from .layers import wide_product
 from .precision import at_least
 
 CHUNK = 256  # positions whose logits exist at once
@@ -35,7 +36,9 @@ def chunked_loss(model, hidden_BTE, targets_BT):
     # [1] rows of hidden states and of targets
     hidden_NE, targets_N = hidden_BTE.flatten(0, 1), targets_BT.flatten()
     # [2] the sum over all chunks
-    total = _Chunks.apply(hidden_NE, model.head_weight, targets_N, model.reduce, torch.is_grad_enabled())
+    kind = hidden_NE.dtype
+    work = torch.promote_types(kind, torch.float32) if model.product is wide_product else kind
+    total = _Chunks.apply(hidden_NE, model.head_weight, targets_N, model.reduce, work, torch.is_grad_enabled())
     return total, (targets_N != IGNORED).sum()
 
 
@@ -43,25 +46,25 @@ LOSSES = {"plain": plain_loss, "chunked": chunked_loss}
 
 
 class _Chunks(torch.autograd.Function):
-    """Sum of token losses of hidden states [N, E] and head weights [V, E]."""
+    """Sum of token losses of hidden states [N, E] and head weights [V, E]; `work` is the type of all products."""
 
     @staticmethod
-    def forward(ctx, hidden_NE, weight_VE, targets_N, reduce, differentiate):
-        own_VE = weight_VE.to(hidden_NE.dtype)
-        total = torch.zeros((), dtype=torch.promote_types(hidden_NE.dtype, reduce), device=hidden_NE.device)
+    def forward(ctx, hidden_NE, weight_VE, targets_N, reduce, work, differentiate):
+        kind, own_VE = hidden_NE.dtype, weight_VE.to(hidden_NE.dtype).to(work)
+        total = torch.zeros((), dtype=torch.promote_types(kind, reduce), device=hidden_NE.device)
         grads = (torch.empty_like(hidden_NE), torch.zeros_like(weight_VE)) if differentiate else None
         for start in range(0, len(targets_N), CHUNK):
             rows = slice(start, start + CHUNK)
-            hidden_CE, targets_C = hidden_NE[rows], targets_N[rows]
+            hidden_CE, targets_C = hidden_NE[rows].to(work), targets_N[rows]
             counts_C1 = (targets_C != IGNORED)[:, None]
             at_C1 = torch.where(counts_C1[:, 0], targets_C, 0)[:, None].long()
-            log_probs_CV = torch.log_softmax(at_least(F.linear(hidden_CE, own_VE), reduce), -1)
+            log_probs_CV = torch.log_softmax(at_least(F.linear(hidden_CE, own_VE).to(kind), reduce), -1)
             total = total - torch.where(counts_C1, log_probs_CV.gather(-1, at_C1), 0.0).sum()
             if differentiate:  # softmax minus one at the target, zero where the target does not count
                 errors_CV = log_probs_CV.exp_()
                 errors_CV.scatter_add_(-1, at_C1, torch.full_like(at_C1, -1, dtype=errors_CV.dtype))
-                errors_CV = errors_CV.mul_(counts_C1).to(hidden_NE.dtype)
-                torch.mm(errors_CV, own_VE, out=grads[0][rows])
+                errors_CV = errors_CV.mul_(counts_C1).to(kind).to(work)
+                _put_product(grads[0][rows], errors_CV, own_VE)
                 _add_product(grads[1], errors_CV.T, hidden_CE)
         ctx.grads = grads
         return total
@@ -70,7 +73,12 @@ class _Chunks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, share):
         (grad_NE, grad_VE), ctx.grads = ctx.grads, None  # scaled in place: they serve once
-        return grad_NE.mul_(share.to(grad_NE.dtype)), grad_VE.mul_(share.to(grad_VE.dtype)), None, None, None
+        return grad_NE.mul_(share.to(grad_NE.dtype)), grad_VE.mul_(share.to(grad_VE.dtype)), None, None, None, None
+
+
+def _put_product(out, a, b):
+    """out = a b, in place where the types agree."""
+    return torch.mm(a, b, out=out) if out.dtype == a.dtype else out.copy_(a @ b)
 
 
 def _add_product(total, a, b):

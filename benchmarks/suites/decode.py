@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from benchmarks.harness.cells import Cell
-from benchmarks.suites.scope import FASTEST, NARROW, Scope, transformers, wing
+from benchmarks.suites.scope import FASTEST, Scope, transformers, wing
 
 MAIN = {"nano": (64, 32), "gpt2-124m": (128, 64)}  # prompt and new tokens
 CONTEXTS = {"nano": (16, 64, 112), "gpt2-124m": (32, 256, 512, 960)}
@@ -16,7 +16,7 @@ def cells(scope: Scope) -> Iterator[Cell]:
     model = scope.main
     config, (prompt, new) = scope.config(model), MAIN.get(model, (128, 64))
     best = (wing("torch", FASTEST), wing("jax", FASTEST))
-    narrow = (wing("torch", NARROW), wing("jax", FASTEST))
+    narrow = (wing("torch", scope.narrow), wing("jax", FASTEST))
     every = (wing("torch"), wing("jax"), *best, *transformers())
 
     def cell(batch, length, dtype, chosen, new=SHORT, **options) -> Cell:

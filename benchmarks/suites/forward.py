@@ -3,26 +3,29 @@
 from collections.abc import Iterator
 
 from benchmarks.harness.cells import Cell
-from benchmarks.suites.scope import FASTEST, NARROW, Scope, plain, transformers, wing
+from benchmarks.suites.scope import FASTEST, Scope, plain, transformers, wing
 
 SIZES = {"nano": (8, 128), "gpt2-124m": (4, 256)}
 PREFILL = {"nano": (1, 96), "gpt2-124m": (1, 512)}
 
 
-def contenders(dtype: str) -> tuple:
+def contenders(scope: Scope, dtype: str) -> tuple:
     """Both wings as they are, compiled and scanned, at their best; and from outside."""
     ours = [wing("torch"), wing("torch", "compiled"), wing("torch", FASTEST)]
-    ours += [wing("torch", NARROW)] if dtype == "bfloat16" else plain()
+    if dtype == "float32":
+        ours += plain()
+    elif scope.narrow != FASTEST:
+        ours += [wing("torch", scope.narrow)]
     theirs = [wing("jax"), wing("jax", "scan"), wing("jax", FASTEST)]
     return (*ours, *theirs, *transformers())
 
 
 def cells(scope: Scope) -> Iterator[Cell]:
-    """Forward in float32, of the small model in bfloat16 too."""
+    """Forward in float32 and bfloat16; on a CPU the large model in float32 alone."""
     for model in scope.models:
         for dtype in scope.dtypes(model):
             size = SIZES.get(model, (4, 256))
-            yield Cell("forward", "forward", model, scope.config(model), *size, dtype, contenders(dtype))
+            yield Cell("forward", "forward", model, scope.config(model), *size, dtype, contenders(scope, dtype))
 
 
 def prefills(scope: Scope) -> Iterator[Cell]:

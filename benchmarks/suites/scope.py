@@ -8,7 +8,6 @@ from common.config import ModelConfig, mode, preset
 
 TITLES = {"torch": "PyTorch", "jax": "JAX"}
 FASTEST = "fast"
-NARROW = "fast+wide"  # PyTorch's best in bfloat16 on a CPU without 16-bit instructions
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,11 @@ class Scope:
     def models(self) -> tuple[str, ...]:
         """The models of the suites that look at several, the small one first."""
         return (self.small,) if self.quick else (self.small, self.model)
+
+    @property
+    def narrow(self) -> str:
+        """PyTorch's mode in bfloat16: with wide products on a CPU, which may lack 16-bit instructions."""
+        return f"{FASTEST}+wide" if self.device == "cpu" else FASTEST
 
     def dtypes(self, model: str) -> tuple[str, ...]:
         """float32, and bfloat16 where a step does not take minutes: on a CPU without 16-bit instructions it would."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from benchmarks.harness.cells import Cell
-from benchmarks.suites.scope import FASTEST, NARROW, Scope, plain, transformers, wing
+from benchmarks.suites.scope import FASTEST, Scope, plain, transformers, wing
 
 SIZES = {"nano": (8, 128), "gpt2-124m": (4, 256)}
 ABLATION = {"nano": (8, 128), "gpt2-124m": (2, 128)}
@@ -14,15 +14,16 @@ RUNGS = {
 
 
 def cells(scope: Scope) -> Iterator[Cell]:
-    """Training in float32, of the small model in bfloat16 too, with memory."""
+    """Training in float32 and bfloat16 (on a CPU the large model in float32 alone), with memory."""
     for model in scope.models:
         small = model == scope.small
         best = [wing("torch", FASTEST), wing("jax", FASTEST)]
         # everybody's state is in memory at once, so of the large model only the best of each meet
         ours = [wing("torch"), wing("jax"), *best, wing("torch", "compiled"), wing("jax", "scan")] if small else best
+        narrow = () if scope.narrow == FASTEST else (wing("torch", scope.narrow),)
         for dtype in scope.dtypes(model):
             # theirs would keep bfloat16 parameters
-            more = (*(plain() if small else ()), *transformers()) if dtype == "float32" else (wing("torch", NARROW),)
+            more = (*(plain() if small else ()), *transformers()) if dtype == "float32" else narrow
             size = SIZES.get(model, (4, 256))
             yield Cell("train", "train", model, scope.config(model), *size, dtype, (*ours, *more), memory=True)
 

@@ -52,7 +52,7 @@ def compare(
         dtype=dtype or "float32",
         threads=threads,
         mode=mode,
-        attention=attention or "plain",
+        attention=attention,
         compile=compile,
         seed=seed,
         out=str(out),

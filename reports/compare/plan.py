@@ -67,9 +67,12 @@ class Plan:
         asked = self.settings
         if dtype == "float64" and asked.dtype != "float64":
             return Execution(dtype, asked.device, threads=self.threads)
-        compiled = True if asked.compile and wing == "torch" else None
-        plain = Execution(dtype or asked.dtype, asked.device, asked.attention, compiled, self.threads)
-        return plain.with_(**mode(asked.mode, wing))
+        said = {"attention": asked.attention} if asked.attention else {}
+        said |= {"compile": True} if asked.compile and wing == "torch" else {}
+        fields = mode(asked.mode, wing) | said
+        return Execution.from_dict(
+            {"dtype": dtype or asked.dtype, "device": asked.device, "threads": self.threads, **fields}
+        )
 
     def skip(self, what: str, reason: str) -> None:
         """Put on record what was not done."""
@@ -78,9 +81,10 @@ class Plan:
 
 def make(settings: Settings) -> Plan:
     """Check every option and read every input. Raises UserError."""
-    Execution(settings.dtype, settings.device, settings.attention, settings.compile, settings.threads)
+    Execution(settings.dtype, settings.device, settings.attention or "plain", settings.compile, settings.threads)
     for wing in settings.wings:
-        mode(settings.mode, wing)
+        if mode(settings.mode, wing).get("rng") == "native":
+            raise UserError("With native generators the wings draw other numbers: there is nothing to compare.")
     if settings.threads is not None and settings.threads > len(usable_cores()):
         raise UserError(f"{settings.threads} threads are asked for; this process may use {len(usable_cores())} cores.")
     if settings.device.partition(":")[0] not in ("cpu", "cuda"):
@@ -269,6 +273,10 @@ def _list_skipped(settings: Settings, config: ModelConfig, skipped: list) -> Non
     if settings.compile:
         reason = "PyTorch's compiler is checked in the precision that is trained; float64 runs eagerly"
         skipped.append({"what": "float64 agreement of compiled PyTorch", "reason": reason})
+    changed = sorted({name for wing in settings.wings for name in mode(settings.mode, wing)})
+    if changed:
+        reason = f"the mode {settings.mode!r} is checked in the precision that is trained; float64 runs plainly"
+        skipped.append({"what": f"float64 agreement of {', '.join(changed)}", "reason": reason})
     if settings.device == "cpu":
         skipped.append({"what": "GPU", "reason": "the device is the CPU (`--device cuda` runs on a GPU)"})
 

@@ -25,7 +25,7 @@ class Settings:
     dtype: str = "float32"
     threads: int | None = None
     mode: str = "default"
-    attention: str = "plain"
+    attention: str | None = None
     compile: bool = False
     seed: int = 0
     out: str = "out/compare"

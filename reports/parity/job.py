@@ -105,10 +105,18 @@ def _subjects(names: tuple[str, ...]) -> dict[str, Any]:
             missing = error.__cause__
             if not isinstance(missing, ImportError):
                 raise
-            extras = metadata.metadata("parallax").get_all("Provides-Extra") or []
+            extras = _extras()
             advice = f"`pip install 'parallax[{name}]'`" if name in extras else "its packages"
             raise UserError(f"Backend {name!r} is not installed ({missing}); install {advice}.") from error
     return subjects(names)
+
+
+def _extras() -> list[str]:
+    """What the installed project can be installed with besides; nothing where it is not installed."""
+    try:
+        return metadata.metadata("parallax").get_all("Provides-Extra") or []
+    except metadata.PackageNotFoundError:
+        return []
 
 
 def _modes(asked: Settings) -> dict[str, str]:

@@ -128,7 +128,7 @@ def test_what_there_is_no_time_for_is_listed_and_the_rest_is_kept(tmp_path, monk
     folder, partial = job.produce(work, lambda what, share: None, lambda place: None)
     assert partial == "0.001 minutes were over"
     (skipped,) = record.of(record.read(folder / record.RAW), "skipped")
-    assert skipped["what"] == "1 cells"
+    assert skipped["what"] == "2 parts"
     assert cells[1].title in skipped["reason"]
     assert cells[0].title not in skipped["reason"]
 

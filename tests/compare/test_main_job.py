@@ -101,6 +101,8 @@ def test_a_wing_that_is_off_fails_the_job(tmp_path, monkeypatch):
         ({"heads": 3}, "a divisor of embed_dim (16)"),
         ({"tokenizer": "gtp2"}, "did you mean 'gpt2'"),
         ({"threads": 4096}, "4096 threads"),
+        ({"mode": "fats"}, "did you mean 'fast'"),
+        ({"mode": "native rng"}, "nothing to compare"),
     ],
 )
 def test_mistakes_are_refused_before_any_work(tmp_path, changes, words):
@@ -110,6 +112,17 @@ def test_mistakes_are_refused_before_any_work(tmp_path, changes, words):
         words = "a divisor of embed_dim (128)"
     with pytest.raises(UserError, match=re.escape(words)):
         plan.make(given)
+
+
+def test_a_mode_and_what_is_said_beside_it(tmp_path):
+    """What is said counts more; float64 runs plainly, and the page says so."""
+    made = plan.make(settings(tmp_path, mode="fused", attention="plain", compile=True))
+    assert (made.execution("jax").attention, made.execution("torch").compile) == ("plain", True)
+    fast = plan.make(settings(tmp_path, mode="fast"))
+    assert fast.execution("torch").optimizer == "fused"
+    assert fast.execution("jax").layers == "scan"
+    assert fast.execution("torch", "float64").optimizer == "plain"
+    assert any("loss" in row["what"] and "'fast'" in row["reason"] for row in fast.skipped)
 
 
 def test_an_output_folder_that_is_a_file_is_refused_first(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 
 from common import compare, params
 from common.backend import IGNORED
-from common.config import MODES, SamplingConfig, TrainConfig, mode
+from common.config import MODES, Execution, SamplingConfig, TrainConfig, mode
 from common.errors import UserError
 
 EXACT = 1e-12
@@ -74,6 +74,35 @@ def test_wide_products_are_those_of_bfloat16(model_of, tokens):
     want, got = (model.forward(tokens(2, 8), taps=names).taps for model in (plain, wide))
     for name, free in zip(names, (compare.UNIT_ROUNDOFF["bfloat16"], 0.02), strict=True):
         assert compare.rms(got[name] - want[name]) <= free * compare.rms(want[name]), name
+
+
+def test_a_chunked_loss_takes_wide_products(small, fresh_model):
+    """In float64 nothing changes; in bfloat16 the products are the same but for where they are rounded."""
+    ids, targets = batch(small)
+    plain, wide = (fresh_model("torch", small, loss="chunked", products=way) for way in ("plain", "wide"))
+    check_gradients(plain, wide, ids, targets)
+    models = [fresh_model("torch", small, "bfloat16", loss="chunked", products=way) for way in ("plain", "wide")]
+    want, got = (model.gradients(ids, targets) for model in models)
+    assert got.value == pytest.approx(want.value, rel=2e-3)
+    name = "model.norm.weight"
+    assert compare.rms(got.grads[name] - want.grads[name]) <= 0.05 * compare.rms(want.grads[name])
+
+
+def test_a_scan_refuses_blocks_that_differ(small, monkeypatch):
+    """By their description, even where their parameters are alike."""
+    from jax_impl.models import gpt
+    from jax_impl.programs import folded_graph
+
+    made, real = [], gpt.Block.__init__
+
+    def unlike(self, config, execution):
+        real(self, config, execution)
+        made.append(self)
+        self.rate = len(made)
+
+    monkeypatch.setattr(gpt.Block, "__init__", unlike)
+    with pytest.raises(UserError, match="blocks of this model differ"):
+        folded_graph(small, Execution(layers="scan"))
 
 
 @pytest.mark.parametrize(("field", "value"), [("norm", "fused"), ("optimizer", "fused"), ("products", "wide")])
