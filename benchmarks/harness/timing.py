@@ -70,7 +70,7 @@ class Contest:
         while True:
             elapsed = time.perf_counter() - begun
             progress(min(1.0, elapsed / seconds) if seconds else 0.0)
-            if elapsed >= seconds and len(self.blocks) >= (least if elapsed < 2 * seconds else min(2, least)):
+            if elapsed >= seconds and len(self.blocks) >= (least if elapsed < 2 * seconds else min(ENOUGH, least)):
                 return
             each(self.block())
 

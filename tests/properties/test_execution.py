@@ -61,6 +61,7 @@ def test_forward_and_cache_by_scan(case, case_model, late):
     check_forward_and_cache(plain, scan, *late(case, 2, LENGTH))
 
 
+@pytest.mark.full
 def test_forward_and_cache_without_jit(costly_case, case_model, late):
     jitted, free = (case_model("jax", costly_case, compile=compiled) for compiled in (None, False))
     check_forward_and_cache(jitted, free, *late(costly_case, 2, LENGTH))

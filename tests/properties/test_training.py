@@ -167,6 +167,7 @@ def test_saved_and_continued_is_straight_on_to_the_bit(costly_case, fresh_case_m
     check_resumed(wing, costly_case, "float32", fresh_case_model, late)
 
 
+@pytest.mark.full
 def test_saved_and_continued_in_bfloat16(costly_case, fresh_case_model, late, wing):
     check_resumed(wing, costly_case, "bfloat16", fresh_case_model, late)
 
