@@ -64,8 +64,8 @@ class Contest:
         progress: Callable[[float], None] = lambda share: None,
         each: Callable[[Block], None] = lambda block: None,
     ) -> None:
-        """Blocks until the time is up and `least` are done; `each` gets them as they come. After twice the time two
-        blocks are enough."""
+        """Blocks until the time is up and `least` are done; `each` gets them as they come. After twice the time
+        ENOUGH blocks are."""
         begun = time.perf_counter()
         while True:
             elapsed = time.perf_counter() - begun
