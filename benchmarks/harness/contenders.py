@@ -20,7 +20,8 @@ OUTSIDE = "parallax.contenders"  # entry points of what is timed beside the wing
 class Contender:
     """One arm of a contest. `source` is the name of a backend, of an entry point in OUTSIDE, or "module:attribute";
     `mode` says how it runs and `options` are the fields of `Execution` that make it so. A `lower_bound` is as
-    little as its framework needs for the task: others are held against it, and it wins nothing.
+    little as its framework needs for the task: others are held against it, and it wins nothing. `allowed` are
+    relative errors of outputs that its library computes worse than the precision could.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Contender:
     mode: str = "default"
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     lower_bound: bool = False
+    allowed: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def line(self, settings: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, Any]:
         """Who this is and how it computes, as its line of the record has it."""

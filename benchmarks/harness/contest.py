@@ -6,7 +6,7 @@ fails at anything is refused with a sentence, and the others go on.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.harness import gate, timing
@@ -229,7 +229,8 @@ def verdicts(cell: Cell, one: Contender, shown: Any, wanted: Any) -> list[gate.V
     """What the gate says of a contender's outputs; those drawn by a generator of its own can only be as many."""
     if one.options.get("rng") == NATIVE:
         return gate.judge_drawn(shown, wanted)
-    return gate.judge(shown, wanted, cell.dtype, cell.config, sums=cell.task not in ELEMENTWISE)
+    found = gate.judge(shown, wanted, cell.dtype, cell.config, sums=cell.task not in ELEMENTWISE)
+    return [replace(one_of, bound=max(one_of.bound, one.allowed.get(one_of.what, 0.0))) for one_of in found]
 
 
 def choice(cell: Cell, regret: float) -> gate.Verdict:

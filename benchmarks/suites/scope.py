@@ -8,6 +8,8 @@ from common.config import ModelConfig, mode, preset
 
 TITLES = {"torch": "PyTorch", "jax": "JAX"}
 FASTEST = "fast"
+# PyTorch's own clipping adds the squares of a tensor one after the other: off by 2.7e-3 for 4e7 numbers in float32
+CLIPPED = {"grad_norm": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def outside(name: str, title: str, entry: str, framework: str, lower_bound: bool
     package = name.partition(" ")[0]
     if find_spec(package) is None:
         return ()
-    return (Contender(name, title, entry, framework, "as it is", {}, lower_bound),)
+    return (Contender(name, title, entry, framework, "as it is", {}, lower_bound, CLIPPED),)
 
 
 def plain() -> tuple[Contender, ...]:

@@ -5,10 +5,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import job
-from benchmarks.harness import contest, record
+from benchmarks.harness import contest, gate, record
 from benchmarks.harness.cells import Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.contest import Rules
@@ -165,3 +166,12 @@ def test_a_record_survives_a_crash_line_by_line(tmp_path):
     written = (tmp_path / record.UNFINISHED).read_text().splitlines()
     assert [json.loads(line)["kind"] for line in written] == ["run", "skipped"]
     assert not (tmp_path / record.RAW).exists()
+
+
+def test_what_a_library_computes_worse_is_allowed_by_name_alone():
+    cell = Cell("train", "train", "tiny", CONFIG, 3, 8, "float32", (contender("honest"),))
+    want = {name: gate.digest(np.array(2.0)) for name in ("loss", "grad_norm")}
+    off = {name: gate.digest(np.array(2.0 * (1 + 1e-3))) for name in want}
+    loose = replace(contender("honest"), allowed={"grad_norm": 1e-2})
+    for one, passed in ((contender("honest"), [False, False]), (loose, [False, True])):
+        assert [verdict.passed for verdict in contest.verdicts(cell, one, off, want)] == passed
