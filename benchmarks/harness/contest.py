@@ -230,7 +230,11 @@ def verdicts(cell: Cell, one: Contender, shown: Any, wanted: Any) -> list[gate.V
     if one.options.get("rng") == NATIVE:
         return gate.judge_drawn(shown, wanted)
     found = gate.judge(shown, wanted, cell.dtype, cell.config, sums=cell.task not in ELEMENTWISE)
-    return [replace(one_of, bound=max(one_of.bound, one.allowed.get(one_of.what, 0.0))) for one_of in found]
+    # what a later call gives is named "loss 2"
+    return [
+        replace(one_of, bound=max(one_of.bound, one.allowed.get(one_of.what.partition(" ")[0], 0.0)))
+        for one_of in found
+    ]
 
 
 def choice(cell: Cell, regret: float) -> gate.Verdict:

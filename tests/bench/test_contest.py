@@ -170,8 +170,8 @@ def test_a_record_survives_a_crash_line_by_line(tmp_path):
 
 def test_what_a_library_computes_worse_is_allowed_by_name_alone():
     cell = Cell("train", "train", "tiny", CONFIG, 3, 8, "float32", (contender("honest"),))
-    want = {name: gate.digest(np.array(2.0)) for name in ("loss", "grad_norm")}
+    want = {name: gate.digest(np.array(2.0)) for name in ("loss", "grad_norm", "grad_norm 2")}
     off = {name: gate.digest(np.array(2.0 * (1 + 1e-3))) for name in want}
     loose = replace(contender("honest"), allowed={"grad_norm": 1e-2})
-    for one, passed in ((contender("honest"), [False, False]), (loose, [False, True])):
+    for one, passed in ((contender("honest"), [False, False, False]), (loose, [False, True, True])):
         assert [verdict.passed for verdict in contest.verdicts(cell, one, off, want)] == passed
