@@ -32,7 +32,7 @@ def serve(model, config, execution):
     if execution.decode == "streamed":
         for module in served.modules():
             if hasattr(module, "product"):
-                module.product = functools.partial(_one_row_streamed, module.product)
+                module.product = functools.partial(streamed_product, several=module.product)
     if execution.decode == "streamed" and execution.compile is not False:
         compile_in_place(served.model, dynamic=False, fullgraph=True)
         served.head = torch.compile(served.head, dynamic=False, fullgraph=True)
@@ -40,11 +40,6 @@ def serve(model, config, execution):
         for block in served.model.layers:
             compile_in_place(block)
     return served
-
-
-def _one_row_streamed(several, x, weight, bias):
-    """The streamed product of a single row; more rows are multiplied as the execution says."""
-    return streamed_product(x, weight, bias) if x.numel() == x.shape[-1] else several(x, weight, bias)
 
 
 def generate(model, decoder, config, execution, prompts, sampling):

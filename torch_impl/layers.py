@@ -37,10 +37,11 @@ def wide_product(x, weight, bias):
     return y.to(x.dtype)
 
 
-def streamed_product(x, weight, bias):
-    """The same for a single row: a reduction over W, which, compiled, all threads read; `F.linear` uses one thread."""
+def streamed_product(x, weight, bias, several=plain_product):
+    """The same for a single row: a reduction over W, which, compiled, all threads read; `F.linear` uses one thread.
+    More rows are multiplied by `several`."""
     if x.numel() != x.shape[-1]:
-        return plain_product(x, weight, bias)
+        return several(x, weight, bias)
     # [1] one pass over W
     wide = torch.promote_types(x.dtype, torch.float32)
     y = (weight.to(x.dtype).to(wide) * x.reshape(1, -1).to(wide)).sum(-1)

@@ -78,7 +78,7 @@ ONE_SIDED_NAMES = {
 }
 FORCED = {  # arguments that one framework needs and another does not
     "self", "execution", "precision", "reduce", "device", "params", "programs", "model", "rebuild", "block", "dtype",
-    "decoder", "update",
+    "decoder", "update", "several",
 }  # fmt: skip
 
 
