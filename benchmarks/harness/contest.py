@@ -4,6 +4,7 @@ Every contender builds its model once from the same recipe. Nobody is timed whos
 fails at anything is refused with a sentence, and the others go on.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -222,7 +223,12 @@ def _verdicts(cell: Cell, shown, wanted, recipe: Recipe, rules: Rules) -> dict[s
         worker.ask("start")
         worker.ask("build", MODEL, recipe, Execution(dtype="float64"))
         ids, _ = cell.tokens()
-        return {name: [choice(cell, worker.ask("regret", MODEL, ids, tokens))] for name, tokens in shown.items()}
+
+        @functools.cache  # most contenders choose the same tokens
+        def regret(tokens: tuple[tuple[int, ...], ...]) -> float:
+            return worker.ask("regret", MODEL, ids, tokens)
+
+        return {name: [choice(cell, regret(tuple(map(tuple, rows))))] for name, rows in shown.items()}
 
 
 def verdicts(cell: Cell, one: Contender, shown: Any, wanted: Any) -> list[gate.Verdict]:

@@ -14,6 +14,8 @@ from benchmarks.harness.worker import usable_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("numpy", "torch", "jax", "jaxlib", "flax", "optax", "safetensors", "tiktoken", "ml_dtypes")
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # what products are made with
+NARROW = ("avx512_bf16", "amx_bf16", "bf16")
 PREFIXES = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "XLA_", "JAX_", "TORCH", "PYTORCH_", "CUDA_VISIBLE")
 SWITCHES = ("NPROC", "MALLOC_CONF", "LD_PRELOAD")
 
@@ -22,6 +24,7 @@ def describe() -> dict[str, Any]:
     """CPU, memory, system, versions, relevant environment variables, commit and GPU of this machine."""
     return {
         "cpu": cpu_model(),
+        "instructions": instructions(),
         "cores": os.cpu_count(),
         "usable_cores": len(usable_cores()),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
@@ -66,6 +69,18 @@ def cpu_model() -> str:
     if sys.platform == "darwin":
         return _run("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
     return platform.processor() or platform.machine()
+
+
+def instructions() -> list[str]:
+    """Those of INSTRUCTIONS that the processor says it has; empty where it says nothing."""
+    lines = (_read("/proc/cpuinfo") or "").splitlines()
+    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "").split()
+    return [name for name in INSTRUCTIONS if name in flags]
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor has instructions for products of bfloat16."""
+    return not set(NARROW).isdisjoint(instructions())
 
 
 def commit() -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ def cells(scope: Scope) -> Iterator[Cell]:
     model = scope.main
     config, (prompt, new) = scope.config(model), MAIN.get(model, (128, 64))
     best = (wing("torch", FASTEST), wing("jax", FASTEST))
-    narrow = (wing("torch", scope.narrow), wing("jax", FASTEST))
+    narrow = (*(wing("torch", how) for how in scope.narrow), wing("jax", FASTEST))
     every = (wing("torch"), wing("jax"), *best, *transformers())
 
     def cell(batch, length, dtype, chosen, new=SHORT, **options) -> Cell:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from benchmarks.harness import machine
 from benchmarks.harness.contenders import Contender
 from common.config import ModelConfig, mode, preset
 
@@ -30,13 +31,19 @@ class Scope:
         return (self.small,) if self.quick else (self.small, self.model)
 
     @property
-    def narrow(self) -> str:
-        """PyTorch's mode in bfloat16: with wide products on a CPU, which may lack 16-bit instructions."""
-        return f"{FASTEST}+wide" if self.device == "cpu" else FASTEST
+    def narrow(self) -> tuple[str, ...]:
+        """PyTorch's fast modes in bfloat16: with wide products on a CPU, which may lack instructions for 16 bits."""
+        wide = (f"{FASTEST}+wide",) if self.device == "cpu" else ()
+        return (*((FASTEST,) if self.multiplies_16_bits else ()), *wide)
+
+    @property
+    def multiplies_16_bits(self) -> bool:
+        """Whether the device has instructions for products of bfloat16."""
+        return self.device != "cpu" or machine.has_bfloat16()
 
     def dtypes(self, model: str) -> tuple[str, ...]:
-        """float32, and bfloat16 where a step does not take minutes: on a CPU without 16-bit instructions it would."""
-        return ("float32",) if self.device == "cpu" and model != self.small else ("float32", "bfloat16")
+        """float32, and bfloat16 where a step of the large model does not take minutes for lack of instructions."""
+        return ("float32", "bfloat16") if self.multiplies_16_bits or model == self.small else ("float32",)
 
     @property
     def main(self) -> str:

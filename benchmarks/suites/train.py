@@ -17,15 +17,15 @@ def cells(scope: Scope) -> Iterator[Cell]:
     """Training in float32 and bfloat16 (on a CPU the large model in float32 alone), with memory."""
     for model in scope.models:
         small = model == scope.small
-        best = [wing("torch", FASTEST), wing("jax", FASTEST)]
         # everybody's state is in memory at once, so of the large model only the best of each meet
-        ours = [wing("torch"), wing("jax"), *best, wing("torch", "compiled"), wing("jax", "scan")] if small else best
-        narrow = () if scope.narrow == FASTEST else (wing("torch", scope.narrow),)
+        ours = (wing("torch"), wing("jax"), wing("torch", "compiled"), wing("jax", "scan")) if small else ()
         for dtype in scope.dtypes(model):
+            single = dtype == "float32"
+            best = (*(wing("torch", how) for how in ((FASTEST,) if single else scope.narrow)), wing("jax", FASTEST))
             # theirs would keep bfloat16 parameters
-            more = (*(plain() if small else ()), *transformers()) if dtype == "float32" else narrow
+            more = (*(plain() if small else ()), *transformers()) if single else ()
             size = SIZES.get(model, (4, 256))
-            yield Cell("train", "train", model, scope.config(model), *size, dtype, (*ours, *more), memory=True)
+            yield Cell("train", "train", model, scope.config(model), *size, dtype, (*ours, *best, *more), memory=True)
 
 
 def ablations(scope: Scope) -> Iterator[Cell]:

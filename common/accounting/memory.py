@@ -40,20 +40,19 @@ def kv_cache(config: ModelConfig, batch: int, slots: int, dtype: str = "float32"
 def decode_bytes(config: ModelConfig, batch: int, slots: int, dtype: str = "float32") -> dict[str, int]:
     """Bytes that one decode step of an execution in `dtype` must move: "weights read", "cache read", "cache written".
 
-    Every weight is read once for all rows; of a table whose rows are looked up, one row for every row of the batch.
+    Every weight is read once for all rows, matrices in the format in which they are multiplied; of a table whose rows are looked up, one row for every row of the batch.
     A tied head reads the whole token table once, the looked-up rows among it. The cache is read in all its `slots`,
     which is what the kernels do (give the visible ones for the least possible), and written in one.
     """
     precision = PRECISIONS[dtype]
     read = 0
     for name, parameter in params.table(config).items():
-        module = name.rpartition(".")[0]
-        if kind(module) not in LOOKED_UP or (config.tie_embeddings and kind(module) == "embed_tokens"):
-            read += parameter.size
-        else:
-            read += min(batch, parameter.shape[0]) * parameter.shape[1]
+        module, size = name.rpartition(".")[0], parameter.size
+        if kind(module) in LOOKED_UP and not (config.tie_embeddings and kind(module) == "embed_tokens"):
+            size = min(batch, parameter.shape[0]) * parameter.shape[1]
+        read += size * ITEM_BYTES[precision.compute if len(parameter.shape) > 1 else precision.param]
     return {
-        "weights read": read * ITEM_BYTES[precision.param],
+        "weights read": read,
         "cache read": kv_cache(config, batch, slots, precision.compute),
         "cache written": kv_cache(config, batch, 1, precision.compute),
     }

@@ -122,6 +122,7 @@ def machine(told: Mapping[str, Any]) -> dict[str, str]:
     out = {
         "Processor": told.get("cpu"),
         "Cores": f"{told['cores']}, {told['usable_cores']} usable" if told.get("usable_cores") else None,
+        "Instructions": ", ".join(told.get("instructions", [])),
         "GPU": "; ".join(", ".join(gpu.values()) for gpu in told.get("gpus", [])),
         "Memory": f"{memory / 2**20:,.0f} MiB" if memory else None,
         "System": told.get("system"),

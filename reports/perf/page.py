@@ -102,6 +102,7 @@ def _machine(found: Found) -> dict[str, str]:
     told["Device"] = f"{found['device']['name']} ({found['device']['kind']})"
     cores = f", {machine['cores']} cores, {machine['usable_cores']} usable" if machine.get("cores") else ""
     told["Processor"] = f"{machine.get('cpu', NONE)}{cores}"
+    told["Instructions"] = ", ".join(machine.get("instructions") or [])
     for gpu in machine.get("gpus") or []:
         told["GPU"] = ", ".join(filter(None, (told.get("GPU"), ", ".join(map(str, gpu.values())))))
     told["Threads"] = str(found["threads"])

@@ -37,12 +37,21 @@ def test_parameters_gradients_and_averages(wing, dtype):
     assert sum(found) == memory.training(TIED, kept) == params.count(TIED) * {"float64": 32}.get(dtype, 16)
 
 
+def served(wing, model):
+    """The arrays that a wing decodes with, by name."""
+    if wing == "torch":
+        return dict(model._serving().named_parameters())
+    with model.scope():
+        return dict(model._serving())
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("config", [TIED, UNTIED], ids=["tied", "untied"])
-def test_what_a_decode_step_moves(config, dtype):
+@pytest.mark.parametrize("wing", ["torch", "jax"])
+def test_what_a_decode_step_moves(wing, config, dtype):
     """From the arrays themselves: all but tables that are looked up, one row of these for every row of the batch."""
-    model, (batch, slots) = build("torch", config, dtype), (3, 7)
-    arrays = model.weights()
+    model, (batch, slots) = build(wing, config, dtype), (3, 7)
+    arrays = served(wing, model)
     positions = arrays.pop("model.embed_positions.weight")
     read = sum(array.nbytes for array in arrays.values()) + positions[:batch].nbytes
     if not config.tie_embeddings:

@@ -1,0 +1,33 @@
+"""Which precisions and modes the suites take follows from what the device can multiply."""
+
+import pytest
+
+from benchmarks.harness import machine
+from benchmarks.suites import SUITES, Scope
+
+CPUINFO = "processor\t: 0\nmodel name\t: A Processor\nflags\t\t: fpu {flags} sse\n"
+ARM = "processor\t: 0\nFeatures\t: fp asimd {flags}\n"
+
+
+@pytest.mark.parametrize(
+    ("told", "flags", "device", "modes", "large"),
+    [
+        (CPUINFO, "avx2", "cpu", ("fast+wide",), ("float32",)),
+        (CPUINFO, "avx2 avx512f avx512_bf16", "cpu", ("fast", "fast+wide"), ("float32", "bfloat16")),
+        (ARM, "bf16", "cpu", ("fast", "fast+wide"), ("float32", "bfloat16")),
+        (CPUINFO, "avx2", "cuda", ("fast",), ("float32", "bfloat16")),
+        (None, "", "cpu", ("fast+wide",), ("float32",)),
+    ],
+)
+def test_large_models_run_in_16_bits_where_the_device_multiplies_them(told, flags, device, modes, large, monkeypatch):
+    monkeypatch.setattr(machine, "_read", lambda path: told and told.format(flags=flags))
+    scope = Scope(device)
+    assert (scope.narrow, scope.dtypes(scope.model)) == (modes, large)
+    assert scope.dtypes(scope.small) == ("float32", "bfloat16")
+    (decoding,) = [cell for cell in SUITES["decode"](scope) if cell.dtype == "bfloat16"]
+    assert [one.mode for one in decoding.contenders if one.wing == "torch"] == list(modes)
+
+
+def test_this_processor_says_what_it_multiplies_with():
+    assert set(machine.instructions()) <= set(machine.INSTRUCTIONS)
+    assert machine.describe()["instructions"] == machine.instructions()
