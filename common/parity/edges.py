@@ -18,6 +18,7 @@ from common.parity import rows as table
 from common.parity.adversarial import EDGES, Edge
 from common.parity.adversarial.edge import Outcome
 from common.parity.rows import Exhibit, Row
+from common.parity.thresholds import ROUNDOFF
 from common.parity.trial import Session, Trial
 
 NAME = "C7"
@@ -26,7 +27,7 @@ SENTENCE = (
     "At adversarial inputs (scores far from zero, rows of padding, ties, full caches, ignored labels, NaN) all"
     " implementations do the same, and what is written down."
 )
-RULES = {"float64": "float64", "float32": "edge float32"}
+RULES = {"float64": "float64", "float32": "edge float32", "bfloat16": "edge bfloat16"}
 
 
 def for_case(trial: Trial) -> Iterator[Row | Exhibit]:
@@ -106,7 +107,8 @@ def _compared(edge: Edge, tier: str, output: str, want: Any, found: Mapping[str,
         wrong = {name: differing(value, want) for name, value in got.items()}
         size = int(np.size(want))
         return Row(NAME, "", _what(edge, output), tier, "exact", _counts(wrong), size=size, note=faults)
-    return table.arrays(NAME, "", _what(edge, output), tier, RULES[tier], got, want, note=faults)
+    inputs = {"unit": ROUNDOFF[tier], "roundings": edge.roundings[output]} if tier == "bfloat16" else None
+    return table.arrays(NAME, "", _what(edge, output), tier, RULES[tier], got, want, inputs, note=faults)
 
 
 def _counts(wrong: Mapping[str, int | bool]) -> dict[str, float]:

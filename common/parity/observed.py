@@ -20,6 +20,10 @@ from common.parity.trial import Trial
 
 NAME = "C2"
 TIER = "float64"
+HANDED_ON = {  # by tier, what `resumed` calls its rows
+    TIER: ("resumed slots", "resumed"),
+    "bfloat16": ("resumed slots in 16 bits", "resumed in 16 bits"),
+}
 
 Observation = tuple[str, np.ndarray]
 
@@ -50,24 +54,25 @@ def first_steps(trial: Trial, count: int) -> Iterator[Row]:
     yield Row(NAME, trial.case.name, "train/losses", TIER, "float64", errors, size=count)
 
 
-def resumed(trial: Trial, count: int) -> Iterator[Row]:
+def resumed(trial: Trial, count: int, tier: str = TIER) -> Iterator[Row]:
     """A run of that many steps, against one that is handed over to a new model of the same kind on half of the way:
     nothing may be lost then, and nothing may come out otherwise, by the bit.
     """
     settings, lost, apart = steps.recipe(trial.case), {}, {}
     for name in trial.names:
-        straight = _trained(trial.build(name), trial.case, settings, 0, count)
-        half = _trained(trial.build(name), trial.case, settings, 0, count // 2)
+        straight = _trained(trial.build(name, tier), trial.case, settings, 0, count)
+        half = _trained(trial.build(name, tier), trial.case, settings, 0, count // 2)
         given = half.optimizer_slots()
-        second = trial.build(name, weights=half.weights())
+        second = trial.build(name, tier, weights=half.weights())
         second.start_training(settings, given, count // 2)
         lost[name] = _unequal(second.optimizer_slots(), given)
         for step in range(count // 2, count):
             second.train_step(*steps.batch(trial.case, step))
         apart[name] = _unequal(second.weights(), straight.weights())
         apart[name] += _unequal(second.optimizer_slots(), straight.optimizer_slots())
-    yield rows.exact("C5", trial.case.name, "resumed slots", lost, note="tensors changed on the way")
-    yield rows.exact("C5", trial.case.name, "resumed", apart, note="tensors that the change of hands has changed")
+    names = HANDED_ON[tier]
+    yield rows.exact("C5", trial.case.name, names[0], lost, note="tensors changed on the way")
+    yield rows.exact("C5", trial.case.name, names[1], apart, note="tensors that the change of hands has changed")
 
 
 def _trained(model: Model, case: Case, settings: TrainConfig, start: int, end: int) -> Model:

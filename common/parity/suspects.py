@@ -135,7 +135,9 @@ def _course(setting: Setting, case: str) -> Iterator[Row]:
 
 def _resumed(setting: Setting, case: str) -> Iterator[Row]:
     """A run that is handed on once, from an implementation to itself, as C5 hands it from one to another."""
-    return setting.parity("observed").resumed(setting.trial(case), FIRST_STEPS)
+    observed = setting.parity("observed")
+    for tier in observed.HANDED_ON:
+        yield from observed.resumed(setting.trial(case), FIRST_STEPS, tier)
 
 
 def ordered(first: tuple[str, ...]) -> Iterator[str]:

@@ -178,6 +178,12 @@ RULES: dict[str, Rule] = {
             _constant(64 * ROUNDOFF["float32"]),
         ),
         Rule(
+            "edge bfloat16",
+            "As many unit roundoffs of bfloat16 as the edge says for each output: two to four times what either wing"
+            " was measured at in any mode, and a third or less of what the bugs do for which the edge is there.",
+            lambda errors, inputs: dict.fromkeys(errors, inputs["roundings"] * inputs["unit"]),
+        ),
+        Rule(
             "field",
             "Outputs before and after the change of a field: 1e-12 as for float64. The change itself is a difference of"
             " two such outputs, so it is known to 2e-12 of them, which is 2e-12/change of the change.",

@@ -51,7 +51,8 @@ def for_case(trial: Trial) -> Iterator[Row | Exhibit]:
     """Training runs of a case that is trained, and what they are apart."""
     if not _applies(trial):
         return
-    yield from observed.resumed(trial, RESUMED)
+    for tier in observed.HANDED_ON:
+        yield from observed.resumed(trial, RESUMED, tier)
     length = _length(trial.session)
     single = {name: run(trial.build(name, TIER), trial.case, length) for name in trial.names}
     exact = run(trial.build(trial.names[-1], "float64"), trial.case, length)  # by C2, this is everybody's
@@ -74,7 +75,7 @@ def declared(trial: Trial) -> set[tuple[str, str]]:
     if not _applies(trial):
         return set()
     pairs = {("wing from wing", TIER), ("switch", TIER), ("handed over", "exact")}
-    alone = {("wing from float64", TIER), ("resumed", "exact"), ("resumed slots", "exact")}
+    alone = {(name, "exact") for names in observed.HANDED_ON.values() for name in names} | {("wing from float64", TIER)}
     return alone | (pairs if len(trial.names) > 1 else set())
 
 

@@ -5,11 +5,12 @@ import pytest
 from altered import failed, rows, session, with_config, with_methods
 
 from common.cases import CASES
-from common.parity import trajectories
+from common.parity import observed, trajectories
 from common.parity.rows import Exhibit
 from common.parity.trial import Session, Trial
 
 TIER = "float32"
+HANDED_ON = {(name, "exact") for names in observed.HANDED_ON.values() for name in names}
 
 
 def trained_with(**changes):
@@ -56,17 +57,12 @@ def test_bugs_leave_the_control_behind(bug):
 def test_a_lost_optimizer_state_is_noticed():
     bug = with_methods(start_training=forgetful)
     found = rows(trajectories, session(bug, ("jax", "jax"), tiers=(TIER,)), "gpt")
-    lost = {("handed over", "exact"), ("resumed", "exact"), ("resumed slots", "exact")}
-    assert failed(found) == {("switch", TIER)} | lost
+    assert failed(found) == {("switch", TIER), ("handed over", "exact"), *HANDED_ON}
 
 
 def test_one_implementation_alone_is_held_against_float64():
     alone = Session({"jax": session().subjects["jax"]}, quick=True)
-    assert set(rows(trajectories, alone, "gpt")) == {
-        ("wing from float64", TIER),
-        ("resumed", "exact"),
-        ("resumed slots", "exact"),
-    }
+    assert set(rows(trajectories, alone, "gpt")) == {("wing from float64", TIER), *HANDED_ON}
     for case, tiers in (("mlp", ("float32",)), ("gpt_untied", ("float32",)), ("gpt", ("float64",))):
         assert not rows(trajectories, Session(alone.subjects, tiers=tiers, quick=True), case)
 

@@ -4,6 +4,7 @@ import importlib
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -34,6 +35,22 @@ def test_masks_and_scale_are_equal_to_the_bit(rate, dtype):
     assert set(np.unique(want)) == {0.0, np.float32(1 / (1 - rate))}
     for room in ("torch_impl", "jax_impl"):
         np.testing.assert_array_equal(dropped(room, rate, address, 4, dtype), want, err_msg=room)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3])
+def test_sixteen_bits_are_scaled_in_thirty_two(rate):
+    """1 / (1 - 0.1) itself has no place in bfloat16: what is dropped out is multiplied wide, and rounded once."""
+    address, kind = (5, rng.DROPOUT, 1, 0), ml_dtypes.bfloat16
+    x = np.random.default_rng(0).standard_normal(SHAPE).astype(kind)
+    keep = rng.bernoulli(rng.fold_in(rng.address(*address), 2), 1 - rate, SHAPE)
+    want = np.where(keep, x.astype(np.float32) * np.float32(1 / (1 - rate)), 0).astype(kind)
+    layers = [importlib.import_module(f"{room}.layers") for room in ROOMS[1:]]
+    torch_x = torch.from_numpy(x.astype(np.float32)).bfloat16()
+    in_torch = layers[0].dropout(torch_x, rate, rng.address(*address), 2).float().numpy()
+    key = importlib.import_module("jax_impl.rng").address(*address)
+    in_jax = jax.jit(layers[1].dropout, static_argnums=(1, 3))(jnp.asarray(x), rate, key, 2)
+    for found in (in_torch, np.asarray(in_jax, np.float32)):
+        np.testing.assert_array_equal(found, want.astype(np.float32))
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -53,6 +53,19 @@ def test_a_stream_can_be_left(model_of, expected, name):
     assert model.generate(PROMPTS, GREEDY) == expected
 
 
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_stream_leaves_the_callers_world_alone(fresh_model, expected, name, cache):
+    """Between two steps the caller may train, in whatever mode of the framework the stream computes."""
+    model, other = fresh_model(name), fresh_model(name)
+    ids = np.array([PROMPTS[0]])
+    want, found = other.gradients(ids[:, :-1], ids[:, 1:]).grads, []
+    for step in model.stream(PROMPTS, GREEDY.with_(cache=cache, max_new_tokens=3)):
+        found.append(step)
+        for parameter, own in other.gradients(ids[:, :-1], ids[:, 1:]).grads.items():
+            np.testing.assert_array_equal(own, want[parameter])
+    assert found == [list(step) for step in zip(*expected, strict=True)][:3]
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 5, 7, 16, 99])
 def test_any_prefill_chunk(model_of, expected, name, chunk):
     assert model_of(name).generate(PROMPTS, GREEDY.with_(prefill_chunk=chunk)) == expected

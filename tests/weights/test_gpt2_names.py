@@ -128,6 +128,22 @@ def test_masks_saved_as_buffers_are_no_weights(tiny, weights, same):
         assert same(gpt2_names.to_canonical(scheme, tiny, tensors, "x"), weights)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "names"),
+    [
+        (HF, "transformer.h.{i}.attn.bias transformer.h.{i}.attn.masked_bias"),
+        (HF_BARE, "h.{i}.attn.bias h.{i}.attn.masked_bias"),
+        (BOOK, "trf_blocks.{i}.att.mask"),
+    ],
+)
+def test_layers_of_two_digits_are_layers_like_the_others(scheme, names, same):
+    deep = GPTConfig(5, 4, 4, 12, 2, ff_dim=4)
+    _, tensors = in_scheme(scheme, deep)
+    for i in range(12):
+        tensors |= dict.fromkeys(names.format(i=i).split(), in_memory(np.ones((1, 1, 4, 4), np.float32)))
+    assert same(gpt2_names.to_canonical(scheme, deep, tensors, "x"), params.randomise(deep, 0))
+
+
 @pytest.mark.parametrize("scheme", [HF, OPENAI, HF_BARE])
 def test_fused_forms_need_query_key_and_value_biases(scheme, tiny, refused):
     plain = tiny.with_(qkv_bias=False)
@@ -169,6 +185,18 @@ def test_a_tied_head_may_be_there_as_an_equal_copy_only(scheme, tiny, weights, s
     tensors[scheme.head] = in_memory(other)
     with refused("tied", scheme.head):
         gpt2_names.to_canonical(scheme, tiny, tensors, "x")
+
+
+@pytest.mark.parametrize("row", [0, 4095, 4096, 8191, 8192, 9000])
+def test_a_long_tied_head_is_compared_to_its_last_row(row, refused):
+    """It is read in blocks of rows."""
+    large = GPTConfig(9001, 2, 2, 1, 1, ff_dim=2)
+    arrays, tensors = in_scheme(HF, large)
+    other = arrays[HF.embed].copy()
+    other[row, 1] += 1
+    tensors[HF.head] = in_memory(other)
+    with refused("tied", HF.head):
+        gpt2_names.to_canonical(HF, large, tensors, "x")
 
 
 def test_a_slice_reads_only_its_part_of_a_fused_tensor(tiny):

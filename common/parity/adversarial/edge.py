@@ -22,6 +22,8 @@ FLAGS = {
     "Overflow": "numbers whose square, cube or exponential is too large",
     "Subnormal": "numbers below the smallest normal one",
     "NonFinite": "NaN and infinity",
+    "Long": "more terms, layers or tokens than an implementation may have been tried with",
+    "Close": "numbers that nearly cancel, so that what is rounded before decides",
     "Degenerate": "the smallest models, batches and variances",
     "Policy": "behaviour that mathematics does not settle: the project chose it",
 }
@@ -36,7 +38,8 @@ class Edge:
     """An input at which implementations tend to differ. `run(build)` does something with models that it builds.
 
     `result` is "valid" (mathematics settles the values), "policy" (`why` states what was chosen) or "raises" (it is
-    refused, with a sentence). `tiers` has "float32" where overflow or underflow of float32 is the point.
+    refused, with a sentence). `tiers` has "float32" or "bfloat16" where what such numbers cannot hold is the point.
+    `roundings` says of every number among the outputs in bfloat16 how many unit roundoffs it may be off, by `why`.
     `slow` ones resemble others and are left out of quick sessions: JAX compiles every filter anew.
     """
 
@@ -47,6 +50,7 @@ class Edge:
     result: str = "valid"
     tiers: tuple[str, ...] = ("float64",)
     slow: bool = False
+    roundings: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
         unknown = set(self.flags) - set(FLAGS)
