@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import compilation, contenders, gate, memory, peaks, waiting
+from benchmarks.harness import compilation, contenders, gate, memory, peaks, timing, waiting
 from benchmarks.harness.recipe import Recipe, write_arrays
 from common.accounting import counters
 from common.config import Execution, ModelConfig, SamplingConfig, TrainConfig
@@ -165,9 +165,10 @@ class Service:
         return peaks.measure(self.name, device, quick)
 
     def warm(self, handle: str, task: str, seconds: float, least: int, most: int) -> float:
-        """Call until `seconds` have passed, `least` to `most` times; the median seconds of a call."""
-        spent: list[float] = []
-        while len(spent) < least or (sum(spent) < seconds and len(spent) < most):
+        """Call until `seconds` have passed, `least` to `most` times, or once if that takes long (it has been called
+        before); the median seconds of a call."""
+        spent = [_seconds(self.timed[handle, task], 1)]
+        while spent[0] < timing.LONG_CALL and (len(spent) < least or (sum(spent) < seconds and len(spent) < most)):
             spent.append(_seconds(self.timed[handle, task], 1))
         gc.collect()
         gc.freeze()

@@ -10,14 +10,13 @@ PREFILL = {"nano": (1, 96), "gpt2-124m": (1, 512)}
 
 
 def contenders(scope: Scope, dtype: str) -> tuple:
-    """Both wings as they are, compiled and scanned, at their best; and from outside."""
+    """Both wings as they are, compiled and scanned (JAX's best), at their best; and from outside."""
     ours = [wing("torch"), wing("torch", "compiled")]
     if dtype == "float32":
         ours += [wing("torch", FASTEST), *plain()]
     else:
         ours += [wing("torch", how) for how in scope.narrow]
-    theirs = [wing("jax"), wing("jax", "scan"), wing("jax", FASTEST)]
-    return (*ours, *theirs, *transformers())
+    return (*ours, wing("jax"), wing("jax", "scan"), *transformers())
 
 
 def cells(scope: Scope) -> Iterator[Cell]:

@@ -51,7 +51,7 @@ def turned(name, weights):
 def test_honest_wings_pass(names):
     cases = SMALL if len(names) == 1 else ("gpt_untied",)
     found = run.run(Session(subjects(names), cases=cases), [conversion])
-    assert found.passed, [(row.case, row.what, row.note) for row in found.failures]
+    assert found.passed, [(row.case, row.what, row.errors, row.note) for row in found.failures]
     assert all(set(names) <= set(row.errors) for row in found.rows if row.what != "order of q, k, v")
     if len(names) > 1:
         trips = [row for row in found.rows if row.what.startswith("round trip")]
@@ -62,7 +62,7 @@ def test_honest_wings_pass(names):
 @pytest.mark.full
 def test_honest_wings_pass_on_every_case():
     found = run.run(Session(subjects(("torch", "jax"))), [conversion])
-    assert found.passed, [(row.case, row.what, row.note) for row in found.failures]
+    assert found.passed, [(row.case, row.what, row.errors, row.note) for row in found.failures]
 
 
 def test_a_dead_tensor_moves_nothing_and_every_other_one_does():
