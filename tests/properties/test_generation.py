@@ -54,9 +54,9 @@ def test_a_stream_can_be_left(model_of, expected, name):
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_a_stream_leaves_the_callers_world_alone(fresh_model, expected, name, cache):
+def test_a_stream_leaves_the_callers_world_alone(fresh_model, expected, wing, cache):
     """Between two steps the caller may train, in whatever mode of the framework the stream computes."""
-    model, other = fresh_model(name), fresh_model(name)
+    model, other = fresh_model(wing), fresh_model(wing)
     ids = np.array([PROMPTS[0]])
     want, found = other.gradients(ids[:, :-1], ids[:, 1:]).grads, []
     for step in model.stream(PROMPTS, GREEDY.with_(cache=cache, max_new_tokens=3)):
