@@ -23,6 +23,9 @@ from .sampling import sample
 from .stack import FOLDS
 from .train import loss_and_grads, train_step
 
+# Linux gives a process 65,530 mappings of memory; a compiled program takes about six, and for lack of one XLA aborts.
+MAPPINGS = 25_000
+
 
 class Programs:
     """What is compiled for one (config, execution); take it from `programs`, which all models of that kind share."""
@@ -143,15 +146,13 @@ def programs(config, execution):
     return Programs(config, execution)
 
 
-MAPPINGS = (
-    25_000  # Linux gives a process 65,530 of memory, a compiled program takes about six, XLA aborts for lack of one
-)
-
-
 def make_room():
-    """Forget what was compiled if it holds too many of this process's mappings; what is called again compiles anew."""
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > MAPPINGS:
+    """Forget all that this process compiled if it has too many mappings; what is called again compiles anew."""
+    try:
+        count = Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:  # another system, which has other limits
+        return
+    if count > MAPPINGS:
         jax.clear_caches()
 
 

@@ -79,7 +79,7 @@ def instructions() -> list[str]:
 
 
 def has_bfloat16() -> bool:
-    """Whether the processor has instructions for products of bfloat16."""
+    """Whether the processor is known to have instructions for products of bfloat16."""
     return not set(NARROW).isdisjoint(instructions())
 
 

@@ -165,8 +165,9 @@ class Service:
         return peaks.measure(self.name, device, quick)
 
     def warm(self, handle: str, task: str, seconds: float, least: int, most: int) -> float:
-        """Call until `seconds` have passed, `least` to `most` times, or once if that takes long (it has been called
-        before); the median seconds of a call."""
+        """Call until `seconds` have passed, `least` to `most` times after a first call, or once after it if that takes
+        long; the median seconds of a call, without the first."""
+        _seconds(self.timed[handle, task], 1)
         spent = [_seconds(self.timed[handle, task], 1)]
         while spent[0] < timing.LONG_CALL and (len(spent) < least or (sum(spent) < seconds and len(spent) < most)):
             spent.append(_seconds(self.timed[handle, task], 1))

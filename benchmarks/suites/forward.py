@@ -10,7 +10,8 @@ PREFILL = {"nano": (1, 96), "gpt2-124m": (1, 512)}
 
 
 def contenders(scope: Scope, dtype: str) -> tuple:
-    """Both wings as they are, compiled and scanned (JAX's best), at their best; and from outside."""
+    """Both wings as they are, compiled, at their best (of JAX that is the scan: the rest of "fast" is about losses and
+    decoding), and from outside."""
     ours = [wing("torch"), wing("torch", "compiled")]
     if dtype == "float32":
         ours += [wing("torch", FASTEST), *plain()]
@@ -20,7 +21,7 @@ def contenders(scope: Scope, dtype: str) -> tuple:
 
 
 def cells(scope: Scope) -> Iterator[Cell]:
-    """Forward in float32 and bfloat16; on a CPU the large model in float32 alone."""
+    """Forward in float32 and bfloat16; the large model in the latter where the device multiplies 16 bits."""
     for model in scope.models:
         for dtype in scope.dtypes(model):
             size = SIZES.get(model, (4, 256))

@@ -14,10 +14,10 @@ RUNGS = {
 
 
 def cells(scope: Scope) -> Iterator[Cell]:
-    """Training in float32 and bfloat16 (on a CPU the large model in float32 alone), with memory."""
+    """Training in float32 and bfloat16 (the large model only where the device multiplies the latter), with memory."""
     for model in scope.models:
         small = model == scope.small
-        # everybody's state is in memory at once, so of the large model only the best of each meet
+        # everybody's state is in memory at once, so of the large model only the fast modes meet
         ours = (wing("torch"), wing("jax"), wing("torch", "compiled"), wing("jax", "scan")) if small else ()
         for dtype in scope.dtypes(model):
             single = dtype == "float32"

@@ -10,7 +10,7 @@ from typing import Any
 
 from common import files, vectors
 from common.cases import CASES, case
-from common.parity import thresholds
+from common.parity import thresholds, trajectories
 from common.parity.claims import MODULES
 from common.parity.run import Findings
 from common.parity.summary import SCHEMA, digest, entry, headroom, passed, plain, summarise
@@ -37,7 +37,7 @@ def check_vectors(cases: Sequence[str], folder: Path = VECTORS) -> dict[str, str
 def complete(session: Session, claims: Sequence[ModuleType]) -> bool:
     """Whether nothing was left out: all cases, tiers and claims, at full length."""
     everything = {claim.NAME for claim in claims} >= set(MODULES) and set(session.cases) >= set(CASES)
-    return everything and set(session.tiers) >= set(TIERS) and not session.quick
+    return everything and set(session.tiers) >= set(TIERS) and not trajectories.shortened(session)
 
 
 def head(session: Session, claims: Sequence[ModuleType], machine: Mapping[str, Any], command: str) -> dict[str, Any]:
@@ -55,6 +55,7 @@ def head(session: Session, claims: Sequence[ModuleType], machine: Mapping[str, A
         "cases": {name: case(name).what for name in session.cases},
         "claims": list(dict.fromkeys(claim.NAME for claim in claims)),
         "quick": session.quick,
+        "shortened": trajectories.shortened(session),
         "complete": complete(session, claims),
         "thresholds": thresholds.digest(),
         "machine": dict(machine),

@@ -22,7 +22,7 @@ NAME = "C2"
 TIER = "float64"
 HANDED_ON = {  # by tier, what `resumed` calls its rows
     TIER: ("resumed slots", "resumed"),
-    "bfloat16": ("resumed slots in 16 bits", "resumed in 16 bits"),
+    "bfloat16": ("resumed slots, bfloat16", "resumed, bfloat16"),
 }
 
 Observation = tuple[str, np.ndarray]
@@ -56,7 +56,7 @@ def first_steps(trial: Trial, count: int) -> Iterator[Row]:
 
 def resumed(trial: Trial, count: int, tier: str = TIER) -> Iterator[Row]:
     """A run of that many steps, against one that is handed over to a new model of the same kind on half of the way:
-    nothing may be lost then, and nothing may come out otherwise, by the bit.
+    nothing may be lost then, and nothing may come out otherwise, by the bit. `tier` is a key of HANDED_ON.
     """
     settings, lost, apart = steps.recipe(trial.case), {}, {}
     for name in trial.names:

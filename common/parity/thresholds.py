@@ -179,8 +179,9 @@ RULES: dict[str, Rule] = {
         ),
         Rule(
             "edge bfloat16",
-            "As many unit roundoffs of bfloat16 as the edge says for each output: two to four times what either wing"
-            " was measured at in any mode, and a third or less of what the bugs do for which the edge is there.",
+            "As many unit roundoffs of bfloat16 as the edge says for each output: two to four times what the wings were"
+            " measured at in any mode on a CPU. Every bug for which an edge is there lies at twice the bound or more in"
+            " one of the outputs.",
             lambda errors, inputs: dict.fromkeys(errors, inputs["roundings"] * inputs["unit"]),
         ),
         Rule(

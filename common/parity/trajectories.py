@@ -29,7 +29,6 @@ SENTENCE = (
 )
 TIER = "float32"
 QUICK, FULL = 24, 201  # steps, in three equal parts
-PATIENT = 24  # the same where a compiling wing runs operation by operation, at a hundredth of its speed
 COINS = 8
 RESUMED = 6  # steps of the run that is handed over to itself
 
@@ -51,7 +50,7 @@ def for_case(trial: Trial) -> Iterator[Row | Exhibit]:
     """Training runs of a case that is trained, and what they are apart."""
     if not _applies(trial):
         return
-    for tier in observed.HANDED_ON:
+    for tier in _handed_on(trial):
         yield from observed.resumed(trial, RESUMED, tier)
     length = _length(trial.session)
     single = {name: run(trial.build(name, TIER), trial.case, length) for name in trial.names}
@@ -75,8 +74,15 @@ def declared(trial: Trial) -> set[tuple[str, str]]:
     if not _applies(trial):
         return set()
     pairs = {("wing from wing", TIER), ("switch", TIER), ("handed over", "exact")}
-    alone = {(name, "exact") for names in observed.HANDED_ON.values() for name in names} | {("wing from float64", TIER)}
+    alone = {(name, "exact") for tier in _handed_on(trial) for name in observed.HANDED_ON[tier]} | {
+        ("wing from float64", TIER)
+    }
     return alone | (pairs if len(trial.names) > 1 else set())
+
+
+def _handed_on(trial: Trial) -> list[str]:
+    """The precisions in which a run is handed on; float64 is this claim's yardstick, whatever the session's tiers."""
+    return [tier for tier in observed.HANDED_ON if tier == observed.TIER or trial.session.wants(tier)]
 
 
 def once(session: Session) -> Iterator[Row | Exhibit]:
@@ -93,10 +99,14 @@ def _applies(trial: Trial) -> bool:
     return trial.session.wants(TIER) and not trial.case.path and trial.case.train_steps > 0
 
 
+def shortened(session: Session) -> bool:
+    """Whether runs are QUICK steps long: asked for, or an implementation is told not to compile (operation by
+    operation, JAX would take hours for the others)."""
+    return session.quick or any(session.execution(name, TIER).compile is False for name in session.subjects)
+
+
 def _length(session: Session) -> int:
-    if any(session.execution(name, TIER).compile is False for name in session.subjects):
-        return PATIENT
-    return QUICK if session.quick else FULL
+    return QUICK if shortened(session) else FULL
 
 
 def _pairs(names: list[str]) -> list[tuple[str, str]]:

@@ -85,6 +85,8 @@ def tried(found: Found) -> str:
         return "Everything was tried: all cases, all tiers, all claims."
     number = f"{len(head['cases'])} case{'' if len(head['cases']) == 1 else 's'}"
     length = ", the long parts left out (--quick)" if head["quick"] else ""
+    if head.get("shortened") and not head["quick"]:
+        length = ", training shortened for what does not compile"
     return (
         f"Not everything was tried: {number}, tiers {', '.join(head['tiers'])},"
         f" claims {', '.join(head['claims'])}{length}. Whether a rule is too loose is judged on complete runs only."

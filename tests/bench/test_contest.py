@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import job
-from benchmarks.harness import contest, gate, record
+from benchmarks.harness import contest, gate, record, service
 from benchmarks.harness.cells import Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.contest import Rules
@@ -175,3 +175,24 @@ def test_what_a_library_computes_worse_is_allowed_by_name_alone():
     loose = replace(contender("honest"), allowed={"grad_norm": 1e-2})
     for one, passed in ((contender("honest"), [False, False, False]), (loose, [False, True, True])):
         assert [verdict.passed for verdict in contest.verdicts(cell, one, off, want)] == passed
+
+
+class Ticking:
+    """A clock that a task turns on: its first call takes ten seconds, the others what is said."""
+
+    def __init__(self, seconds):
+        self.now, self.seconds, self.calls = 0.0, seconds, 0
+
+    def __call__(self):
+        self.now += 10.0 if self.calls == 0 else self.seconds
+        self.calls += 1
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(2.0, 2), (0.4, 4), (0.01, 11)])
+def test_warming_up_does_not_count_the_first_call(seconds, calls, monkeypatch):
+    """Which may compile; what takes long is called once more, what is short as often as asked."""
+    clock, worker = Ticking(seconds), service.Service("none")
+    monkeypatch.setattr(service.time, "perf_counter", lambda: clock.now)
+    worker.timed["model", "task"] = clock
+    assert worker.warm("model", "task", 1.0, 3, 10) == pytest.approx(seconds)
+    assert clock.calls == calls

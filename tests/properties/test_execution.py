@@ -121,13 +121,13 @@ def test_compilation_never_turns_to_eager(fresh_model, tokens, monkeypatch):
     assert fresh_model("torch", compile=True).forward(ids).logits.shape == (2, 8, 61)
 
 
-def test_compiled_programs_make_room_for_others(fresh_model, small, monkeypatch):
+def test_compiled_programs_make_room_for_others(fresh_model, monkeypatch):
     """A process may map only so much memory: many programs are forgotten, and made again when they are called."""
     programs = importlib.import_module("jax_impl.programs")
     ids, model = np.array([[1, 2, 3]]), fresh_model("jax")
     before = model.forward(ids).logits
     assert model.programs.forward._cache_size() > 0
     monkeypatch.setattr(programs, "MAPPINGS", 0)
-    fresh_model("jax", small.with_(context_length=small.context_length + 1))
+    programs.make_room()
     assert not Path("/proc/self/maps").exists() or model.programs.forward._cache_size() == 0
     np.testing.assert_array_equal(model.forward(ids).logits, before)

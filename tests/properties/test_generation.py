@@ -1,7 +1,10 @@
 """Continuing prompts: every way of doing it gives the tokens of the plain loop written out here."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from common.config import SamplingConfig
 from common.errors import UserError
@@ -53,14 +56,21 @@ def test_a_stream_can_be_left(model_of, expected, name):
     assert model.generate(PROMPTS, GREEDY) == expected
 
 
+def switches():
+    """What a computation may set in either framework for as long as it lasts."""
+    modes = (torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.get_num_threads())
+    return (*modes, jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision, str(jnp.ones(1).devices()))
+
+
 @pytest.mark.parametrize("cache", [True, False])
 def test_a_stream_leaves_the_callers_world_alone(fresh_model, expected, wing, cache):
-    """Between two steps the caller may train, in whatever mode of the framework the stream computes."""
+    """Between two steps the caller may differentiate, and finds the switches of the framework as they were."""
     model, other = fresh_model(wing), fresh_model(wing)
-    ids = np.array([PROMPTS[0]])
+    ids, before = np.array([PROMPTS[0]]), switches()
     want, found = other.gradients(ids[:, :-1], ids[:, 1:]).grads, []
     for step in model.stream(PROMPTS, GREEDY.with_(cache=cache, max_new_tokens=3)):
         found.append(step)
+        assert switches() == before
         for parameter, own in other.gradients(ids[:, :-1], ids[:, 1:]).grads.items():
             np.testing.assert_array_equal(own, want[parameter])
     assert found == [list(step) for step in zip(*expected, strict=True)][:3]

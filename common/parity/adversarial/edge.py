@@ -39,8 +39,8 @@ class Edge:
 
     `result` is "valid" (mathematics settles the values), "policy" (`why` states what was chosen) or "raises" (it is
     refused, with a sentence). `tiers` has "float32" or "bfloat16" where what such numbers cannot hold is the point.
-    `roundings` says of every number among the outputs in bfloat16 how many unit roundoffs it may be off, by `why`.
-    `slow` ones resemble others and are left out of quick sessions: JAX compiles every filter anew.
+    `roundings` says by how many unit roundoffs an output that is no whole number may be off in bfloat16, relative RMS.
+    `slow` ones are left out of quick sessions: JAX compiles every filter and every size anew.
     """
 
     name: str
