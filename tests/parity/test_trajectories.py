@@ -57,7 +57,7 @@ def test_bugs_leave_the_control_behind(bug):
 def test_a_lost_optimizer_state_is_noticed():
     bug = with_methods(start_training=forgetful)
     found = rows(trajectories, session(bug, ("jax", "jax"), tiers=(TIER,)), "gpt")
-    handed_on = {(name, "exact") for name in observed.HANDED_ON["float64"]}  # in other precisions if those are asked for
+    handed_on = {(name, "exact") for name in observed.HANDED_ON["float64"]}  # in others if asked for
     assert failed(found) == {("switch", TIER), ("handed over", "exact"), *handed_on}
 
 
