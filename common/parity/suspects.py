@@ -109,7 +109,7 @@ def search(name: str, setting: Setting) -> Iterator[Row]:
 def _stored(setting: Setting, case: str) -> Iterator[Row]:
     """What the subjects compute against the stored vectors, or against an accused oracle."""
     trial = setting.trial(case)
-    judge = trial.truth.model if setting.accused else None
+    judge = trial.truth.build() if setting.accused else None  # one of its own: it is trained
     return setting.parity("observed").for_case(trial, judge)
 
 

@@ -1,12 +1,14 @@
 """The mutation matrix: planted bugs are noticed, by rows that honest implementations pass; survivors fail the run."""
 
+import numpy as np
 import pytest
 
+from common.cases import CASES
 from common.errors import UserError
 from common.parity import planted, power, suspects
 from common.parity.planted import Mutant, Place
 from common.parity.run import run
-from common.parity.trial import Session, subjects
+from common.parity.trial import Session, subjects, truth
 
 WINGS = ("torch", "jax")
 EVERYTHING = list(power.chosen(Session(subjects(WINGS))))
@@ -92,6 +94,15 @@ def test_what_honest_code_fails_too_notices_nothing(monkeypatch, court):
     monkeypatch.setattr(suspects, "search", raising)
     fresh = power.Court(court.session)
     assert not fresh.tried(mutant, "torch")["killed"]
+
+
+@pytest.mark.parametrize("case", ["gpt", "gpt_dropout"])
+def test_a_search_that_suspects_the_oracle_leaves_the_shared_one_alone(case):
+    """It trains the judge, and the truth about a case is shared by all that comes after it."""
+    setting = suspects.Setting(suspects.Honest(), subjects(("torch",)), {}, accused=True)
+    assert all(row.passed for row in suspects.search(case, setting))
+    for name, weight in truth(case).model.weights().items():
+        np.testing.assert_array_equal(weight, CASES[case].weights()[name])
 
 
 def test_a_session_that_leaves_out_cases_or_tiers_plants_nothing():
