@@ -40,10 +40,10 @@ def kv_cache(config: ModelConfig, batch: int, slots: int, dtype: str = "float32"
 def decode_bytes(config: ModelConfig, batch: int, slots: int, dtype: str = "float32") -> dict[str, int]:
     """Bytes that one decode step of an execution in `dtype` must move: "weights read", "cache read", "cache written".
 
-    Every weight is read once for all rows, matrices in the format of compute; of a table whose rows
-    are looked up, one row for every row of the batch. A tied head reads the whole token table once, the looked-up rows
-    among it. The cache is read in all its `slots`, which is what the kernels do (give the visible ones for the least
-    possible), and written in one.
+    Every weight is read once for all rows, matrices in the format of compute; of a table whose rows are looked up, one
+    row for every row of the batch. A tied head reads the whole token table once, the looked-up rows among it. The cache
+    is read in all its `slots`, which is what the kernels do (give the visible ones for the least possible), and written
+    in one.
     """
     precision = PRECISIONS[dtype]
     read = 0

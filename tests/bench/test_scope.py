@@ -1,7 +1,5 @@
 """Which precisions and modes the suites take follows from what the device can multiply."""
 
-import sys
-
 import pytest
 
 from benchmarks.harness import machine
@@ -32,9 +30,3 @@ def test_large_models_run_in_16_bits_where_the_device_multiplies_them(told, flag
         for cell in narrow:
             fast = [one.mode for one in cell.contenders if one.wing == "torch" and one.mode.startswith("fast")]
             assert fast == list(modes), cell.name
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the instructions of its processor")
-def test_this_processor_says_what_it_multiplies_with():
-    assert machine.instructions()
-    assert machine.describe()["instructions"] == machine.instructions()
