@@ -7,7 +7,7 @@ from benchmarks.harness.cells import FRESH, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.contest import MODEL
 from benchmarks.harness.recipe import Recipe
-from benchmarks.harness.service import Service
+from benchmarks.harness.service import DECODING, Service
 from common.config import Execution
 
 
@@ -42,7 +42,7 @@ def _wanted(cell: Cell) -> dict[str, gate.Digest]:
 
 
 def recipe(cell: Cell) -> Recipe:
-    return Recipe("initial", cell.config, cell.seed)
+    return Recipe("uneven", cell.config, cell.seed)
 
 
 def check(cell: Cell, one: Contender) -> None:
@@ -54,9 +54,9 @@ def check(cell: Cell, one: Contender) -> None:
         return
     contest.prepare(own, cell)
     _, shown = own.ask("begin", MODEL, cell.task, contest.GATE_CALLS.get(cell.task, 1))
-    if cell.task == "decode":
-        regret = _judge(contest.ORACLE, recipe(cell)).ask("regret", MODEL, cell.tokens()[0], shown["tokens"])
-        found = [contest.choice(cell, regret)]
+    if cell.task in DECODING:
+        judge, ids = _judge(contest.ORACLE, recipe(cell)), cell.tokens()[0]
+        found = contest.choice(cell, shown["tokens"], lambda tokens: judge.ask("regret", MODEL, ids, tokens))
     else:
         found = contest.verdicts(cell, one, shown, _wanted(cell))
     refusal = gate.refusal(found, cell.dtype, contest.judge_title(cell))

@@ -18,6 +18,7 @@ from common.errors import UserError, unknown
 from common.points import entry_points
 
 IGNORED = -100  # the label of a position that does not count
+SHOWN = ("model.norm.weight", "model.embed_tokens.weight")  # parameters of every model: see `Model.prepare`
 ELEMENTWISE = ("exp", "log", "tanh", "erf", "rsqrt", "gelu_tanh", "gelu")
 GROUP = "parallax.backends"
 
@@ -62,8 +63,9 @@ class Model(Protocol):
 
     `prepare` gives a function that does a task once on the device, waits until all of it is done, and returns its
     outputs there by name: what benchmarks time. Tasks: "forward", "loss", "gradients", "train" on a batch, "prefill" on
-    prompts, "optimizer" with a batch's gradients, "dropout" on an activation [B, T, E], "sample" on logits [B, V].
-    "train" and "optimizer" need `start_training` first.
+    prompts, "continue" after prompts whose cache is filled beforehand, "optimizer" with a batch's gradients, "dropout"
+    on an activation [B, T, E], "sample" on logits [B, V]. "train" and "optimizer" need `start_training` first, and show
+    the first average of the gradients of SHOWN, so that a judge sees more than sums.
 
     `about` tells what a framework chose by itself: the "kernel" of fused attention. The last four are accounts of one
     call of a task of `common.accounting.tasks`: `matmul_flops` counts what the framework would multiply (2 FLOPs a

@@ -14,13 +14,14 @@ from common.errors import UserError, unknown
 ACTIVATIONS = ("gelu_tanh", "gelu")
 DTYPES = ("float32", "float64", "bfloat16")
 ATTENTION_KERNELS = ("plain", "fused")
-STACKS = ("loop", "scan")
+STACKS = ("loop", "scan", "checkpointed")
 LOSSES = ("plain", "chunked")
 NORMS = ("plain", "fused")
 OPTIMIZERS = ("plain", "fused")
 PRODUCTS = ("plain", "wide")
 DECODES = ("plain", "streamed")
 GENERATORS = ("shared", "native")
+ALLOCATORS = ("plain", "kept")
 OVERFLOWS = ("error", "crop")
 SCHEDULES = ("constant", "cosine")
 DECAYS = ("matrices", "all")
@@ -193,6 +194,7 @@ STRATEGIES = {
     "products": PRODUCTS,
     "decode": DECODES,
     "rng": GENERATORS,
+    "allocator": ALLOCATORS,
 }
 
 
@@ -203,11 +205,13 @@ class Execution(_Record):
     `attention="fused"` asks for the framework's own fused attention; it raises where that cannot compute the
     same function (dropout on the attention weights; float64 in JAX). `compile` None is the framework's own way: PyTorch
     runs eagerly, JAX compiles; True compiles PyTorch's blocks, False runs JAX operation by operation. `layers="scan"`
-    compiles one block for all layers (JAX). `loss="chunked"` never holds all logits while training. `norm` and
+    compiles one block for all layers (JAX); "checkpointed" is a scan that keeps what the linear layers of a block give,
+    and computes the rest again on the way back. `loss="chunked"` never holds all logits while training. `norm` and
     `optimizer` "fused" are PyTorch's own kernels; XLA fuses by itself. `products="wide"` multiplies the 16-bit numbers
     of linear layers in 32 bits (PyTorch, on a CPU without instructions for 16). `decode="streamed"` multiplies a single
     row by a product of its own. `rng="native"` draws dropout and sampling noise from the framework's own generator:
     other numbers in every framework. Only this field changes results, and only where numbers are drawn.
+    `allocator="kept"` is a process that keeps its memory, in large pages (`common/allocator.py`).
     """
 
     dtype: str = "float32"
@@ -222,6 +226,7 @@ class Execution(_Record):
     products: str = "plain"
     decode: str = "plain"
     rng: str = "shared"
+    allocator: str = "plain"
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
@@ -251,11 +256,13 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
     "eager": {_PLAIN: {"compile": False}},
     "compiled": {_PLAIN: {"compile": True}},
     "scan": {_PLAIN: {"layers": "scan"}},
+    "checkpointed": {_PLAIN: {"layers": "checkpointed"}},
     "fused": {_PLAIN: {"attention": "fused"}},
     "fused norm": {_PLAIN: {"norm": "fused"}},
     "fused optimizer": {_PLAIN: {"optimizer": "fused"}},
     "chunked loss": {_PLAIN: {"loss": "chunked"}},
     "native rng": {_PLAIN: {"rng": "native"}},
+    "kept": {_PLAIN: {"allocator": "kept"}},
     "wide": {"torch": {"products": "wide"}, _PLAIN: {}},
     # the best of each wing on a CPU; what each entry buys is what the ablation suite of `parallax bench` measures
     "fast": {
@@ -265,7 +272,7 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
             "optimizer": "fused",
             "decode": "streamed",
         },
-        "jax": {"layers": "scan", "loss": "chunked", "decode": "streamed"},
+        "jax": {"layers": "checkpointed", "loss": "chunked", "decode": "streamed"},
         _PLAIN: {},
     },
 }

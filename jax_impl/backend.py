@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from common import allocator
 from common import backend as door
 from common import params as parameters
 from common.config import TrainConfig
@@ -248,6 +249,7 @@ class JaxBackend:
         if execution.threads is not None and execution.threads != self.threads():
             advice = f"set NPROC={execution.threads} in the environment"
             raise UserError(f"JAX takes its {self.threads()} threads when it starts: {advice}.")
+        allocator.check(execution)
         for name in ("norm", "optimizer", "products"):
             if getattr(execution, name) != "plain":
                 raise UserError(f"XLA fuses and widens by itself; {name}={getattr(execution, name)!r} is PyTorch's.")

@@ -33,10 +33,11 @@ def generate(programs, params, decoder, config, execution, prompts, sampling, bl
 
 def generate_plain(programs, params, config, execution, progress, sampling):
     """One full forward per token over the last `context_length` tokens of every row (the book's loop)."""
-    seed = np.uint32(sampling.seed)
+    seed, most = np.uint32(sampling.seed), int(progress.lengths.max()) + sampling.max_new_tokens - 1
+    width = min(config.context_length, -(-most // 64) * 64)  # one shape, one compilation
     while not progress.finished:
         # [1] the window, padded on the left
-        ids_BT, positions_BT = context_window(progress.rows, config, config.context_length)
+        ids_BT, positions_BT = context_window(progress.rows, config, width)
         # [2] logits of the last column  [3] choose
         tokens_B = programs.next_token(params, ids_BT, positions_BT, progress.positions, seed, recipe(sampling))
         yield progress.take(np.asarray(tokens_B))
@@ -44,16 +45,10 @@ def generate_plain(programs, params, config, execution, progress, sampling):
 
 def generate_cached(programs, params, decoder, config, execution, progress, sampling, block):
     """Prefill the cache with the prompts, then feed one token at a time, while the longest row fits the context."""
-    longest, steps, seed = int(progress.lengths.max()), progress.steps_in_context, np.uint32(sampling.seed)
-    ids_BT, positions_BT = padded(progress.rows, bucket(longest))
     # [1] prefill, in chunks if asked for
-    caches = empty_cache(config, ids_BT.shape[0], ids_BT.shape[1] + bucket(steps, 64), execution)
-    chunk = sampling.prefill_chunk or ids_BT.shape[1]
-    for start in range(0, ids_BT.shape[1], chunk):
-        part = slice(start, start + chunk)
-        logits_BV, caches = programs.prefill(params, caches, ids_BT[:, part], positions_BT[:, part])
+    logits_BV, caches = fill(programs, params, config, execution, progress)
     # [2] choose, feed, repeat
-    params = decoder()
+    params, steps, seed = decoder(), progress.steps_in_context, np.uint32(sampling.seed)
     token_B = programs.choose(logits_BV, progress.positions, seed, recipe(sampling))
     yield progress.take(np.asarray(token_B))
     while not progress.finished and progress.steps < steps:
@@ -74,6 +69,18 @@ def generate_cached(programs, params, decoder, config, execution, progress, samp
             yield progress.take(tokens_B)
             if progress.finished:
                 return
+
+
+def fill(programs, params, config, execution, progress):
+    """A cache with room for what is to come, that holds the rows so far. Returns (last logits, caches)."""
+    longest, steps = int(progress.lengths.max()), progress.steps_in_context
+    ids_BT, positions_BT = padded(progress.rows, bucket(longest))
+    caches = empty_cache(config, ids_BT.shape[0], ids_BT.shape[1] + bucket(steps, 64), execution)
+    chunk = progress.sampling.prefill_chunk or ids_BT.shape[1]
+    for start in range(0, ids_BT.shape[1], chunk):
+        part = slice(start, start + chunk)
+        logits_BV, caches = programs.prefill(params, caches, ids_BT[:, part], positions_BT[:, part])
+    return logits_BV, caches
 
 
 def decode(model, caches, token_B, positions_B, ended_B, seed, count, size, sampling, address):

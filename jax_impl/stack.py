@@ -1,5 +1,6 @@
 """The blocks of a model, one after the other: how they are run, chosen by name."""
 
+import functools
 import re
 
 import jax
@@ -25,7 +26,7 @@ def loop(layers, x_BTE, positions_BT, caches, dropout_key, taps):
     return x_BTE, None if caches is None else filled
 
 
-def scan(layers, x_BTE, positions_BT, caches, dropout_key, taps):
+def scan(layers, x_BTE, positions_BT, caches, dropout_key, taps, wrap=lambda block: block):
     """The same by `jax.lax.scan`: `layers` is one block whose parameters are `fold`ed, and is compiled once."""
     (folded,) = layers
     graph, states = nnx.split(folded)
@@ -44,6 +45,7 @@ def scan(layers, x_BTE, positions_BT, caches, dropout_key, taps):
         return x_BTE, (cache, inner.found)
 
     # [2] x = block(x)
+    block = wrap(block)
     every = states, None if caches is None else stacked(caches), keys
     x_BTE, (filled, found) = jax.lax.scan(block, x_BTE, every)
     for index in range(count):
@@ -52,7 +54,17 @@ def scan(layers, x_BTE, positions_BT, caches, dropout_key, taps):
     return x_BTE, filled and [jax.tree.map(lambda leaf, i=i: leaf[i], filled) for i in range(count)]
 
 
-STACKS = {"loop": loop, "scan": scan}
+def checkpointed(layers, x_BTE, positions_BT, caches, dropout_key, taps):
+    """The scan, which keeps what linear layers give for the backward pass, and computes all else of a block again.
+
+    Source: Korthikanti et al. 2022, selective activation recomputation.
+    """
+    kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    wrap = functools.partial(jax.checkpoint, policy=kept, prevent_cse=False)
+    return scan(layers, x_BTE, positions_BT, caches, dropout_key, taps, wrap)
+
+
+STACKS = {"loop": loop, "scan": scan, "checkpointed": checkpointed}
 
 
 def apart(arrays):
@@ -85,5 +97,5 @@ def unfold(arrays):
     return own
 
 
-FOLDS = {"loop": (apart, apart), "scan": (fold, unfold)}
+FOLDS = {"loop": (apart, apart), "scan": (fold, unfold), "checkpointed": (fold, unfold)}
 LAYER = re.compile(r"(.*\.layers\.)(\d+)(\..*)")

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import backend as door
+from common.backend import SHOWN
 from common.config import SamplingConfig
+from common.decoding import Progress, crop_prompts
 
-from .generate import recipe
+from .generate import bucket, fill, recipe
 from .kv_cache import empty_cache
 from .precision import dtype
 
@@ -23,13 +25,13 @@ def forward(model, inputs, targets, sampling):
 
 
 def train(model, inputs, targets, sampling):
-    """A whole step, as `train_step` does it: {"loss", "grad_norm"}, when parameters and slots are there too."""
+    """A whole step, as `train_step` does it: {"loss", "grad_norm"}, and averages of gradients for who judges it."""
 
     def run():
         loss, norm = model._train_step(inputs, targets)
         for value in (*model.params.values(), *model.slots.values()):
             value.block_until_ready()
-        return {"loss": loss, "grad_norm": norm}
+        return {"loss": loss, "grad_norm": norm, **_averages(model)}
 
     return run
 
@@ -64,7 +66,7 @@ def prefill(model, inputs, targets, sampling):
 
 
 def optimizer(model, inputs, targets, sampling):
-    """Clipping and one AdamW step with the gradients of a batch, always the same ones: {"grad_norm"}."""
+    """Clipping and one AdamW step with the gradients of a batch: {"grad_norm", "param/<parameter>"}."""
     *arrays, count = door.step_inputs(inputs, targets, model.config)
     rest = model._scalar(count), np.uint32(0), np.uint32(0), False
     grads = model.programs.gradients(model.params, *arrays, *rest)[1]
@@ -76,7 +78,7 @@ def optimizer(model, inputs, targets, sampling):
         )
         for value in (*model.params.values(), *model.slots.values()):
             value.block_until_ready()
-        return {"grad_norm": norm}
+        return {"grad_norm": norm, **{f"param/{name}": model.params[name] for name in SHOWN}, **_averages(model)}
 
     return run
 
@@ -94,6 +96,28 @@ def choose(model, inputs, targets, sampling):
     return lambda: {"tokens": model.programs.choose(logits, positions, seed, recipe(sampling))}
 
 
+def go_on(model, inputs, targets, sampling):
+    """`max_new_tokens` tokens after prompts [B, T] that lie in a cache already: {"tokens"} [B, N]."""
+    progress = Progress(crop_prompts(inputs, sampling, model.config), sampling, model.config)
+    own = model.programs, model.params, model.config, model.execution
+    logits_BV, caches = fill(*own, progress)
+    used = [np.asarray(layer.used) for layer in caches]
+    seed, steps = np.uint32(sampling.seed), sampling.max_new_tokens
+    rest = progress.positions, progress.ended, seed, np.int32(steps - 1), bucket(steps - 1, 64), recipe(sampling)
+
+    def run():
+        nonlocal caches
+        first_B = model.programs.choose(logits_BV, progress.positions, seed, recipe(sampling))
+        if steps == 1:
+            return {"tokens": first_B[:, None]}
+        # slots behind the prompts hold what the last call wrote: hidden, for they stand later than any query
+        filled = [layer._replace(used=jnp.asarray(count)) for layer, count in zip(caches, used, strict=True)]
+        caches, _, tokens_BN = model.programs.decode(model._serving(), filled, first_B, *rest)
+        return {"tokens": np.concatenate([np.asarray(first_B)[:, None], np.asarray(tokens_BN)[:, : steps - 1]], 1)}
+
+    return run
+
+
 TASKS = {
     "forward": forward,
     "train": train,
@@ -103,7 +127,12 @@ TASKS = {
     "optimizer": optimizer,
     "dropout": drop,
     "sample": choose,
+    "continue": go_on,
 }
+
+
+def _averages(model):
+    return {f"exp_avg/{name}": model.slots[f"{name}.exp_avg"] for name in SHOWN}
 
 
 def _placed(model, inputs):

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from common import allocator
 from common import backend as door
 from common import params as parameters
 from common.errors import UserError
@@ -221,6 +222,7 @@ class TorchBackend:
             raise UserError(f"PyTorch runs its layers in a loop; layers={execution.layers!r} is JAX's.")
         if execution.device not in [*self.devices(), *(["cuda"] if torch.cuda.is_available() else [])]:
             raise UserError(f"PyTorch sees no device {execution.device!r}; it sees {', '.join(self.devices())}.")
+        allocator.check(execution)
         if execution.threads is not None:
             torch.set_num_threads(execution.threads)
         torch.backends.fp32_precision = "ieee"  # no TF32 behind the caller's back

@@ -68,17 +68,28 @@ def generate_plain(model, config, execution, progress, sampling):
 
 def generate_cached(model, decoder, config, execution, progress, sampling):
     """Prefill the cache with the prompts, then feed one token at a time, while the longest row fits the context."""
+    # [1] prefill, in chunks if asked for
+    hidden_BTE, caches = fill(model, config, execution, progress)
+    # [2] choose, feed, repeat
+    yield from go_on(model, decoder, execution, progress, hidden_BTE, caches)
+
+
+def fill(model, config, execution, progress):
+    """A cache with room for what is to come, that holds the rows so far. Returns (hidden states, caches)."""
     ids_BT, positions_BT = _put(padded(progress.rows), execution)
     steps = progress.steps_in_context
-    # [1] prefill, in chunks if asked for
-    chunk = sampling.prefill_chunk or ids_BT.shape[1]
+    chunk = progress.sampling.prefill_chunk or ids_BT.shape[1]
     with torch.inference_mode():
         caches = empty_cache(config, ids_BT.shape[0], rounded(ids_BT.shape[1] + steps), execution)
         for start in range(0, ids_BT.shape[1], chunk):
             part = slice(start, start + chunk)
             hidden_BTE, caches = model.model(ids_BT[:, part], positions_BT[:, part], caches)
-    # [2] choose, feed, repeat
-    address = GENERATORS[execution.rng]
+    return hidden_BTE, caches
+
+
+def go_on(model, decoder, execution, progress, hidden_BTE, caches):
+    """Yield one new token per row, chosen from the last hidden state, then from those of `decoder()`."""
+    sampling, steps, address = progress.sampling, progress.steps_in_context, GENERATORS[execution.rng]
     for step in range(steps):
         with torch.inference_mode():
             tokens_B = sample(model.head(hidden_BTE[:, -1]), progress.positions, sampling, sampling.seed, address)

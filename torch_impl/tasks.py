@@ -7,9 +7,13 @@ import numpy as np
 import torch
 
 from common import backend as door
+from common.backend import SHOWN
 from common.config import SamplingConfig
+from common.decoding import Progress, crop_prompts
 from common.rng import DROPOUT
 
+from .generate import fill
+from .generate import go_on as continued
 from .kv_cache import empty_cache
 from .layers import dropout
 from .optim import OPTIMIZERS, clip_by_global_norm
@@ -31,8 +35,13 @@ def forward(model, inputs, targets, sampling):
 
 
 def train(model, inputs, targets, sampling):
-    """A whole step, as `train_step` does it: {"loss", "grad_norm"}."""
-    return lambda: dict(zip(("loss", "grad_norm"), model._train_step(inputs, targets), strict=True))
+    """A whole step, as `train_step` does it: {"loss", "grad_norm"}, and averages of gradients for who judges it."""
+
+    def run():
+        loss, norm = model._train_step(inputs, targets)
+        return {"loss": loss, "grad_norm": norm, **_averages(model)}
+
+    return run
 
 
 def gradients(model, inputs, targets, sampling):
@@ -74,7 +83,7 @@ def prefill(model, inputs, targets, sampling):
 
 
 def optimizer(model, inputs, targets, sampling):
-    """Clipping and one AdamW step with the gradients of a batch, always the same ones: {"grad_norm"}."""
+    """Clipping and one AdamW step with the gradients of a batch: {"grad_norm", "param/<parameter>"}."""
     found = gradients(model, inputs, targets, sampling)()
     params = dict(model.net.named_parameters())
     grads = {name: found[f"grad/{name}"] for name in params}
@@ -84,7 +93,7 @@ def optimizer(model, inputs, targets, sampling):
         with torch.no_grad():
             clipped, norm = clip_by_global_norm(grads, model.train.clip_norm)
             update(params, clipped, model.slots, scalars, model.train, model.decays)
-        return {"grad_norm": norm}
+        return {"grad_norm": norm, **{f"param/{name}": params[name] for name in SHOWN}, **_averages(model)}
 
     return run
 
@@ -102,6 +111,23 @@ def choose(model, inputs, targets, sampling):
     return lambda: {"tokens": sample(logits, positions, sampling, sampling.seed, model.address)}
 
 
+def go_on(model, inputs, targets, sampling):
+    """`max_new_tokens` tokens after prompts [B, T] that lie in a cache already: {"tokens"} [B, N]."""
+    own = model.config, model.execution
+
+    def rows():
+        return Progress(crop_prompts(inputs, sampling, model.config), sampling, model.config)
+
+    hidden_BTE, caches = fill(model.net, *own, rows())
+
+    def run():
+        # slots behind the prompts hold what the last call wrote: hidden, for they stand later than any query
+        steps = continued(model.net, model._serving, model.execution, rows(), hidden_BTE, caches)
+        return {"tokens": np.array(list(steps)).T}
+
+    return run
+
+
 TASKS = {
     "forward": forward,
     "train": train,
@@ -111,7 +137,12 @@ TASKS = {
     "optimizer": optimizer,
     "dropout": drop,
     "sample": choose,
+    "continue": go_on,
 }
+
+
+def _averages(model):
+    return {f"exp_avg/{name}": model.slots[f"{name}.exp_avg"] for name in SHOWN}
 
 
 def _placed(model, inputs):

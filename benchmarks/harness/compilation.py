@@ -4,20 +4,38 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
+from common.errors import UserError
+
 TRACING = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration")
+COMPILED = "It compiled while it was timed, and compiling is no part of a steady call."
 COMPILING = ("/jax/core/compile/backend_compile_duration",)
 
 
 @contextlib.contextmanager
 def forbidden() -> Iterator[None]:
-    """A context in which every framework of this process raises if it compiles."""
+    """A context in which every framework of this process may not compile; UserError if one does."""
     with contextlib.ExitStack() as stack:
         if (jax := sys.modules.get("jax")) is not None:
             stack.enter_context(jax.no_tracing())
         # loaded as soon as anything has been compiled by PyTorch, and slow to load
         if (dynamo := sys.modules.get("torch._dynamo")) is not None:
             stack.enter_context(dynamo.config.patch(error_on_recompile=True))
-        yield
+        before = compiled()
+        try:
+            yield
+        except Exception as error:
+            if type(error).__name__ == "RecompileError" or "no_tracing" in str(error):
+                raise UserError(COMPILED) from error
+            raise
+        if compiled() > before:
+            raise UserError(COMPILED)
+
+
+def compiled() -> int:
+    """How many graphs PyTorch has compiled in this process; `error_on_recompile` says nothing of first ones."""
+    if (dynamo := sys.modules.get("torch._dynamo")) is None:
+        return 0
+    return int(dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 class Watch:

@@ -5,26 +5,31 @@ fails at anything is refused with a sentence, and the others go on.
 """
 
 import functools
+import itertools
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.harness import gate, timing
-from benchmarks.harness.cells import TRAIN, Cell
+from benchmarks.harness.cells import FRESH, TRAIN, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.recipe import Recipe
 from benchmarks.harness.record import Record
-from benchmarks.harness.worker import Worker, WorkerFault
+from benchmarks.harness.service import DECODING
+from benchmarks.harness.worker import Worker, WorkerFault, usable_cores
 from common.config import Execution
 from common.errors import UserError
 
 Report = Callable[[str, float], None]
 MODEL = "model"
 GATE_CALLS = {"train": 2}  # the second loss depends on the first step's update
-ORACLE_JUDGES = ("forward", "prefill", "loss", "decode")  # of the rest it has no fast enough form
+ORACLE_JUDGES = ("forward", "prefill", "loss", *DECODING)  # of the rest it has no fast enough form
 CHANGING = ("train", "optimizer")  # tasks that change their model
-ELEMENTWISE = ("dropout", "sample")
+ELEMENTWISE = ("dropout", "sample", "optimizer")
 NATIVE = "native"
 ORACLE = "numpy"
 
@@ -41,29 +46,40 @@ class Rules:
     seed: int = 0
 
 
+def process(one: Contender, rules: Rules) -> Worker:
+    """A process for a contender, not yet started."""
+    memory = one.options.get("allocator", "plain")
+    return Worker(one.source, threads=rules.threads, device=rules.device, memory=memory)
+
+
 @contextmanager
-def workers(contenders: Sequence[Contender], rules: Rules) -> Iterator[dict[str, Worker]]:
-    """A process for each contender, by name, not yet started."""
+def workers(contenders: Sequence[Contender], rules: Rules, processes: int = 1) -> Iterator[dict[str, list[Worker]]]:
+    """So many processes for each contender, by name, not yet started."""
     with ExitStack() as stack:
-        yield {
-            one.name: stack.enter_context(Worker(one.source, threads=rules.threads, device=rules.device))
-            for one in contenders
-        }
+        yield {one.name: [stack.enter_context(process(one, rules)) for _ in range(processes)] for one in contenders}
 
 
-def run(cells: Sequence[Cell], rules: Rules, record: Record, report: Report) -> None:
-    """Time cells that share model, precision and contenders; writes everything into the record."""
+def run(cells: Sequence[Cell], rules: Rules, record: Record, report: Report, processes: int = 2) -> None:
+    """Time cells that share model, precision and contenders; writes everything into the record.
+
+    With two `processes` the copies of a contender live apart, and what they differ by is what one process of it differs
+    by from the next; where memory does not allow that, both are turns of one.
+    """
     first = cells[0]
-    recipe = Recipe("initial", first.config, first.seed)
+    recipe = Recipe("uneven", first.config, first.seed)
     for cell in cells:
-        record.add("cell", **cell.line())
-    wanted = _judged(cells, recipe, rules, report)
-    with workers(first.contenders, rules) as own:
+        record.add("cell", **cell.line(), processes=processes)
+    try:
+        wanted = _judged(cells, recipe, rules, report)
+    except (UserError, WorkerFault) as error:
+        for cell, one in itertools.product(cells, first.contenders):
+            Refusals(cell, record).add(one.name, f"there is nobody to judge it: {sentence(error)}")
+        return
+    with workers(first.contenders, rules, processes) as own:
         begun = _begin(first, own, recipe, rules, cells, record)
         for number, cell in enumerate(cells):
             report(cell.title, number / len(cells))
-            ready = [one for one in first.contenders if one.name in begun]
-            _cell(cell, {one.name: own[one.name] for one in ready}, begun, wanted, recipe, rules, record)
+            _cell(cell, {name: own[name] for name in begun}, begun, wanted, recipe, rules, record)
     for cell in cells:
         if cell.memory:
             report(f"{cell.title}: memory", 1.0)
@@ -71,21 +87,52 @@ def run(cells: Sequence[Cell], rules: Rules, record: Record, report: Report) -> 
 
 
 def _begin(first: Cell, own, recipe, rules: Rules, cells, record: Record) -> dict[str, dict[str, float]]:
-    """Start every contender and build its model: seconds by contender. Who cannot is refused in all cells."""
-    begun = {}
+    """Start every contender and build its model: seconds by contender, of its first process. Who cannot is refused in
+    all cells."""
+    begun: dict[str, dict[str, float]] = {}
+
+    def built(one: Contender, worker: Worker) -> tuple[dict[str, Any], float]:
+        started = worker.ask("start")
+        return started, worker.ask("build", MODEL, recipe, one.execution(first.dtype, rules.device, rules.threads))
+
+    def refuse(name: str, error: Exception) -> None:
+        begun.pop(name, None)
+        for cell in cells:
+            Refusals(cell, record).add(name, sentence(error))
+
     for one in first.contenders:
         try:
-            started = own[one.name].ask("start")
-            build = own[one.name].ask("build", MODEL, recipe, one.execution(first.dtype, rules.device, rules.threads))
-            settings = own[one.name].ask("settings", MODEL)
+            started, build = built(one, own[one.name][0])
+            settings = own[one.name][0].ask("settings", MODEL)
             begun[one.name] = {"import": started["import_seconds"], "build": build}
         except (UserError, WorkerFault) as error:
             started, settings = {"versions": {}}, {}
-            for cell in cells:
-                Refusals(cell, record).add(one.name, sentence(error))
+            refuse(one.name, error)
         for cell in cells:
             record.add("contender", cell=cell.name, **one.line(settings, started["versions"]))
+    more = {
+        one.name: [functools.partial(built, one, worker) for worker in own[one.name][1:]]
+        for one in first.contenders
+        if one.name in begun
+    }
+    for name, found in _at_once(more).items():
+        if isinstance(found, Exception):
+            refuse(name, found)
     return begun
+
+
+def _at_once(work: Mapping[str, Sequence[Callable[[], Any]]]) -> dict[str, list[Any] | UserError | WorkerFault]:
+    """What every piece of work gives, by name, or the first error; as many run at once as there are cores. For work
+    whose time nobody measures."""
+    with ThreadPoolExecutor(len(usable_cores())) as pool:
+        promised = {name: [pool.submit(piece) for piece in pieces] for name, pieces in work.items()}
+    found: dict[str, list[Any] | UserError | WorkerFault] = {}
+    for name, ones in promised.items():
+        try:
+            found[name] = [one.result() for one in ones]
+        except (UserError, WorkerFault) as error:
+            found[name] = error
+    return found
 
 
 def _judged(cells: Sequence[Cell], recipe: Recipe, rules: Rules, report: Report) -> dict[str, dict[str, gate.Digest]]:
@@ -95,7 +142,7 @@ def _judged(cells: Sequence[Cell], recipe: Recipe, rules: Rules, report: Report)
         with Worker(name, threads=rules.threads) as worker:
             worker.ask("start")
             for cell in cells:
-                if judge(cell) == name and cell.task != "decode":
+                if judge(cell) == name and cell.task not in DECODING:
                     worker.ask("build", MODEL, recipe, Execution(dtype="float64"))
                     report(f"{cell.title}: the judge", 0.0)
                     prepare(worker, cell)
@@ -107,35 +154,50 @@ def prepare(worker: Worker, cell: Cell) -> None:
     """Get the cell's task ready in a worker whose model is built."""
     if cell.task in CHANGING:
         worker.ask("start_training", MODEL, TRAIN)
-    worker.ask("prepare", MODEL, cell.task, *cell.inputs(), cell.sampling if cell.task == "decode" else None)
+    worker.ask("prepare", MODEL, cell.task, *cell.inputs(), cell.sampling if cell.task in DECODING else None)
 
 
 def _cell(cell: Cell, own, begun, wanted, recipe: Recipe, rules: Rules, record: Record) -> None:
     """First calls, gate, warm-up, contest of one cell."""
     refuse = Refusals(cell, record)
-    shown = {}
-    for name, worker in own.items():
-        with refuse.faults(name):
-            prepare(worker, cell)
-            phases, outputs = worker.ask("begin", MODEL, cell.task, GATE_CALLS.get(cell.task, 1))
-            shown[name] = outputs["tokens"] if cell.task == "decode" else outputs
-            record.add("phase", cell=cell.name, name=name, **begun[name], **phases)
-    steady = {}
-    for name, verdicts in _verdicts(cell, shown, wanted, recipe, rules).items():
-        for one in verdicts:
-            limits = {"error": _plain(one.error), "least": one.least, "bound": one.bound, "passed": one.passed}
-            record.add("gate", cell=cell.name, name=name, against=judge_title(cell), what=one.what, **limits)
-        reason = gate.refusal(verdicts, cell.dtype, judge_title(cell))
-        if reason:
-            refuse.add(name, f"{name}: {reason}")
+    shown = _first_calls(cell, own, begun, refuse, record)
+    steady: dict[str, float] = {}
+    for name, all_verdicts in _verdicts(cell, shown, wanted, recipe, rules).items():
+        reason = _entered(cell, name, all_verdicts, record)
+        if reason is not None:
+            refuse.add(name, reason)
             continue
         with refuse.faults(name):
-            seconds = min(1.0, rules.seconds / 8)
-            steady[name] = own[name].ask("warm", MODEL, cell.task, seconds, 2 if rules.quick else 3, 10)
+            rule = min(1.0, rules.seconds / 8), 2 if rules.quick else 3, 10
+            steady[name] = max(worker.ask("warm", MODEL, cell.task, *rule) for worker in own[name])
     how = {name: timing.turns(seconds) for name, seconds in steady.items()}
     arms = {name: _turn(own[name], cell.task, *how[name]) for name in steady}
     mirrored = max(steady.values(), default=0.0) < timing.LONG_CALL
     contend(cell, arms, {name: calls for name, (calls, _) in how.items()}, mirrored, rules, record)
+
+
+def _first_calls(cell: Cell, own, begun, refuse: "Refusals", record: Record) -> dict[str, list[Any]]:
+    """What the first calls of every process give, by contender; how long they take, of its first process."""
+    shown: dict[str, list[Any]] = {}
+
+    def begin(worker: Worker) -> tuple[dict[str, Any], Any]:
+        prepare(worker, cell)
+        phases, outputs = worker.ask("begin", MODEL, cell.task, GATE_CALLS.get(cell.task, 1))
+        return phases, outputs["tokens"] if cell.task in DECODING else outputs
+
+    for name, (worker, *_) in own.items():
+        with refuse.faults(name):
+            phases, outputs = begin(worker)
+            shown[name] = [outputs]
+            record.add("phase", cell=cell.name, name=name, **begun[name], **phases)
+    more = {name: [functools.partial(begin, worker) for worker in own[name][1:]] for name in shown}
+    for name, found in _at_once(more).items():
+        if isinstance(found, Exception):
+            refuse.add(name, sentence(found))
+            del shown[name]
+        else:
+            shown[name] += [outputs for _, outputs in found]
+    return shown
 
 
 @dataclass
@@ -156,30 +218,31 @@ class Refusals:
             self.add(name, sentence(error))
 
 
-Turn = Callable[[], float]
+Turn = Callable[[int], float]
 
 
 def contend(
     cell: Cell, arms: Mapping[str, Turn], calls: Mapping[str, int], mirrored: bool, rules: Rules, record: Record
 ) -> None:
-    """Blocks of turns, by `calls` calls each. A contender that fails in a turn is refused; if that was in the first
-    block the others begin again without it, and later what they did stays."""
+    """Blocks of turns, by `calls` calls each. A contender that fails in a turn is refused, and the others go on without
+    it; the block in which it failed is dropped."""
     alive = {name: _guarded(name, turn) for name, turn in arms.items()}
-    while alive:
-        match = timing.Contest(alive, rules.seed, mirrored)
+    match = timing.Contest(alive, rules.seed, mirrored)
 
-        def keep(block: timing.Block, match=match) -> None:
-            number, own = len(match.blocks) - 1, {name: calls[name] for name in match.arms}
-            record.add("block", cell=cell.name, block=number, calls=own, turns=timing.rows(block))
+    def keep(block: timing.Block) -> None:
+        own = {name: calls[name] for name in match.arms}
+        record.add("block", cell=cell.name, block=len(match.blocks) - 1, calls=own, turns=timing.rows(block))
 
+    seconds = rules.seconds
+    while match.arms:
+        begun = time.perf_counter()
         try:
-            match.run(rules.seconds, rules.least, each=keep)
+            match.run(seconds, rules.least, each=keep)
             return
         except Failed as failed:
             Refusals(cell, record).add(failed.name, sentence(failed.error))
-            if match.blocks:
-                return
-            alive = {name: turn for name, turn in alive.items() if name != failed.name}
+            match.arms = {name: turn for name, turn in match.arms.items() if name != failed.name}
+            seconds = max(0.0, seconds - (time.perf_counter() - begun))
 
 
 class Failed(Exception):
@@ -190,22 +253,22 @@ class Failed(Exception):
 
 
 def _guarded(name: str, turn: Turn) -> Turn:
-    def run() -> float:
+    def run(copy: int) -> float:
         try:
-            return turn()
+            return turn(copy)
         except (UserError, WorkerFault) as error:
             raise Failed(name, error) from error
 
     return run
 
 
-def _turn(worker: Worker, task: str, calls: int, burn_in: int) -> Turn:
-    return lambda: worker.ask("sample", MODEL, task, calls, burn_in, timing.GAP)
+def _turn(processes: Sequence[Worker], task: str, calls: int, burn_in: int) -> Turn:
+    return lambda copy: processes[copy % len(processes)].ask("sample", MODEL, task, calls, burn_in, timing.GAP)
 
 
 def judge(cell: Cell) -> str:
     """The backend that judges a cell."""
-    return ORACLE if cell.task in ORACLE_JUDGES else "torch"
+    return ORACLE if cell.task in (*ORACLE_JUDGES, *FRESH) else "torch"
 
 
 def judge_title(cell: Cell) -> str:
@@ -213,10 +276,14 @@ def judge_title(cell: Cell) -> str:
     return "the oracle" if judge(cell) == ORACLE else "PyTorch in float64"
 
 
-def _verdicts(cell: Cell, shown, wanted, recipe: Recipe, rules: Rules) -> dict[str, list[gate.Verdict]]:
-    if cell.task != "decode":
+def _verdicts(cell: Cell, shown: Mapping[str, list[Any]], wanted, recipe: Recipe, rules: Rules):
+    """The gate's verdicts on what every process of every contender gave: {name: [[verdict, …], …]}."""
+    if cell.task not in DECODING:
         own = {one.name: one for one in cell.contenders}
-        return {name: verdicts(cell, own[name], digests, wanted[cell.name]) for name, digests in shown.items()}
+        return {
+            name: [verdicts(cell, own[name], digests, wanted[cell.name]) for digests in all_digests]
+            for name, all_digests in shown.items()
+        }
     if not shown:
         return {}
     with Worker(ORACLE, threads=rules.threads) as worker:
@@ -228,24 +295,43 @@ def _verdicts(cell: Cell, shown, wanted, recipe: Recipe, rules: Rules) -> dict[s
         def regret(tokens: tuple[tuple[int, ...], ...]) -> float:
             return worker.ask("regret", MODEL, ids, tokens)
 
-        return {name: [choice(cell, regret(tuple(map(tuple, rows))))] for name, rows in shown.items()}
+        return {name: [choice(cell, rows, regret) for rows in all_rows] for name, all_rows in shown.items()}
+
+
+def _entered(cell: Cell, name: str, all_verdicts: Sequence[list[gate.Verdict]], record: Record) -> str | None:
+    """Write down the verdicts on a contender's first process; why it is refused, if one of its processes is."""
+    for one in all_verdicts[0]:
+        limits = {"error": _plain(one.error), "least": one.least, "bound": one.bound, "passed": one.passed}
+        record.add("gate", cell=cell.name, name=name, against=judge_title(cell), what=one.what, **limits)
+    reasons = [gate.refusal(verdicts, cell.dtype, judge_title(cell)) for verdicts in all_verdicts]
+    return next((f"{name}: {reason}" for reason in reasons if reason is not None), None)
+
+
+def passed(cell: Cell, one: Contender, shown: Sequence[Any], wanted: Any, record: Record) -> str | None:
+    """The gate for digests of outputs: writes its verdicts into the record; why the contender is refused, if it is."""
+    return _entered(cell, one.name, [verdicts(cell, one, digests, wanted) for digests in shown], record)
 
 
 def verdicts(cell: Cell, one: Contender, shown: Any, wanted: Any) -> list[gate.Verdict]:
     """What the gate says of a contender's outputs; those drawn by a generator of its own can only be as many."""
     if one.options.get("rng") == NATIVE:
-        return gate.judge_drawn(shown, wanted)
+        return gate.judge_drawn(shown, wanted, cell.config.vocab_size)
     found = gate.judge(shown, wanted, cell.dtype, cell.config, sums=cell.task not in ELEMENTWISE)
-    # what a later call gives is named "loss 2"
-    return [
-        replace(one_of, bound=max(one_of.bound, one.allowed.get(one_of.what.partition(" ")[0], 0.0)))
-        for one_of in found
-    ]
+    return [replace(own, bound=max(own.bound, one.allowed.get(kind(own.what), 0.0))) for own in found]
 
 
-def choice(cell: Cell, regret: float) -> gate.Verdict:
-    """Chosen tokens may lie below the oracle's largest logit by what two logits can be off."""
-    return gate.Verdict("choice of tokens", regret, 0.0, 2 * gate.bounds(cell.dtype, cell.config.num_layers, 1)[1])
+def kind(what: str) -> str:
+    """What an output is: "loss" of "loss 2" (of a second call), "exp_avg" of "exp_avg/model.norm.weight"."""
+    return what.partition(" ")[0].partition("/")[0]
+
+
+def choice(cell: Cell, rows: Sequence[Sequence[int]], regret: Callable[[tuple[tuple[int, ...], ...]], float]):
+    """The verdicts on chosen tokens: as many as were asked for, from the vocabulary, and below the oracle's largest
+    logit by no more than what two logits can be off. `regret(tokens)` says by how much they are below it."""
+    whole = len(rows) == cell.batch and all(len(row) == cell.new for row in rows)
+    known = whole and all(0 <= token < cell.config.vocab_size for row in rows for token in row)
+    error = regret(tuple(tuple(map(int, row)) for row in rows)) if known else math.inf
+    return [gate.Verdict("choice of tokens", error, 0.0, 2 * gate.bounds(cell.dtype, cell.config.num_layers, 1)[1])]
 
 
 def _memory(cell: Cell, recipe: Recipe, rules: Rules, record: Record) -> None:
@@ -255,7 +341,7 @@ def _memory(cell: Cell, recipe: Recipe, rules: Rules, record: Record) -> None:
         if one.name in refused:
             continue
         try:
-            with Worker(one.source, threads=rules.threads, device=rules.device) as worker:
+            with process(one, rules) as worker:
                 started = worker.ask("start")
                 worker.ask("build", MODEL, recipe, one.execution(cell.dtype, rules.device, rules.threads))
                 built = worker.ask("resident")

@@ -4,12 +4,14 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from benchmarks.harness import gate
 from benchmarks.harness.cells import TRAIN, Cell
 from benchmarks.harness.contenders import Contender
-from benchmarks.harness.contest import MODEL, Refusals, Report, Rules, Turn, contend
+from benchmarks.harness.contest import MODEL, ORACLE, Refusals, Report, Rules, Turn, contend, passed, process
 from benchmarks.harness.recipe import Recipe, write_arrays
 from benchmarks.harness.record import Record
 from benchmarks.harness.worker import Worker
+from common.config import Execution
 
 
 def run(cell: Cell, rules: Rules, record: Record, report: Report) -> None:
@@ -17,40 +19,56 @@ def run(cell: Cell, rules: Rules, record: Record, report: Report) -> None:
     report(cell.title, 0.0)
     record.add("cell", **cell.line())
     with TemporaryDirectory() as folder:
-        recipe = Recipe("initial", cell.config, cell.seed)
+        recipe = Recipe("uneven", cell.config, cell.seed)
         if cell.task == "load":
             path = str(Path(folder) / "weights.safetensors")
             write_arrays(path, dict(recipe.weights()))
             recipe = Recipe("file", cell.config, path=path)
         arms = {}
         refuse = Refusals(cell, record)
+        report(f"{cell.title}: the judge", 0.0)
+        wanted = judged(cell, recipe, rules)
         for one in cell.contenders:
             with refuse.faults(one.name):
                 report(f"{cell.title}: {one.title}", 0.0)
-                _told(one, cell, recipe, rules, record)
+                shown = _told(one, cell, recipe, rules, record)
+                reason = passed(cell, one, [shown], wanted, record)
+                if reason is not None:
+                    refuse.add(one.name, reason)
+                    continue
                 arms[one.name] = _turn(one, cell, recipe, rules)
         contend(cell, arms, dict.fromkeys(arms, 1), False, rules, record)
 
 
-def _told(one: Contender, cell: Cell, recipe: Recipe, rules: Rules, record: Record) -> None:
-    """The first turn, which also tells how the contender computes."""
+def judged(cell: Cell, recipe: Recipe, rules: Rules) -> dict[str, gate.Digest]:
+    """What the oracle says of the outputs of a cell's first call: logits, or the loss of a training step."""
+    with Worker(ORACLE, threads=rules.threads) as worker:
+        worker.ask("start")
+        worker.ask("build", MODEL, recipe, Execution(dtype="float64"))
+        worker.ask("prepare", MODEL, JUDGED[cell.task], *cell.tokens())
+        return worker.ask("begin", MODEL, JUDGED[cell.task], 1)[1]
+
+
+def _told(one: Contender, cell: Cell, recipe: Recipe, rules: Rules, record: Record) -> dict[str, gate.Digest]:
+    """The first turn, which also tells how the contender computes: its outputs."""
     settings, versions = {}, {}
     try:
-        with Worker(one.source, threads=rules.threads, device=rules.device) as worker:
+        with process(one, rules) as worker:
             started = worker.ask("start")
             versions = started["versions"]
             build = worker.ask("build", MODEL, recipe, one.execution(cell.dtype, rules.device, rules.threads))
             settings = worker.ask("settings", MODEL)
-            if cell.task != "load":
-                _prepare(worker, cell)
-                phases, _ = worker.ask("begin", MODEL, TASKS[cell.task], 1)
-                begun = {"import": started["import_seconds"], "build": build}
-                record.add("phase", cell=cell.name, name=one.name, **begun, **phases)
+            _prepare(worker, cell)
+            phases, outputs = worker.ask("begin", MODEL, TASKS[cell.task], 1)
+            begun = {"import": started["import_seconds"], "build": build}
+            record.add("phase", cell=cell.name, name=one.name, **begun, **phases)
+            return outputs
     finally:  # who is refused is told too
         record.add("contender", cell=cell.name, **one.line(settings, versions))
 
 
-TASKS = {"compile": "train", "start-up": "forward"}
+TASKS = {"compile": "train", "start-up": "forward", "load": "forward"}
+JUDGED = {**TASKS, "compile": "loss"}
 
 
 def _prepare(worker: Worker, cell: Cell) -> None:
@@ -63,9 +81,9 @@ def _turn(one: Contender, cell: Cell, recipe: Recipe, rules: Rules) -> Turn:
     """Seconds of one beginning: of the first training step less the next one (compiling), of everything from the start
     of the process to the first logits (start-up), or of reading the weights into a model (load)."""
 
-    def turn() -> float:
+    def turn(copy: int) -> float:
         begun = time.perf_counter()
-        with Worker(one.source, threads=rules.threads, device=rules.device) as worker:
+        with process(one, rules) as worker:
             worker.ask("start")
             build = worker.ask("build", MODEL, recipe, one.execution(cell.dtype, rules.device, rules.threads))
             if cell.task == "load":

@@ -108,18 +108,23 @@ def judge(
     return found
 
 
-def judge_drawn(got: Mapping[str, Digest], want: Mapping[str, Digest]) -> list[Verdict]:
-    """Verdicts on outputs that were drawn from another generator: as many zeros as the judge's, within five standard
-    deviations of both draws; tokens from the same vocabulary."""
+def judge_drawn(got: Mapping[str, Digest], want: Mapping[str, Digest], vocabulary: int) -> list[Verdict]:
+    """Verdicts on outputs that were drawn from another generator: as many zeros as the judge's, and the same size of
+    what is left, within five standard deviations of both draws; tokens from the vocabulary."""
     found = []
     for name, one in want.items():
         size, p = math.prod(one.shape), one.zeros
-        allowed = 5 * math.sqrt(2 * p * (1 - p) / size) if name != "tokens" else 0.0
-        off = math.inf
-        if name in got and got[name].shape == one.shape and got[name].finite:
-            outside = got[name].span[0] < 0 or got[name].span[0] != int(got[name].span[0])
-            off = float(outside) if name == "tokens" else abs(got[name].zeros - p)
-        found.append(Verdict(f"share of zeros in {name}" if name != "tokens" else name, off, 0.0, allowed))
+        own = got.get(name)
+        there = own is not None and own.shape == one.shape and own.finite
+        if name == "tokens":
+            outside = not there or own.span[0] < 0 or own.span[1] >= vocabulary or own.span[0] != int(own.span[0])
+            found.append(Verdict(name, math.inf if outside else 0.0, 0.0, 0.0))
+            continue
+        zeros = 5 * math.sqrt(2 * p * (1 - p) / size)
+        found.append(Verdict(f"share of zeros in {name}", abs(own.zeros - p) if there else math.inf, 0.0, zeros))
+        # each draw's mean square varies by sqrt(2 / n) of itself for normal numbers, its root by half of that
+        off = abs(own.rms / one.rms - 1) if there and one.rms else math.inf
+        found.append(Verdict(f"size of {name}", off, 0.0, zeros + 5 / math.sqrt(size)))
     return found
 
 

@@ -1,5 +1,6 @@
 """Where a model's weights come from, in a few words that travel to any process instead of the weights."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,12 +10,14 @@ from common import params
 from common.config import ModelConfig
 from common.errors import unknown
 
-KINDS = ("initial", "randomised", "stored", "file")
+KINDS = ("initial", "uneven", "randomised", "stored", "file")
+UNEVEN = 0.1
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to get the weights of `config`: "initial" and "randomised" from `seed`, "stored" from any place that
+    """How to get the weights of `config`: "initial" and "randomised" from `seed`; "uneven" are the initial ones with
+    noise of UNEVEN on norms and biases, which hide mistakes while they are ones and zeros; "stored" from any place that
     `common.weights.formats` reads (with `heads` where it does not say), "file" from a safetensors file of ours.
     """
 
@@ -28,6 +31,8 @@ class Recipe:
         """The weights by name, made or read one at a time."""
         if self.kind == "initial":
             return params.initialise(self.config, self.seed)
+        if self.kind == "uneven":
+            return self._uneven()
         if self.kind == "randomised":
             return params.randomise(self.config, self.seed)
         if self.kind == "stored":
@@ -37,6 +42,22 @@ class Recipe:
         if self.kind == "file":
             return read_arrays(self.path)
         raise unknown("kind of recipe", self.kind, KINDS)
+
+    def _uneven(self) -> params.LazyWeights:
+        initial = params.initialise(self.config, self.seed)
+
+        def made(name: str, shape: tuple[int, ...]) -> np.ndarray:
+            if len(shape) > 1:
+                return initial[name]
+            noise = UNEVEN * params.draw(self.seed, f"uneven/{name}", shape)
+            return initial[name] + noise.astype(np.float32)
+
+        return params.LazyWeights(
+            {
+                name: functools.partial(made, name, parameter.shape)
+                for name, parameter in params.table(self.config).items()
+            }
+        )
 
 
 def read_arrays(path: str) -> params.LazyWeights:

@@ -27,7 +27,8 @@ from common.errors import UserError
 
 PLANNED = ("forward", "train")
 PATIENCE = 3  # samples that may look unfinished in a row
-LATE, SETTLED = 0.05, 2e-3  # share of a sample, and seconds, that the device may still be busy after it
+LATE, SETTLED = 0.05, 2e-3  # share of a sample, and seconds, that may be left to do after it; they count in any case
+DECODING = ("decode", "continue")  # tasks that give tokens
 
 
 class Service:
@@ -55,6 +56,7 @@ class Service:
         """Make a model; seconds it took."""
         weights, begun = recipe.weights(), time.perf_counter()
         self.models[handle] = self.backend.build(recipe.config, weights, execution)
+        waiting.rest()
         return time.perf_counter() - begun
 
     def free(self, *handles: str) -> None:
@@ -105,13 +107,14 @@ class Service:
     def prepare(
         self, handle: str, task: str, inputs: Any, targets: Any = None, sampling: SamplingConfig | None = None
     ) -> None:
-        """Get a task ready for the clock: "forward" or "train" on a batch, "decode" of one prompt."""
+        """Get a task ready for the clock, on a batch; "decode" continues prompts, for all that can `generate`."""
         model = self.models[handle]
         if task == "decode":
             prompts = [list(row) for row in np.atleast_2d(np.asarray(inputs))]
             self.timed[handle, task] = lambda: {"tokens": model.generate(prompts, sampling)}
         elif hasattr(model, "prepare"):
-            self.timed[handle, task] = model.prepare(task, inputs, targets)
+            more = {"sampling": sampling} if task == "continue" else {}
+            self.timed[handle, task] = model.prepare(task, inputs, targets, **more)
         else:
             self.timed[handle, task] = judging(model, task, inputs, targets)
 
@@ -133,11 +136,12 @@ class Service:
             outputs = self.timed[handle, task]() if number > 1 else outputs
             for name, value in (outputs or {}).items():
                 key = name if number == 1 else f"{name} {number}"
-                shown[key] = value if task == "decode" else gate.digest(contenders.numpy(value))
+                tokens = task in DECODING
+                shown[key] = np.asarray(value).tolist() if tokens else gate.digest(contenders.numpy(value))
         return {"trace": watch.trace, "compile": watch.compile, "first": first}, shown
 
     def regret(self, handle: str, ids: np.ndarray, tokens: Sequence[Sequence[int]]) -> float:
-        """How far below the largest logit the chosen tokens lie at worst, over the RMS of the logits there."""
+        """How far below the largest logit the chosen tokens [B, N] lie at worst, over the RMS of the logits there."""
         rows = np.concatenate([ids, np.array(tokens, np.int32)], 1)
         logits = self.models[handle].forward(rows[:, :-1]).logits[:, ids.shape[1] - 1 :]
         chosen = np.take_along_axis(logits, rows[:, ids.shape[1] :, None], -1)[..., 0]
@@ -183,7 +187,7 @@ class Service:
         for _ in range(PATIENCE):  # a busy machine may keep an honest one from being seen as done, but not every time
             spent, late = self._timed(self.timed[handle, task], calls, burn_in, gap)
             if late <= LATE * spent + SETTLED:
-                return spent / calls
+                return (spent + late) / calls
         raise UserError(
             f"{task} said it was done after {spent:.3g} s and went on for {late:.3g} s: work that is not waited for"
             " is not timed."
@@ -194,11 +198,16 @@ class Service:
         time.sleep(gap)
         gc.disable()  # a collection in the middle of a sample would be timed as work
         try:
-            with compilation.forbidden():
+            with compilation.forbidden(), self.watch as watch:
                 _seconds(run, burn_in)
-                return _seconds(run, calls), waiting.rest()
+                begun = time.perf_counter()
+                outputs = [run() for _ in range(calls)]
+                spent, late = time.perf_counter() - begun, waiting.rest(outputs)
         finally:
             gc.enable()
+        if watch.compile is not None:  # compiled what had been traced before
+            raise UserError(compilation.COMPILED)
+        return spent, late
 
     def peak(self, handle: str, task: str, calls: int) -> dict[str, Any]:
         """Highest memory while a task runs `calls` times; see `memory.Peak`."""

@@ -1,9 +1,9 @@
 """Contenders against each other on one clock: random blocks, paired log ratios, intervals, a noise floor.
 
 A turn is: a pause, calls of one's own that are not timed, then timed calls. In a block every contender runs twice, as
-copy 0 and copy 1, in an order drawn by coin; where calls are short the same order follows backwards, which cancels a
-linear drift of the machine. What copy 0 differs from copy 1 of the same contender (A/A) is what this machine calls a
-difference where there is none.
+copy 0 and copy 1 (two processes where memory allows), in an order drawn by coin; where calls are short the same order
+follows backwards, which cancels a linear drift of the machine. What copy 0 differs from copy 1 of the same contender
+(A/A) is what this machine calls a difference where there is none.
 """
 
 import math
@@ -20,7 +20,7 @@ GAP = 0.02  # seconds: OpenMP's threads spin on for a while after a call and wou
 LONG_ENOUGH = 0.02  # seconds a timed sample should last at least
 LONG_CALL = 0.5  # seconds from which a turn is one call, neither warmed up nor mirrored
 NOISY = math.log(1.05)
-ENOUGH = 4  # blocks below which there is no verdict: an interval of so few says nothing
+ENOUGH = 6  # blocks below which there is no verdict: an interval of so few says nothing
 FEW = 4  # turns of a kind below which nothing is said about carry-over
 
 
@@ -38,9 +38,10 @@ Block = Sequence[Turn]
 
 @dataclass
 class Contest:
-    """All contenders of one task: arms by name, each a function that takes one turn and gives seconds per call."""
+    """All contenders of one task: arms by name, each a function that takes one turn of a copy and gives seconds per
+    call."""
 
-    arms: Mapping[str, Callable[[], float]]
+    arms: Mapping[str, Callable[[int], float]]
     seed: int
     mirrored: bool = True
     blocks: list[Block] = field(default_factory=list)
@@ -54,7 +55,7 @@ class Contest:
         self._coin.shuffle(order)
         if self.mirrored:
             order += reversed(order)
-        self.blocks.append(tuple(Turn(name, copy, self.arms[name]()) for name, copy in order))
+        self.blocks.append(tuple(Turn(name, copy, self.arms[name](copy)) for name, copy in order))
         return self.blocks[-1]
 
     def run(
@@ -108,6 +109,15 @@ def interval(values: np.ndarray, rounds: int = 5, draws: int = 2000, seed: int =
     return float(np.mean([np.median(part) for part in parts])), float(low), float(high)
 
 
+def between(blocks: Sequence[Block], first: str, second: str) -> tuple[float, float, float]:
+    """(estimate, low, high) of the log seconds of one contender over another's: the interval of blocks, and of
+    processes where copies are processes. One that is started anew is off by about as much as its copies are from each
+    other, their mean by half of that; two such deviations of each contender widen the interval (in squares)."""
+    ratio, low, high = interval(log_ratios(blocks, first, second))
+    apart = math.hypot(*(float(np.median(log_ratios(blocks, name, name))) for name in (first, second)))
+    return ratio, ratio - math.hypot(ratio - low, apart), ratio + math.hypot(high - ratio, apart)
+
+
 def carry_over(blocks: Sequence[Block], name: str) -> float | None:
     """Log ratio of a contender's median turn after another to its median turn after itself; None where too few turns
     tell, 0 where the difference is within twice its own standard error."""
@@ -134,7 +144,7 @@ def compare(blocks: Sequence[Block], first: str, second: str) -> dict[str, Any]:
     The floor is the largest ratio that either cannot be told from itself by: the far end of the A/A intervals. One is
     faster only if the interval excludes 1 and the ratio lies beyond the floor and beyond the carry-over.
     """
-    ratio, low, high = interval(log_ratios(blocks, first, second))
+    ratio, low, high = between(blocks, first, second)
     selves = [interval(log_ratios(blocks, name, name)) for name in (first, second)]
     floor = max(max(abs(low_), abs(high_)) for _, low_, high_ in selves)
     beyond = max(floor, *(abs(carry_over(blocks, name) or 0.0) for name in (first, second)))

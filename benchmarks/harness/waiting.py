@@ -1,13 +1,18 @@
-"""Whether a device is still at work after a contender said it was done: work that is not waited for is not timed."""
+"""Whether a device is still at work after a contender said it was done: such work is waited for, and told."""
 
 import sys
 import time
+from typing import Any
 
 
-def rest() -> float:
-    """Seconds until every device of every loaded framework has finished what was given to it."""
+def rest(outputs: Any = None) -> float:
+    """Seconds until every device of every loaded framework has finished what was given to it, `outputs` (what calls
+    returned, and may be promises) among it."""
     jax = sys.modules.get("jax")
-    alive = [array for array in jax.live_arrays() if not array.is_deleted()] if jax is not None else []
+    alive = []
+    if jax is not None:
+        held = [leaf for leaf in jax.tree.leaves(outputs) if isinstance(leaf, jax.Array)]
+        alive = [array for array in (*jax.live_arrays(), *held) if not array.is_deleted()]
     begun = time.perf_counter()
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
         torch.cuda.synchronize()

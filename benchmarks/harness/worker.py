@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Self
 
+from common import allocator
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,8 +29,9 @@ def usable_cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
-def environment(threads: int, device: str) -> dict[str, str]:
-    """The environment of a worker: the same threads for every library, no framework cache that would hide compiling.
+def environment(threads: int, device: str, memory: str = "plain") -> dict[str, str]:
+    """The environment of a worker: the same threads for every library, no framework cache that would hide compiling;
+    `memory` is the allocator of its execution.
 
     GNU OpenMP's threads wait by spinning, by default so long that PyTorch becomes tens of times slower as soon as any
     other program wants a core; here they give way after about a microsecond, unless the caller's environment decides.
@@ -46,7 +48,7 @@ def environment(threads: int, device: str) -> dict[str, str]:
     else:
         env.pop("JAX_PLATFORMS", None)
         env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # JAX would take three quarters of the device, used or not
-    return env
+    return env if memory == "plain" else {**env, **allocator.environment(env)}
 
 
 class Worker:
@@ -55,7 +57,7 @@ class Worker:
     Errors of the user (and memory that is not there) come back as UserError, faults of ours as WorkerFault.
     """
 
-    def __init__(self, name: str, *, threads: int | None = None, device: str = "cpu"):
+    def __init__(self, name: str, *, threads: int | None = None, device: str = "cpu", memory: str = "plain"):
         self.name = name
         self.threads = len(usable_cores()) if threads is None else threads
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `close`)
@@ -65,7 +67,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=environment(self.threads, device),
+            env=environment(self.threads, device, memory),
         )
 
     def __enter__(self) -> Self:

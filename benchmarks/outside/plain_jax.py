@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from common import backend as door
+from common.backend import SHOWN
 from common.errors import UserError
 
 PRECISION = "highest"  # no TF32, as in all float32 rows
@@ -69,7 +70,8 @@ class Timed:
         self.weights, self.state, loss, norm = self.update(self.weights, self.state, ids, labels, rate)
         self.step += 1
         jax.block_until_ready(self.weights)
-        return {"loss": loss, "grad_norm": norm}
+        averages = next(one.mu for one in self.state if hasattr(one, "mu"))
+        return {"loss": loss, "grad_norm": norm, **{f"exp_avg/{name}": averages[name] for name in SHOWN}}
 
 
 def logits(weights, config, ids):

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from common import backend as door
+from common.backend import SHOWN
 from common.errors import UserError
 
 
@@ -59,7 +60,8 @@ class Timed:
         norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), self.train.clip_norm or float("inf"))
         self.optimizer.step()
         self.step += 1
-        return {"loss": loss.detach(), "grad_norm": norm}
+        averages = {f"exp_avg/{n}": self.optimizer.state[self.weights[n]]["exp_avg"] for n in SHOWN}
+        return {"loss": loss.detach(), "grad_norm": norm, **averages}
 
     def _put(self, array):
         return torch.from_numpy(array).long().to(self.execution.device)

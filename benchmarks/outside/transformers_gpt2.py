@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from common import backend as door
+from common.backend import SHOWN
 from common.config import Execution
 from common.errors import UserError
 from common.points import entry_points
@@ -81,7 +82,10 @@ class Timed:
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.train.clip_norm or float("inf"))
         self.optimizer.step()
         self.step += 1
-        return {"loss": loss.detach(), "grad_norm": norm}
+        inner = self.net.transformer
+        theirs = zip(SHOWN, (inner.ln_f.weight, inner.wte.weight), strict=True)
+        averages = {f"exp_avg/{name}": self.optimizer.state[own]["exp_avg"] for name, own in theirs}
+        return {"loss": loss.detach(), "grad_norm": norm, **averages}
 
     def _waited(self, task):
         def run():

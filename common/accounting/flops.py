@@ -21,7 +21,8 @@ PROJECTIONS, SCORES, FEED_FORWARD, HEAD = (
 )
 # Forward and backward together, in halves of the forward pass. Backward multiplies once for the input's gradient and
 # once for the weight's. A fused kernel kept no scores, so its backward has 5 products for 2: it computes them again.
-HALVES = {"plain": {}, "fused": {SCORES: 7}}
+# Checkpointed blocks keep neither scores nor what they weigh, and multiply for both again.
+HALVES = {"plain": {}, "fused": {SCORES: 7}, "checkpointed": {SCORES: 8}}
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def training(
 ) -> dict[str, int]:
     """FLOPs of forward and backward: every product again for its input and for its weight, so three times forward.
 
-    `attention="fused"` is a kernel that computes its scores again on the way back: 3.5 times forward for these.
+    `attention="fused"` is a kernel that computes its scores again on the way back: 3.5 times forward for these;
+    "checkpointed" blocks compute attention again, 4 times.
     """
     halves = pick("attention kernel", attention, HALVES)
     parts = forward(config, batch, length, causal, path)

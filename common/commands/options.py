@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from common import allocator
 from common.config import PRESETS, STRATEGIES, Execution
 from common.config import mode as mode_of
 from common.errors import UserError, unknown
@@ -22,7 +23,10 @@ Compile = Annotated[
     bool | None,
     typer.Option("--compile/--no-compile", help="Compile or not (default: PyTorch runs eagerly, JAX compiles)."),
 ]
-Layers = Annotated[str | None, typer.Option(help="loop, or scan (JAX: one block is compiled for all layers).")]
+Layers = Annotated[
+    str | None,
+    typer.Option(help="loop, scan (JAX: one block is compiled for all layers) or checkpointed (less is kept)."),
+]
 Mode = Annotated[
     str, typer.Option(help="default, fast (each wing's best on a CPU), eager, …; several as in fast+eager.")
 ]
@@ -55,6 +59,7 @@ def execution(
         {"dtype": dtype or ("float64" if backend == "numpy" else "float32"), "device": device, **fields}
     )
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    allocator.restart_if_asked(chosen)
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = os.environ["NPROC"] = str(threads)
     return chosen

@@ -73,7 +73,8 @@ def _start(plan: Plan, stack: contextlib.ExitStack, progress: Progress, found: d
     with progress.phase("Starting both wings"):
         found["wings"] = {}
         for wing in plan.wings:
-            worker = Worker(wing, threads=plan.threads, device=plan.settings.device)
+            memory = plan.execution(wing).allocator
+            worker = Worker(wing, threads=plan.threads, device=plan.settings.device, memory=memory)
             workers[wing] = stack.enter_context(worker)
             found["wings"][wing] = {**worker.ask("start"), "execution": plan.execution(wing).to_dict()}
     return workers

@@ -71,8 +71,8 @@ def _each(blocks: Sequence[timing.Block], wings: Sequence[str]) -> dict[str, dic
     return {part: {wing: own[part] for wing, own in found.items()} for part in ("seconds", "self_ratio", "carry_over")}
 
 
-def _turn(worker: Worker, task: str, calls: int, burn_in: int) -> Callable[[], float]:
-    return lambda: worker.ask("sample", "trained", task, calls, burn_in, timing.GAP)
+def _turn(worker: Worker, task: str, calls: int, burn_in: int) -> Callable[[int], float]:
+    return lambda copy: worker.ask("sample", "trained", task, calls, burn_in, timing.GAP)
 
 
 def tokens(plan: Plan, task: str) -> int:
@@ -135,7 +135,8 @@ def peaks(plan: Plan, progress: Callable[[float], None]) -> dict[str, Any]:
     }
     cells = [(task, wing) for task in MEMORY_TASKS for wing in plan.wings]
     for number, (task, wing) in enumerate(cells):
-        with Worker(wing, threads=plan.threads, device=plan.settings.device) as worker:
+        kept = plan.execution(wing).allocator
+        with Worker(wing, threads=plan.threads, device=plan.settings.device, memory=kept) as worker:
             started = worker.ask("start")
             worker.ask("build", "only", plan.recipe, plan.execution(wing))
             worker.ask("start_training", "only", plan.train) if task == "train" else None

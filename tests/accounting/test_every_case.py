@@ -19,6 +19,7 @@ RUNS = {
     "torch fused": ("torch", {"attention": "fused"}, "fused"),
     "jax": ("jax", {}, "plain"),
     "jax scan": ("jax", {"layers": "scan"}, "plain"),
+    "jax checkpointed": ("jax", {"layers": "checkpointed"}, "checkpointed"),
     "jax fused": ("jax", {"attention": "fused"}, "plain"),
 }
 MODELS = [name for name, case in CASES.items() if not case.path]

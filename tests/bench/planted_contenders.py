@@ -62,6 +62,27 @@ def recompiling(model, logits, rounded):
     return {"logits": rounded}
 
 
+def compiling_late(model, logits, rounded):
+    """Another program of PyTorch's at every call, each compiled for the first time."""
+    import torch
+
+    model.calls += 1
+    torch.compile(eval(f"lambda x: x * {model.calls}"), backend="eager")(torch.ones(2))
+    return {"logits": rounded}
+
+
+def late(model, logits, rounded):
+    """What is returned is a promise that nobody waits for."""
+    import jax
+    import jax.numpy as jnp
+
+    if "program" not in model.__dict__:
+        model.big, model.logits = jnp.ones((400, 400)), jnp.asarray(rounded)
+        turn = jax.jit(lambda x: jax.lax.fori_loop(0, 20, lambda _, y: jnp.tanh(y @ x), x)[0, 0] * 0)
+        model.program = jax.jit(lambda x, logits: logits + turn(x))
+    return {"logits": model.program(model.big, model.logits)}
+
+
 def lazy(model, logits, rounded):
     """Work is given to the device as soon as the last is done, and nobody waits for it."""
     import jax
@@ -77,7 +98,9 @@ def lazy(model, logits, rounded):
     return {"logits": rounded}
 
 
-MISTAKES = {f.__name__: f for f in (honest, slow, wrong, silent, too_precise, half, recompiling, lazy)}
+MISTAKES = {
+    f.__name__: f for f in (honest, slow, wrong, silent, too_precise, half, recompiling, compiling_late, late, lazy)
+}
 
 
 class Planted:
@@ -96,7 +119,7 @@ class Planted:
         return 1
 
     def build(self, config, weights, execution):
-        if self.mistake in ("recompiling", "lazy"):
+        if self.mistake in ("recompiling", "late", "lazy"):
             import jax  # noqa: F401  (a framework is there when the clock starts)
         return Model(door.load("numpy").build(config, weights, Execution(dtype="float64")), execution, self.mistake)
 

@@ -104,10 +104,10 @@ def test_large_models_have_tensors_of_all_parts_checked():
 
 
 def test_too_few_blocks_give_no_verdict():
-    arms = {"torch": lambda: 0.002, "jax": lambda: 0.001}
+    arms = {"torch": lambda copy: 0.002, "jax": lambda copy: 0.001}
     few, many = timing.Contest(arms, seed=0), timing.Contest(arms, seed=0)
     few.block()
-    for _ in range(6):
+    for _ in range(timing.ENOUGH):
         many.block()
     assert timing.compare(few.blocks, "torch", "jax")["faster"] is None
     assert timing.compare(many.blocks, "torch", "jax")["faster"] == "jax"

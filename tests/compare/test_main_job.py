@@ -148,7 +148,7 @@ def drawn(ratio, blocks=40, noise=0.02, seed=0):
     rng, now = np.random.default_rng(seed), [0]
 
     def arm(factor):
-        def turn():
+        def turn(copy):
             now[0] += 1
             return factor * np.exp(noise * rng.standard_normal() + 1e-3 * now[0])
 

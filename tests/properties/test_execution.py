@@ -11,7 +11,11 @@ from common.config import SamplingConfig, TrainConfig
 
 LENGTH, BOUND = 6, 1e-12  # float64 rounding in another order of operations: 1e-14 here
 TRAIN = TrainConfig(steps=5, warmup_steps=1, learning_rate=1e-2, clip_norm=0.5, seed=3)
-WAYS = {"scan": ("jax", {"layers": "scan"}), "no jit": ("jax", {"compile": False})}
+WAYS = {
+    "scan": ("jax", {"layers": "scan"}),
+    "checkpointed": ("jax", {"layers": "checkpointed"}),
+    "no jit": ("jax", {"compile": False}),
+}
 COMPILED = ("torch", {"compile": True})  # takes half a minute
 
 

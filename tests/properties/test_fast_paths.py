@@ -11,7 +11,12 @@ from common.errors import UserError
 EXACT = 1e-12
 LONG = 300  # rows of a batch, so that a chunk is full and another is not
 FUSED = {"norm": "fused", "optimizer": "fused"}
-REFUSED = {("torch", "scan"), ("jax", "fused norm"), ("jax", "fused optimizer")}  # what only the other wing has
+REFUSED = {
+    ("torch", "scan"),
+    ("torch", "checkpointed"),
+    ("jax", "fused norm"),
+    ("jax", "fused optimizer"),
+}  # what only the other wing has
 
 
 @pytest.fixture(params=[True, pytest.param(False, marks=pytest.mark.full)], ids=["tied", "untied"])

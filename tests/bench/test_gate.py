@@ -1,0 +1,123 @@
+"""What the gate lets in: honest outputs, as many as were asked for, of weights that hide nothing."""
+
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks.harness import contest, gate
+from benchmarks.harness.cells import TRAIN, Cell
+from benchmarks.harness.contenders import Contender
+from benchmarks.harness.recipe import Recipe
+from common import backend as door
+from common import params
+from common.config import Execution, GPTConfig, SamplingConfig
+
+CONFIG = GPTConfig(31, 24, 12, 2, 3, ff_dim=20)
+CELL = Cell("decode", "decode", "tiny", CONFIG, 2, 5, "float32", (), new=4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "passed"),
+    [
+        ([[1, 2, 3, 4], [5, 6, 7, 30]], True),
+        ([[1, 2, 3, 4]], False),
+        ([[1], [5]], False),
+        ([[1, 2, 3, 4], [5, 6, 7]], False),
+        ([[1, 2, 3, 4], [5, 6, 7, 31]], False),
+        ([[1, 2, 3, 4], [5, 6, 7, -1]], False),
+    ],
+)
+def test_tokens_count_only_if_all_of_them_are_there(rows, passed):
+    (verdict,) = contest.choice(CELL, rows, lambda tokens: 0.0)
+    assert verdict.passed is passed
+    (verdict,) = contest.choice(CELL, rows, lambda tokens: 10.0)
+    assert not verdict.passed
+
+
+def test_uneven_weights_have_no_ones_and_zeros_and_are_otherwise_the_initial_ones():
+    initial, uneven = (Recipe(kind, CONFIG, 3).weights() for kind in ("initial", "uneven"))
+    for name, parameter in params.table(CONFIG).items():
+        if len(parameter.shape) > 1:
+            assert np.array_equal(initial[name], uneven[name])
+        else:
+            assert uneven[name].dtype == np.float32
+            assert np.abs(uneven[name] - initial[name]).min() > 0
+            assert 0.02 < np.std(uneven[name] - initial[name]) < 0.2
+
+
+@pytest.mark.parametrize("forgotten", ["mlp.down_proj.bias", "self_attn.v_proj.bias", "input_layernorm.weight"])
+def test_a_forward_pass_that_forgets_a_vector_is_refused(forgotten):
+    cell = Cell("forward", "forward", "tiny", CONFIG, 2, 8, "float32", ())
+    weights = dict(Recipe("uneven", CONFIG).weights())
+    left_out = {**weights, **{n: np.round(w) for n, w in weights.items() if n.endswith(f"layers.1.{forgotten}")}}
+    assert sum(not np.array_equal(weights[name], left_out[name]) for name in weights) == 1
+    logits = [door.load("numpy").build(CONFIG, w, Execution(dtype="float64")).forward(cell.tokens()[0]).logits
+              for w in (weights, left_out)]  # fmt: skip
+    right, wrong = ({"logits": gate.digest(one)} for one in logits)
+    one = Contender("x", "x", "x", "x")
+    (verdict,) = contest.verdicts(cell, one, wrong, right)
+    assert verdict.error > 10 * verdict.bound
+
+
+@pytest.mark.parametrize("wing", ["torch", "jax"])
+@pytest.mark.parametrize("mode", [{}, {"decode": "streamed"}])
+def test_a_filled_cache_is_continued_as_often_as_one_likes(wing, mode):
+    model = door.load(wing).build(CONFIG, Recipe("uneven", CONFIG).weights(), Execution(**mode))
+    ids = np.random.default_rng(0).integers(0, 31, (2, 9)).astype(np.int32)
+    for new in (1, 2, 6):
+        sampling = SamplingConfig(max_new_tokens=new, temperature=0.7, seed=5)
+        run = model.prepare("continue", ids, None, sampling)
+        want = model.generate(ids.tolist(), sampling)
+        for _ in range(3):
+            assert np.asarray(run()["tokens"]).tolist() == want
+
+
+@pytest.mark.parametrize("wing", ["torch", "jax"])
+def test_a_step_shows_its_judge_more_than_sums(wing):
+    ids = np.random.default_rng(0).integers(0, 31, (2, 9)).astype(np.int32)
+    shown = {}
+    for name, dtype in ((wing, "bfloat16"), ("torch", "float64"), (wing, "float32")):
+        model = door.load(name).build(CONFIG, Recipe("uneven", CONFIG).weights(), Execution(dtype=dtype))
+        model.start_training(TRAIN)
+        found = model.prepare("train", ids[:, :-1], ids[:, 1:])()
+        shown[dtype] = {key: gate.digest(np.asarray(value)) for key, value in found.items()}
+    averages = [f"exp_avg/{name}" for name in door.SHOWN]
+    assert set(averages) <= set(shown["float64"])
+    cell = Cell("train", "train", "tiny", CONFIG, 2, 8, "bfloat16", ())
+    one = Contender("x", "x", "x", "x")
+    assert all(v.passed for v in contest.verdicts(cell, one, shown["bfloat16"], shown["float64"]))
+    # a row that says bfloat16 and computes in float32
+    found = {v.what: v for v in contest.verdicts(cell, one, shown["float32"], shown["float64"])}
+    assert all(found[name].error < found[name].least for name in averages)
+
+
+@pytest.mark.parametrize("wing", ["torch", "jax"])
+def test_an_optimizer_that_moves_nothing_is_refused(wing):
+    ids = np.random.default_rng(0).integers(0, 31, (2, 9)).astype(np.int32)
+    cell = Cell("optimizer", "optimizer", "tiny", CONFIG, 2, 8, "float32", ())
+    shown = {}
+    for name, dtype in (("torch", "float64"), (wing, "float32")):
+        model = door.load(name).build(CONFIG, Recipe("uneven", CONFIG).weights(), Execution(dtype=dtype))
+        model.start_training(TRAIN)
+        before = model.weights()
+        found = model.prepare("optimizer", ids[:, :-1], ids[:, 1:])()
+        shown[dtype] = {key: gate.digest(np.asarray(value)) for key, value in found.items()}
+    one = Contender("x", "x", "x", "x")
+    assert all(v.passed for v in contest.verdicts(cell, one, shown["float32"], shown["float64"]))
+    still = {f"param/{name}": gate.digest(before[name]) for name in door.SHOWN}
+    refused = contest.verdicts(cell, one, {**shown["float32"], **still}, shown["float64"])
+    assert [v.what for v in refused if not v.passed] == list(still)
+
+
+def test_draws_of_another_generator_are_held_to_what_they_can_be_held_to():
+    rng, x = np.random.default_rng(0), np.random.default_rng(1).standard_normal((40, 500))
+
+    def dropped(scale=1 / 0.9):
+        return {"output": gate.digest(np.where(rng.random(x.shape) < 0.9, x * scale, 0.0))}
+
+    assert all(v.passed for v in gate.judge_drawn(dropped(), dropped(), 31))
+    assert not all(v.passed for v in gate.judge_drawn(dropped(scale=1.0), dropped(), 31))
+    tokens = {"tokens": gate.digest(np.array([3, 30]))}
+    assert gate.judge_drawn(tokens, tokens, 31)[0].passed
+    assert math.isinf(gate.judge_drawn(tokens, tokens, 30)[0].error)

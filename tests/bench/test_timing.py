@@ -1,0 +1,37 @@
+"""Intervals and verdicts on drawn times: another run of the same contenders says the same."""
+
+import numpy as np
+import pytest
+
+from benchmarks.harness import timing
+
+
+def run(rng, blocks, noise, process, factor=1.0):
+    """One run: two contenders, two processes each, that are off by `process`; turns are off by `noise`."""
+    off = {(name, copy): process * rng.standard_normal() for name in "ab" for copy in (0, 1)}
+
+    def turn(name):
+        return lambda copy: float(
+            np.exp(off[name, copy] + noise * rng.standard_normal()) * (factor if name == "a" else 1.0)
+        )
+
+    contest = timing.Contest({name: turn(name) for name in "ab"}, int(rng.integers(1 << 30)))
+    for _ in range(blocks):
+        contest.block()
+    return timing.compare(contest.blocks, "a", "b")
+
+
+@pytest.mark.parametrize(("blocks", "noise", "process"), [(6, 0.03, 0.0), (6, 0.02, 0.02), (24, 0.05, 0.01)])
+def test_equal_contenders_are_seldom_told_apart_and_intervals_hold(blocks, noise, process):
+    rng = np.random.default_rng(blocks)
+    runs = [run(rng, blocks, noise, process) for _ in range(60)]
+    assert sum(found["faster"] is not None for found in runs) <= 1
+    assert np.mean([found["low"] <= 1 <= found["high"] for found in runs]) >= 0.9
+
+
+def test_three_runs_of_a_clear_difference_agree_within_their_intervals():
+    rng = np.random.default_rng(1)
+    runs = [[run(rng, 8, 0.02, 0.01, factor=1.2) for _ in range(3)] for _ in range(20)]
+    assert all(found["faster"] == "b" for three in runs for found in three)
+    agree = [a["low"] <= b["ratio"] <= a["high"] for three in runs for a in three for b in three]
+    assert np.mean(agree) >= 0.9
