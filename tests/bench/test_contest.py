@@ -168,6 +168,15 @@ def test_a_record_survives_a_crash_line_by_line(tmp_path):
     assert not (tmp_path / record.RAW).exists()
 
 
+def test_a_number_of_numpys_ends_no_run(tmp_path):
+    kept = Record(tmp_path)
+    kept.add("gate", passed=np.bool_(True), error=np.float32(0.5), shape=np.int64(3))
+    kept.finish(None, None)
+    line = record.read(tmp_path / record.RAW)[0]
+    assert line == {"kind": "gate", "passed": True, "error": 0.5, "shape": 3}
+    assert line["passed"] is True
+
+
 def test_what_a_library_computes_worse_is_allowed_by_name_alone():
     cell = Cell("train", "train", "tiny", CONFIG, 3, 8, "float32", (contender("honest"),))
     want = {name: gate.digest(np.array(2.0)) for name in ("loss", "grad_norm", "grad_norm 2")}
