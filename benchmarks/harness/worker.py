@@ -66,6 +66,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env=environment(self.threads, device),
+            process_group=0,  # what stops the parent's group is the parent's to answer
         )
 
     def __enter__(self) -> Self:

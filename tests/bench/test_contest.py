@@ -144,6 +144,8 @@ def test_what_there_is_no_time_for_is_listed_and_the_rest_is_kept(tmp_path, monk
         ({"seconds": 0}, "allowed is a number in"),
         ({"minutes": 0}, "0 minutes are asked for"),
         ({"model": "gpt2-12m"}, "did you mean 'gpt2-124m'"),
+        ({"model": "gpt2-124m"}, "--quick measures the small model alone, nano"),
+        ({"device": "cpu:0"}, "There is no device 'cpu:0'"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_begins(tmp_path, asked, words, monkeypatch):
