@@ -22,7 +22,7 @@ from benchmarks.harness.cells import FRESH, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.contest import Rules
 from benchmarks.harness.record import RAW, Line, Record, now, of, read
-from benchmarks.harness.worker import Worker, WorkerFault, usable_cores
+from benchmarks.harness.worker import Worker, WorkerFault, environment, usable_cores
 from benchmarks.suites import SUITES, Scope
 from common import files
 from common.accounting import activations, counters, memory, peaks
@@ -306,7 +306,7 @@ def _about(work: Work) -> dict[str, Any]:
         "command": work.asked.command(),
         "started": now(),
         "device": work.device,
-        "machine": machine.describe(),
+        "machine": machine.describe(environment(work.rules.threads, work.rules.device)),
         "threads": work.rules.threads,
         "load": machine.load_average(),
         "quick": work.asked.quick,

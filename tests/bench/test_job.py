@@ -2,6 +2,7 @@
 
 import os
 import signal
+from importlib import metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -271,6 +272,23 @@ def test_where_the_samples_are_is_told_when_the_pages_fail(call, tmp_path, monke
     assert (code, out) == (2, "")
     assert "No font." in err
     assert f"parallax report {tmp_path / f'{SLUG}-load'}" in err
+
+
+def test_the_environment_and_the_packages_are_those_of_the_workers(tmp_path, run, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    run()
+    told = record.read(tmp_path / "here" / RAW)[0]["machine"]
+    due = {"OMP_NUM_THREADS": "1", "NPROC": "1", "GOMP_SPINCOUNT": "1000", "JAX_PLATFORMS": "cpu"}
+    assert {name: told["environment"].get(name) for name in due} == due
+    assert "PYTHONPATH" not in told["environment"]
+    monkeypatch.setattr(metadata, "version", lambda name: {"transformers": "5.0"}.get(name) or missing(name))
+    assert machine.versions() == {"transformers": "5.0"}
+
+
+def missing(name):
+    raise metadata.PackageNotFoundError(name)
 
 
 def test_the_command_says_where_the_results_went(tmp_path, monkeypatch):
