@@ -1,10 +1,15 @@
 """From what was asked for to a record and its report: what can be refused is refused before anything is timed."""
 
+import contextlib
+import hashlib
 import itertools
 import re
+import shlex
 import shutil
-import tempfile
+import signal
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +21,8 @@ from benchmarks.harness import contest, fresh, machine
 from benchmarks.harness.cells import FRESH, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.contest import Rules
-from benchmarks.harness.record import RAW, Record, now
-from benchmarks.harness.worker import Worker, WorkerFault, usable_cores
+from benchmarks.harness.record import RAW, Line, Record, now, of, read
+from benchmarks.harness.worker import Worker, WorkerFault, environment, usable_cores
 from benchmarks.suites import SUITES, Scope
 from common import files
 from common.accounting import activations, counters, memory, peaks
@@ -27,13 +32,15 @@ from common.errors import UserError, unknown
 OVERHEAD = 400 << 20  # bytes of a process with its framework
 SLACK = 1.3
 INTERRUPTED = "interrupted"
+NOBODY = "not a single contender could be timed"
+STOPS = ("SIGTERM", "SIGHUP")
 SECONDS = {False: 30.0, True: 2.0}
-LEAST = {False: 5, True: 4}
+LEAST = {False: 8, True: 6}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for; no suites mean all of them."""
+    """What was asked for; no suites mean all of them. `call` is the command that asked, if not `parallax bench`."""
 
     suites: tuple[str, ...] = ()
     device: str = "cpu"
@@ -43,16 +50,31 @@ class Settings:
     seconds: float | None = None
     minutes: float | None = None
     out: Path = Path("out/perf")
+    call: str = ""
 
     def command(self) -> str:
         """The command that does this again."""
+        if self.call:
+            return self.call
         words = ["parallax bench", *(f"--suite {name}" for name in self.suites)]
         words += [f"--device {self.device}"] if self.device != "cpu" else []
         words += [f"--model {self.model}"] if self.model else []
         words += [f"--threads {self.threads}"] if self.threads else []
         words += [f"--seconds {self.seconds:g}"] if self.seconds is not None else []
         words += [f"--minutes {self.minutes:g}"] if self.minutes is not None else []
+        out = portable(str(self.out))
+        words += [f"--out {shlex.quote(out)}"] if out != str(Settings.out) else []
         return " ".join(words + (["--quick"] if self.quick else []))
+
+
+def portable(word: str) -> str:
+    """A word of a command that is published: of this machine's folders it tells those below the current one alone, of
+    a path elsewhere the last part."""
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    path, here = Path(value), Path.cwd()
+    if not path.is_absolute():
+        return word
+    return f"{option}{equals}{path.relative_to(here) if path.is_relative_to(here) else path.name}"
 
 
 @dataclass(frozen=True)
@@ -83,8 +105,13 @@ def prepare(asked: Settings, cells: tuple[Cell, ...] | None = None) -> Work:
     for name in asked.suites:
         if name not in SUITES:
             raise unknown("suite", name, SUITES)
+    suites = tuple(dict.fromkeys(asked.suites or SUITES))
     if asked.model is not None and asked.model not in PRESETS:
         raise unknown("preset", asked.model, PRESETS)
+    if asked.quick and asked.model not in (None, Scope.small):
+        raise UserError(
+            f"--quick measures the small model alone, {Scope.small}; leave out --quick, or --model {asked.model}."
+        )
     cores = len(usable_cores())
     if asked.threads is not None and not 1 <= asked.threads <= cores:
         raise UserError(f"{asked.threads} threads are asked for; this process may use 1 to {cores} cores.")
@@ -94,13 +121,38 @@ def prepare(asked: Settings, cells: tuple[Cell, ...] | None = None) -> Work:
         raise UserError(f"{asked.minutes:g} minutes are asked for; allowed is a number > 0.")
     device = _device(asked.device, asked.threads or cores)
     scope = Scope(asked.device, asked.quick, asked.model or Scope.model)
-    if cells is None:
-        cells = tuple(itertools.chain.from_iterable(SUITES[name](scope) for name in asked.suites or SUITES))
+    every = tuple(itertools.chain.from_iterable(SUITES[name](scope) for name in suites))
+    cells = every if cells is None else cells
+    twice = [name for name, times in Counter(cell.name for cell in cells).items() if times > 1]
+    if twice:
+        raise RuntimeError(f"several cells have one name: {', '.join(twice)}")
     for group in grouped(cells):
         _check_memory(group)
     seconds = SECONDS[asked.quick] if asked.seconds is None else asked.seconds
     rules = Rules(asked.threads or cores, asked.device, seconds, LEAST[asked.quick], asked.quick)
-    return Work(asked, device, rules, cells, files.output_folder(asked.out) / device["slug"])
+    folder = files.output_folder(asked.out) / "-".join([device["slug"], *_kind(asked, cells, every)])
+    _check_place(folder)
+    return Work(asked, device, rules, cells, folder)
+
+
+def _kind(asked: Settings, cells: Sequence[Cell], every: Sequence[Cell]) -> list[str]:
+    """What a run is that is not all suites of the usual models at full length, as parts of its folder's name: each kind
+    has a folder of its own, so none takes the place of a run that measured more.
+    """
+    found = [asked.model] if asked.model not in (None, Scope.small if asked.quick else Scope.model) else []
+    own = {cell.suite for cell in cells}
+    found += [name for name in SUITES if name in own] if own != set(SUITES) else []
+    if set(cells) != {cell for cell in every if cell.suite in own}:  # a selection of cells or contenders
+        names = sorted(f"{cell.name} {one.name}" for cell in cells for one in cell.contenders)
+        found.append(f"only-{hashlib.sha256(repr(names).encode()).hexdigest()[:6]}")
+    return found + (["quick"] if asked.quick else [])
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse a place where nothing can be written before hours go into what is to stand there."""
+    files.folder_beside(folder).rmdir()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; the folder of this run is to be there.")
 
 
 def _device(name: str, threads: int) -> dict[str, str]:
@@ -108,6 +160,8 @@ def _device(name: str, threads: int) -> dict[str, str]:
     kind = name.partition(":")[0]
     if kind not in ("cpu", "cuda"):
         raise unknown("device", name, ("cpu", "cuda", "cuda:0"))
+    if kind == "cpu" and name != kind:
+        raise UserError(f"There is no device {name!r}: all cores are one device; use --device cpu, and --threads.")
     if kind == "cpu":
         title = machine.cpu_model()
         return {"kind": kind, "name": title, "slug": _slug(f"cpu {title} {threads} threads")}
@@ -148,6 +202,11 @@ def need(cell: Cell) -> int:
     return int(count * (SLACK * each + OVERHEAD))
 
 
+def processes(cells: Sequence[Cell]) -> int:
+    """Of every contender: two, if memory holds them all with a third to spare, or one."""
+    return 2 if 1.5 * 2 * max(map(need, cells)) < psutil.virtual_memory().available else 1
+
+
 def _check_memory(cells: Sequence[Cell]) -> None:
     worst = max(cells, key=need)
     there = psutil.virtual_memory().available
@@ -161,31 +220,89 @@ def _check_memory(cells: Sequence[Cell]) -> None:
 def produce(work: Work, report: Report, write: Callable[[Path], object]) -> tuple[Path, str | None]:
     """Measure everything and have `write` add the pages to the record's folder; (folder, None or why it is partial).
 
-    Whatever ends the run, what was measured is kept and marked partial; it never takes the place of a complete record,
-    but stands beside it.
+    Whatever ends the run, what was measured is kept. If it is not the whole, or has no pages, it never takes the place
+    of anything that is more, but stands beside it. An error that is raised has a note that says where.
     """
-    work.folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{work.folder.name}.", dir=work.folder.parent))
-    try:
+    temporary = files.folder_beside(work.folder)
+    with _stoppable():
         record, failure = Record(temporary), None
-        record.add("run", **_about(work))
         try:
+            record.add("run", **_about(work))
             partial = measure(work, record, report)
         except BaseException as error:
             failure, partial = error, _why(error)
-        record.finish(partial, machine.load_average())
-        kept = work.folder
-        if partial and (work.folder / RAW).exists():
-            kept = work.folder.with_name(f"{work.folder.name}-partial")
-        if failure is not None and not any(line["kind"] == "block" for line in record.lines):
-            raise failure  # nothing was measured, so there is nothing to keep
-        write(temporary)
-        files.take_place(temporary, kept)
-        if failure is not None and not isinstance(failure, KeyboardInterrupt):
-            raise failure
-        return kept, partial
+        if not _timed(record.lines):
+            if failure is not None:  # there is nothing to keep
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise failure
+            partial = partial or NOBODY
+        kept, unwritten = temporary, None
+        try:
+            record.finish(partial, machine.load_average())
+            try:
+                write(temporary)
+            except BaseException as error:
+                unwritten = error
+            place = _place(work.folder, record.lines, partial is None and unwritten is None)
+            files.take_place(temporary, place)
+            kept = place
+        except BaseException as error:
+            error.add_note(f"What was measured is kept in {kept}.")
+            raise
+    if failure is not None and not isinstance(failure, KeyboardInterrupt):
+        failure.add_note(f"What was measured until then is kept in {kept}.")
+        raise failure
+    if unwritten is not None:
+        unwritten.add_note(f"What was measured is kept in {kept}; `parallax report {kept}` writes its pages.")
+        raise unwritten
+    return kept, partial
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a run as Ctrl-C does, once; where they are ignored, or somebody else's, they stay so."""
+    before: dict[int, Any] = {}
+
+    def stop(*_: object) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    try:
+        if threading.current_thread() is threading.main_thread():  # no other thread may ask for signals
+            for number in (getattr(signal, name) for name in STOPS if hasattr(signal, name)):
+                if signal.getsignal(number) == signal.SIG_DFL:
+                    before[number] = signal.signal(number, stop)
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _timed(lines: Sequence[Line]) -> set[tuple[str, str]]:
+    """Cell and name of every contender that took a turn."""
+    return {(line["cell"], turn[0]) for line in lines if line["kind"] == "block" for turn in line["turns"]}
+
+
+def _place(folder: Path, lines: Sequence[Line], whole: bool) -> Path:
+    """Where a run goes: a whole one into its folder, any other beside all that measured something else."""
+    if whole:
+        return folder
+    partial = f"{folder.name}-partial"
+    names = itertools.chain((folder.name, partial), (f"{partial}-{number}" for number in itertools.count(2)))
+    return next(place for place in map(folder.with_name, names) if _holds_no_more(place, _timed(lines)))
+
+
+def _holds_no_more(place: Path, own: set[tuple[str, str]]) -> bool:
+    """Whether nothing lies there, or just a partial run of no more than this."""
+    if not place.exists():
+        return True
+    try:
+        lines = read(place / RAW)
+        end = next(of(lines, "end"), {"partial": "not finished"})
+        return end["partial"] is not None and _timed(lines) <= own
+    except (UserError, KeyError, IndexError, TypeError):  # it is something else
+        return False
 
 
 def _about(work: Work) -> dict[str, Any]:
@@ -194,11 +311,11 @@ def _about(work: Work) -> dict[str, Any]:
         "command": work.asked.command(),
         "started": now(),
         "device": work.device,
-        "machine": machine.describe(),
+        "machine": machine.describe(environment(work.rules.threads, work.rules.device)),
         "threads": work.rules.threads,
         "load": machine.load_average(),
         "quick": work.asked.quick,
-        "suites": list(work.asked.suites or SUITES),
+        "suites": list(dict.fromkeys(cell.suite for cell in work.cells)),
     }
 
 
@@ -227,7 +344,7 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
         if group[0].task in FRESH:
             fresh.run(group[0], work.rules, record, told)
         else:
-            contest.run(group, work.rules, record, told)
+            contest.run(group, work.rules, record, told, processes(group))
     report("FLOPs as they are counted", 1.0)
     _flops(work, record)
     return None

@@ -87,13 +87,24 @@ def take_place(temporary: Path, target: Path) -> None:
 def output_folder(path: Path | str) -> Path:
     """Make a folder for results, or say plainly why that cannot be."""
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; give a folder for the results.")
     try:
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file; give a folder for the results.")
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _explain(error, path) from error
     return path
+
+
+def folder_beside(target: Path | str) -> Path:
+    """A new empty folder beside `target`, which may take its place later; or say plainly why there can be none."""
+    target = Path(target)
+    try:
+        made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        os.chmod(made, 0o777 & ~_umask())
+    except OSError as error:
+        raise _explain(error, target) from error
+    return made
 
 
 def write_text(target: Path | str, text: str) -> None:

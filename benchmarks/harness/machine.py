@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,16 @@ import psutil
 from benchmarks.harness.worker import usable_cores
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("numpy", "torch", "jax", "jaxlib", "flax", "optax", "safetensors", "tiktoken", "ml_dtypes")
+PACKAGES = ("numpy", "torch", "jax", "jaxlib", "flax", "optax", "transformers", "safetensors", "tiktoken", "ml_dtypes")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # what products are made with
 NARROW = ("avx512_bf16", "amx_bf16", "bf16")
 PREFIXES = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "XLA_", "JAX_", "TORCH", "PYTORCH_", "CUDA_VISIBLE")
 SWITCHES = ("NPROC", "MALLOC_CONF", "LD_PRELOAD")
 
 
-def describe() -> dict[str, Any]:
-    """CPU, memory, system, versions, relevant environment variables, commit and GPU of this machine."""
+def describe(env: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """CPU, memory, system, versions, relevant variables of the environment in which the work is done, commit and GPU of
+    this machine."""
     return {
         "cpu": cpu_model(),
         "instructions": instructions(),
@@ -33,7 +35,7 @@ def describe() -> dict[str, Any]:
         "architecture": platform.machine(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "versions": versions(),
-        "environment": environment(),
+        "environment": environment(env),
         "commit": commit(),
         "gpus": gpus(),
     }
@@ -50,10 +52,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def environment() -> dict[str, str]:
-    """Environment variables that change how the libraries run; values that are paths are not told."""
-    names = sorted(name for name in os.environ if name.startswith(PREFIXES) or name in SWITCHES)
-    return {name: "(a path)" if os.sep in os.environ[name] else os.environ[name] for name in names}
+def environment(env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Those variables of an environment that change how the libraries run; values that are paths are not told."""
+    names = sorted(name for name in env if name.startswith(PREFIXES) or name in SWITCHES)
+    return {name: "(a path)" if os.sep in env[name] else env[name] for name in names}
 
 
 def load_average() -> list[float] | None:

@@ -1,5 +1,6 @@
 """The record of a run: one JSON object a line, written as it comes; what was measured before a failure is kept."""
 
+import hashlib
 import json
 import os
 import time
@@ -8,11 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.errors import UserError
 
 RAW = "raw.jsonl"
 UNFINISHED = "raw.unfinished.jsonl"
 KINDS = ("run", "peak", "cell", "contender", "phase", "gate", "block", "memory", "flops", "refused", "skipped", "end")
+OURS = "give a folder that `parallax bench` wrote"
 
 Line = dict[str, Any]
 
@@ -34,7 +38,7 @@ class Record:
             raise ValueError(f"a record has no lines of kind {kind!r}")
         line = {"kind": kind, **values}
         self.lines.append(line)
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.write(written(line))
         self._file.flush()
         return line
 
@@ -47,6 +51,17 @@ class Record:
         return self.folder / RAW
 
 
+def written(line: Line) -> str:
+    """A line as it stands in the file; NumPy's numbers and truths are written as Python's."""
+    return json.dumps(line, allow_nan=False, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a record has no place for {type(value).__name__}")
+
+
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.fromtimestamp(int(time.time()), UTC).isoformat()
@@ -55,10 +70,9 @@ def now() -> str:
 def read(path: Path) -> list[Line]:
     """The lines of a record; a damaged one is refused with the number of its line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise UserError(f"Cannot read {path}: {reason}; give a folder that `parallax bench` wrote.") from error
+        lines = _bytes(path).decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"Cannot read {path}: it is no UTF-8 text; {OURS}.") from error
     found = []
     for number, line in enumerate(lines, 1):
         try:
@@ -70,6 +84,18 @@ def read(path: Path) -> list[Line]:
     if not found:
         raise UserError(f"{path} is empty; measure again, or restore the file.")
     return found
+
+
+def sha256(path: Path) -> str:
+    """The checksum of the file, as `sha256sum` gives it."""
+    return hashlib.sha256(_bytes(path)).hexdigest()
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}; {OURS}.") from error
 
 
 def of(lines: list[Line], kind: str, **where: Any) -> Iterator[Line]:

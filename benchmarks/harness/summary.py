@@ -2,20 +2,19 @@
 
 import hashlib
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.harness import timing
-from benchmarks.harness.record import Line, of
+from benchmarks.harness.record import Line, of, written
 
 SCHEMA = 1
 
 
-def summarise(lines: Sequence[Line]) -> dict[str, Any]:
+def summarise(lines: Sequence[Line], sha256: str | None = None) -> dict[str, Any]:
     """The summary of a record: what was run, the machine's peaks, every cell with its contenders and pairs, and from
-    how many calls on a compilation pays."""
+    how many calls on a compilation pays. `sha256` is that of their file, if they have one."""
     lines = list(lines)
     run, end = lines[0], next(of(lines, "end"), {"finished": None, "partial": "not finished", "load": None})
     peaks = _peaks(lines)
@@ -27,7 +26,7 @@ def summarise(lines: Sequence[Line]) -> dict[str, Any]:
         "finished": end["finished"],
         "partial": end["partial"],
         "load": {"start": run.get("load"), "end": end["load"]},
-        "raw_sha256": hashlib.sha256("\n".join(json.dumps(line) for line in lines).encode()).hexdigest(),
+        "raw_sha256": sha256 or hashlib.sha256("".join(map(written, lines)).encode()).hexdigest(),
         "peaks": peaks,
         "cells": cells,
         "break_even": list(itertools.chain.from_iterable(map(_break_even, cells))),

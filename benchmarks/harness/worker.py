@@ -68,6 +68,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env=environment(self.threads, device, memory),
+            process_group=0,  # what stops the parent's group is the parent's to answer
         )
 
     def __enter__(self) -> Self:

@@ -27,8 +27,8 @@ class Scope:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models of the suites that look at several, the small one first."""
-        return (self.small,) if self.quick else (self.small, self.model)
+        """The models of the suites that look at several, the small one first, each once."""
+        return (self.small,) if self.quick or self.model == self.small else (self.small, self.model)
 
     @property
     def narrow(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import machine
-from benchmarks.harness.worker import Worker
+from benchmarks.harness.worker import Worker, environment
 from common import params
 from common.config import model_to_dict
 from reports.compare import agreement, generation, speed, training
@@ -30,7 +30,11 @@ def run(plan: Plan, progress: Progress) -> dict[str, Any]:
         "settings": plan.settings.to_dict(),
         "model": _model(plan),
         "data": plan.about,
-        "machine": {**machine.describe(), "threads": plan.threads, "load_before": load},
+        "machine": {
+            **machine.describe(environment(plan.threads, plan.settings.device)),
+            "threads": plan.threads,
+            "load_before": load,
+        },
     }
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="parallax-compare-")))

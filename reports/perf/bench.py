@@ -14,7 +14,7 @@ def bench(
     ] = None,
     device: options.Device = "cpu",
     quick: Annotated[
-        bool, typer.Option("--quick", help="The small model, few and short samples: to try it out.")
+        bool, typer.Option("--quick", help="The small model alone, few and short samples: to try it out.")
     ] = False,
     model: Annotated[str | None, typer.Option(help="Preset of the large model (default: gpt2-124m).")] = None,
     threads: options.Threads = None,
@@ -24,17 +24,22 @@ def bench(
     minutes: Annotated[
         float | None, typer.Option(help="Begin nothing new after so many minutes; the report says what is left out.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for results; a folder for each device is made in it.")] = Path(
-        "out/perf"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for results. A run goes into a folder of its device in it; a quick one, one of some suites or"
+            " of another model into a folder of that kind, as in …-decode-quick."
+        ),
+    ] = Path("out/perf"),
     list_: Annotated[
         bool, typer.Option("--list", help="List the suites and their cells, and measure nothing.")
     ] = False,
 ) -> None:
     """Time both wings against each other: speed, memory, compile time, with intervals and noise floor."""
     from benchmarks import job
+    from common.errors import UserError
     from reports.perf import job as pages
-    from reports.perf import table
+    from reports.perf import table, view
     from reports.progress import Shown
 
     work = job.prepare(job.Settings(tuple(suite or ()), device, quick, model, threads, seconds, minutes, out))
@@ -42,10 +47,20 @@ def bench(
         for cell in work.cells:
             print(f"{cell.suite:<10} {cell.title}: {', '.join(one.name for one in cell.contenders)}")
         return
-    with Shown() as progress, progress.steps() as report:
-        folder, partial = job.produce(work, report, pages.rewrite)
-    table.show(pages.derive(folder))
+    try:
+        with Shown() as progress, progress.steps() as report:
+            folder, partial = job.produce(work, report, pages.rewrite)
+    except (UserError, KeyboardInterrupt) as error:  # others show their notes themselves
+        for note in getattr(error, "__notes__", ()):
+            options.show(note)
+        raise
+    found = pages.derive(folder)
+    table.show(found)
     options.show(f"The report: {folder / 'index.html'}")
     if partial:
         options.show(f"Partial ({partial}): what was measured is in the report.")
-        raise typer.Exit(130 if partial == job.INTERRUPTED else 0)
+    if partial == job.INTERRUPTED:
+        raise typer.Exit(130)
+    if not any(one.timed for cell in view.cells(found) for one in cell.contenders):
+        options.show("Not a single contender was timed; the report says why.")
+        raise typer.Exit(1)

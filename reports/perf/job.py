@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.harness import record
-from benchmarks.harness.summary import summarise
+from benchmarks.harness.summary import SCHEMA, summarise
 from common import files
 from common.config import dumps
 from common.errors import UserError
@@ -17,18 +17,54 @@ from reports.perf.numbers import Found, plain
 
 RAW, SUMMARY, PAGE = record.RAW, "summary.json", "index.html"
 DRAWN = ("svg", "png")
+RESTORE = "measure again, or restore the file"
+KEYS = {  # by the kind of a line: what the report cannot do without
+    "run": ("command", "started", "device", "machine", "threads", "quick", "suites"),
+    "peak": ("what", "value"),
+    "cell": (
+        "cell", "suite", "task", "title", "model", "batch", "length", "dtype", "unit", "work", "flops_full",
+        "flops_causal", "bytes", "ideal", "axis",
+    ),
+    "contender": ("cell", "name", "title", "wing", "mode", "lower_bound", "settings"),
+    "phase": ("cell", "name", "import", "build", "trace", "compile", "first"),
+    "gate": ("cell", "name", "against", "what", "error", "bound", "passed"),
+    "block": ("cell", "turns"),
+    "memory": ("cell", "name", "import", "build", "peak", "how", "planned", "planned_how", "device"),
+    "flops": ("cell",),
+    "refused": ("cell", "name", "reason"),
+    "skipped": ("what", "reason"),
+    "end": ("finished", "partial", "load"),
+}  # fmt: skip
 
 
 def derive(folder: Path) -> Found:
     """The summary that follows from a folder's raw samples."""
-    lines = record.read(folder / RAW)
+    path = folder / RAW
+    lines = record.read(path)
+    _check_lines(path, lines)
     try:
-        return json.loads(json.dumps(summarise(lines)))
-    except (KeyError, TypeError, IndexError, ValueError) as error:
+        return json.loads(json.dumps(summarise(lines, record.sha256(path))))
+    except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
         told = f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"{folder / RAW} cannot be summarised ({told}); it was edited, or cut off in its head."
-        ) from error
+        raise UserError(f"{path} cannot be summarised ({told}); {RESTORE}.") from error
+
+
+def _check_lines(path: Path, lines: list[record.Line]) -> None:
+    """Refuse what is no record of this version, or lacks what the report shows."""
+    head = lines[0]
+    if head["kind"] != "run":
+        raise UserError(f"{path} cannot be summarised: its first line is no run; {RESTORE}.")
+    if head.get("schema") != SCHEMA:
+        told = head.get("schema", "none")
+        raise UserError(f"{path} cannot be read: its schema is {told}, and {SCHEMA} is known here; measure again.")
+    for number, line in enumerate(lines, 1):
+        lacks = [name for name in KEYS.get(line["kind"], ()) if name not in line]
+        if lacks:
+            raise UserError(f"Line {number} of {path} ({line['kind']}) lacks {', '.join(lacks)}; {RESTORE}.")
+    if not (isinstance(head["machine"], dict) and isinstance(head["device"], dict) and "name" in head["device"]):
+        raise UserError(f"Line 1 of {path} does not say which machine and device this was; {RESTORE}.")
+    if len(lines) == 1:
+        raise UserError(f"{path} ends after its first line: nothing was measured; measure again.")
 
 
 def rewrite(folder: Path) -> list[Path]:

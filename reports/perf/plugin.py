@@ -5,9 +5,17 @@ every test runs its task once and holds its result against the judge.
 Loaded by the conftest.py at the root, because options must be known there whatever path is given.
 """
 
+import shlex
 from pathlib import Path
 
 import pytest
+
+OWN = {"parallax_quick": False, "parallax_device": "cpu", "parallax_out": "out/perf"}
+CLASHES = {
+    "benchmark_disable": "--benchmark-disable turns off what it times",
+    "benchmark_skip": "--benchmark-skip leaves out what it times",
+    "benchmark_cprofile": "--benchmark-cprofile has nothing to look into: contenders run in processes of their own",
+}
 
 
 class Clock:
@@ -36,9 +44,15 @@ def pytest_addoption(parser):
     group.addoption(
         "--benchmark-quick", action="store_true", dest="parallax_quick", help="The small model, few and short samples."
     )
-    group.addoption("--benchmark-device", default="cpu", dest="parallax_device", help="cpu, cuda or cuda:N.")
     group.addoption(
-        "--benchmark-out", default="out/perf", dest="parallax_out", help="Folder for the report (default: out/perf)."
+        "--benchmark-device", default=OWN["parallax_device"], dest="parallax_device", help="cpu, cuda or cuda:N."
+    )
+    group.addoption(
+        "--benchmark-out",
+        default=OWN["parallax_out"],
+        dest="parallax_out",
+        help="Folder for reports, each in a folder of its device and kind (default: out/perf). Write it with = if it is"
+        " outside of this checkout, or pytest takes it for a place with tests.",
     )
 
 
@@ -46,6 +60,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """pytest-benchmark reads its own options after this."""
     option = config.option
+    _check_options(option)
     if not hasattr(option, "benchmark_disable"):  # -p no:benchmark
         config.addinivalue_line("markers", "benchmark: how pytest-benchmark times a test (not installed here)")
         if option.parallax_run:
@@ -57,18 +72,40 @@ def pytest_configure(config):
     config.parallax = Run(config)
 
 
+def _check_options(option):
+    """Refuse what cannot go with --benchmark, and its own options without it."""
+    if not option.parallax_run:
+        for name, default in OWN.items():
+            if getattr(option, name) != default:
+                said = name.replace("parallax_", "--benchmark-")
+                raise pytest.UsageError(f"{said} says how --benchmark measures; give both, or neither.")
+        return
+    for name, words in CLASHES.items():
+        if getattr(option, name, None):
+            raise pytest.UsageError(f"{words}; leave it out, or --benchmark.")
+    if getattr(option, "dist", "no") != "no":
+        raise pytest.UsageError("--benchmark takes turns on the whole machine; leave out -n.")
+
+
 def pytest_collection_modifyitems(config, items):
     """With --benchmark only benchmarks run. Only the closest `benchmark` mark counts, so ours is complete."""
+    timer = {"timer": CLOCK} if config.option.parallax_run else {}
     for item in filter(_timed, items):
+        if hasattr(config.option, "benchmark_disable") and "benchmark" not in item.fixturenames:
+            item.fixturenames.append("benchmark")  # `contest` asks for it: so --benchmark-only knows
         cell, _ = item.callspec.params["pair"]
-        item.add_marker(pytest.mark.benchmark(group=cell.title, timer=CLOCK), append=False)
+        item.add_marker(pytest.mark.benchmark(group=cell.title, **timer), append=False)
     if config.option.parallax_run:
         config.hook.pytest_deselected(items=[item for item in items if not _timed(item)])
         items[:] = filter(_timed, items)
 
 
 def pytest_collection_finish(session):
-    session.config.parallax.chosen = [item.callspec.params["pair"] for item in session.items if _timed(item)]
+    """Refuse what cannot be measured before anything is."""
+    option = session.config.option
+    chosen = [item.callspec.params["pair"] for item in session.items if _timed(item)]
+    if option.parallax_run and chosen and not option.collectonly:
+        session.config.parallax.prepare(chosen)
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -85,12 +122,39 @@ class Run:
     """What `--benchmark` measures: all chosen cells at once when the first test asks for its samples."""
 
     def __init__(self, config):
-        self.config, self.chosen, self.told, self._summary = config, [], "", None
+        self.config, self.told = config, ""
+        self._summary = self._failure = None
+
+    def prepare(self, chosen) -> None:
+        """Check everything that is to be measured."""
+        from benchmarks import job
+        from common.errors import UserError
+
+        option = self.config.option
+        call = shlex.join(["pytest", *(job.portable(str(word)) for word in self.config.invocation_params.args)])
+        try:
+            asked = job.Settings(
+                device=option.parallax_device, quick=option.parallax_quick, out=Path(option.parallax_out), call=call
+            )
+            self._work = job.prepare(asked, cells=job.only(chosen))
+        except UserError as error:
+            raise pytest.UsageError(str(error)) from error
 
     def contender(self, cell, one) -> dict:
-        """The summary's entry of a contender in a cell."""
-        if self._summary is None:
-            self._summary = self._measured()
+        """The summary's entry of a contender in a cell; measured once, whether that succeeds or not."""
+        from common.errors import UserError
+
+        if self._summary is None and self._failure is None:
+            try:
+                self._summary = self._measured()
+            except Exception as error:
+                notes = getattr(error, "__notes__", [])
+                self._failure = f"{type(error).__name__}: {error}"
+                self.told = " ".join([f"The measurement failed ({self._failure}).", *notes])
+                if not isinstance(error, UserError):
+                    raise
+        if self._failure is not None:
+            pytest.fail(f"The measurement failed: {self._failure}", pytrace=False)
         found = next((c for c in self._summary["cells"] if c["cell"] == cell.name), {"contenders": []})
         return next((c for c in found["contenders"] if c["name"] == one.name), {"refused": "it was not measured"})
 
@@ -102,20 +166,16 @@ class Run:
     def _measured(self) -> dict:
         from benchmarks import job
         from benchmarks.harness import record
-        from benchmarks.harness.summary import summarise
         from reports.perf import job as pages
 
-        option = self.config.option
-        asked = job.Settings(device=option.parallax_device, quick=option.parallax_quick, out=Path(option.parallax_out))
-        work = job.prepare(asked, cells=job.only(self.chosen))
         capture = self.config.pluginmanager.getplugin("capturemanager")
         with capture.global_and_fixture_disabled():
-            folder, partial = job.produce(work, self._say, pages.rewrite)
+            folder, partial = job.produce(self._work, self._say, pages.rewrite)
         self._lines = record.read(folder / record.RAW)
-        self.told = f"{folder / 'index.html'}" + (f" (partial: {partial})" if partial else "")
-        if partial == "interrupted":
+        self.told = f"{folder / pages.PAGE}" + (f" (partial: {partial})" if partial else "")
+        if partial == job.INTERRUPTED:
             raise KeyboardInterrupt
-        return summarise(self._lines)
+        return pages.derive(folder)
 
     def _say(self, what: str, share: float) -> None:
         reporter = self.config.pluginmanager.getplugin("terminalreporter")
@@ -135,8 +195,8 @@ def contest(request):
             (bench or (lambda function: function()))(lambda: check(cell, one))
             return
         found = request.config.parallax.contender(cell, one)
-        if found["refused"]:
-            pytest.fail(found["refused"], pytrace=False)
+        if found["refused"] or not found["seconds"]:
+            pytest.fail(found["refused"] or "it was not timed", pytrace=False)
         samples = iter(request.config.parallax.samples(cell, one))
 
         def step():

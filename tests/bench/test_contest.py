@@ -103,8 +103,8 @@ def test_an_interrupted_run_is_kept_and_marked_and_never_replaces_a_whole_one(tm
     assert partial is None
     whole = (folder / record.RAW).read_bytes()
 
-    def cut(cells, rules, kept, report, run=contest.run):
-        run(cells, rules, kept, report)
+    def cut(cells, rules, kept, report, processes, run=contest.run):
+        run(cells, rules, kept, report, processes)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(contest, "run", cut)
@@ -127,7 +127,9 @@ def test_what_there_is_no_time_for_is_listed_and_the_rest_is_kept(tmp_path, monk
     monkeypatch.setattr(job, "_peaks", lambda work, kept: None)
     clock = iter((0.0, 0.0, 1.0))
     monkeypatch.setattr(job.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(contest, "run", lambda cells, rules, kept, report: kept.add("block", cell="x", turns=[]))
+    monkeypatch.setattr(
+        contest, "run", lambda cells, rules, kept, report, processes: kept.add("block", cell="x", turns=[])
+    )
     folder, partial = job.produce(work, lambda what, share: None, lambda place: None)
     assert partial == "0.001 minutes were over"
     (skipped,) = record.of(record.read(folder / record.RAW), "skipped")
@@ -146,6 +148,8 @@ def test_what_there_is_no_time_for_is_listed_and_the_rest_is_kept(tmp_path, monk
         ({"seconds": 0}, "allowed is a number in"),
         ({"minutes": 0}, "0 minutes are asked for"),
         ({"model": "gpt2-12m"}, "did you mean 'gpt2-124m'"),
+        ({"model": "gpt2-124m"}, "--quick measures the small model alone, nano"),
+        ({"device": "cpu:0"}, "There is no device 'cpu:0'"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_begins(tmp_path, asked, words, monkeypatch):
@@ -168,6 +172,15 @@ def test_a_record_survives_a_crash_line_by_line(tmp_path):
     written = (tmp_path / record.UNFINISHED).read_text().splitlines()
     assert [json.loads(line)["kind"] for line in written] == ["run", "skipped"]
     assert not (tmp_path / record.RAW).exists()
+
+
+def test_a_number_of_numpys_ends_no_run(tmp_path):
+    kept = Record(tmp_path)
+    kept.add("gate", passed=np.bool_(True), error=np.float32(0.5), shape=np.int64(3))
+    kept.finish(None, None)
+    line = record.read(tmp_path / record.RAW)[0]
+    assert line == {"kind": "gate", "passed": True, "error": 0.5, "shape": 3}
+    assert line["passed"] is True
 
 
 def test_what_a_library_computes_worse_is_allowed_by_name_alone():

@@ -9,6 +9,12 @@ CPUINFO = "processor\t: 0\nmodel name\t: A Processor\nflags\t\t: fpu {flags} sse
 ARM = "processor\t: 0\nFeatures\t: fp asimd {flags}\n"
 
 
+@pytest.mark.parametrize("scope", [Scope(), Scope(quick=True), Scope(model="nano"), Scope("cuda", model="gpt2-355m")])
+def test_no_two_cells_have_one_name(scope):
+    named = [cell.name for suite in SUITES.values() for cell in suite(scope)]
+    assert sorted(set(named)) == sorted(named)
+
+
 @pytest.mark.parametrize(
     ("told", "flags", "device", "modes", "large"),
     [

@@ -1,5 +1,6 @@
 """The report on disk: what is written, what counts as stale, and that nothing is ever half-written."""
 
+import hashlib
 import itertools
 import json
 import re
@@ -220,6 +221,40 @@ def test_bad_input_gets_one_sentence(call, folder, spoil, words):
         assert words in err
         assert len(err.strip().splitlines()) == 1
     assert content(folder) == before
+
+
+def lines_with(kind, **changes):
+    """raw.jsonl as text with values of the first line of a kind changed, or taken out where they are None."""
+    lines = list(made.lines(suites=("forward",)))
+    number = next(number for number, line in enumerate(lines) if line["kind"] == kind)
+    lines[number] = {key: value for key, value in (lines[number] | changes).items() if value is not None}
+    return made.text(lines)
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ('{"kind": "run"}\n', "its schema is none, and 1 is known here"),
+    (lines_with("run", schema=7), "its schema is 7, and 1 is known here"),
+    (made.text(list(made.lines())[:1]), "ends after its first line: nothing was measured"),
+    (lines_with("run", machine=None, threads=None), "(run) lacks machine, threads"),
+    (lines_with("run", machine="here"), "does not say which machine"),
+    (lines_with("peak", value=None), "Line 2 of"),
+    (lines_with("cell", title=None), "(cell) lacks title"),
+    (lines_with("contender", settings=None, wing=None), "(contender) lacks wing, settings"),
+])  # fmt: skip
+def test_a_record_of_something_else_gets_one_sentence(call, folder, text, words):
+    (folder / job.RAW).write_text(text)
+    for more in ([], ["--check"]):
+        code, out, err = call(folder, *more)
+        assert (code, out) == (2, "")
+        assert words in err
+        assert len(err.strip().splitlines()) == 1
+
+
+def test_the_checksum_is_that_of_the_file(written, tmp_path):
+    raw = (written / job.RAW).read_bytes()
+    assert job.derive(written)["raw_sha256"] == hashlib.sha256(raw).hexdigest()
+    (tmp_path / job.RAW).write_bytes(raw.replace(b'": ', b'":'))  # the same lines, other bytes
+    assert job.derive(tmp_path)["raw_sha256"] == hashlib.sha256(raw.replace(b'": ', b'":')).hexdigest()
 
 
 def test_places_that_are_none(call, tmp_path, monkeypatch):

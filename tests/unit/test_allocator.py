@@ -36,7 +36,9 @@ def test_a_process_that_keeps_its_memory_takes_no_new_pages():
 
 
 def test_other_settings_stay():
-    (value,) = allocator.environment({allocator.VARIABLE: "glibc.malloc.tcache_count=3:glibc.malloc.mmap_max=9"}).values()
+    (value,) = allocator.environment(
+        {allocator.VARIABLE: "glibc.malloc.tcache_count=3:glibc.malloc.mmap_max=9"}
+    ).values()
     parts = value.split(":")
     assert "glibc.malloc.tcache_count=3" in parts
     assert "glibc.malloc.mmap_max=0" in parts
