@@ -230,9 +230,10 @@ def judging(model: Any, task: str, inputs: np.ndarray, targets: np.ndarray | Non
 
 
 def _seconds(run: Callable[[], Any], calls: int) -> float:
+    """Seconds of calls, until what they give is there."""
     begun = time.perf_counter()
     for _ in range(calls):
-        run()
+        waiting.rest(run())
     return time.perf_counter() - begun
 
 

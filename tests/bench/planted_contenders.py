@@ -78,7 +78,7 @@ def late(model, logits, rounded):
 
     if "program" not in model.__dict__:
         model.big, model.logits = jnp.ones((400, 400)), jnp.asarray(rounded)
-        turn = jax.jit(lambda x: jax.lax.fori_loop(0, 20, lambda _, y: jnp.tanh(y @ x), x)[0, 0] * 0)
+        turn = jax.jit(lambda x: jax.lax.fori_loop(0, 9, lambda _, y: jnp.tanh(y @ x), x)[0, 0] * 0)
         model.program = jax.jit(lambda x, logits: logits + turn(x))
     return {"logits": model.program(model.big, model.logits)}
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.harness import contest, gate
+from benchmarks.harness import contenders, contest, gate
 from benchmarks.harness.cells import TRAIN, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.recipe import Recipe
@@ -81,7 +81,7 @@ def test_a_step_shows_its_judge_more_than_sums(wing):
         model = door.load(name).build(CONFIG, Recipe("uneven", CONFIG).weights(), Execution(dtype=dtype))
         model.start_training(TRAIN)
         found = model.prepare("train", ids[:, :-1], ids[:, 1:])()
-        shown[dtype] = {key: gate.digest(np.asarray(value)) for key, value in found.items()}
+        shown[dtype] = {key: gate.digest(contenders.numpy(value)) for key, value in found.items()}
     averages = [f"exp_avg/{name}" for name in door.SHOWN]
     assert set(averages) <= set(shown["float64"])
     cell = Cell("train", "train", "tiny", CONFIG, 2, 8, "bfloat16", ())
@@ -102,7 +102,7 @@ def test_an_optimizer_that_moves_nothing_is_refused(wing):
         model.start_training(TRAIN)
         before = model.weights()
         found = model.prepare("optimizer", ids[:, :-1], ids[:, 1:])()
-        shown[dtype] = {key: gate.digest(np.asarray(value)) for key, value in found.items()}
+        shown[dtype] = {key: gate.digest(contenders.numpy(value)) for key, value in found.items()}
     one = Contender("x", "x", "x", "x")
     assert all(v.passed for v in contest.verdicts(cell, one, shown["float32"], shown["float64"]))
     still = {f"param/{name}": gate.digest(before[name]) for name in door.SHOWN}

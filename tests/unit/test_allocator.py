@@ -49,7 +49,7 @@ def test_other_settings_stay():
 def test_an_allocator_that_is_not_there_is_refused_and_said_how_to_get(wing, monkeypatch):
     monkeypatch.delenv(allocator.VARIABLE, raising=False)
     config = preset("nano")
-    with pytest.raises(UserError, match="set GLIBC_TUNABLES=glibc.malloc.hugetlb=1:.* in the environment"):
+    with pytest.raises(UserError, match=r"set GLIBC_TUNABLES=glibc.malloc.hugetlb=1:.* in the environment"):
         backend.load(wing).build(config, params.initialise(config, 0), Execution(allocator="kept"))
     monkeypatch.setenv(allocator.VARIABLE, next(iter(allocator.environment({}).values())))
     model = backend.load(wing).build(config, params.initialise(config, 0), Execution(allocator="kept"))
