@@ -170,7 +170,7 @@ class TorchModel(Accounts):
 
     def _wait(self):
         if self.execution.device.startswith("cuda"):
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.execution.device)
 
 
 class TorchBackend:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import compilation, contenders, gate, memory, peaks, timing, waiting
+from benchmarks.harness import compilation, contenders, events, gate, memory, peaks, timing, waiting
 from benchmarks.harness.recipe import Recipe, write_arrays
 from common.accounting import counters
 from common.config import Execution, ModelConfig, SamplingConfig, TrainConfig
@@ -175,28 +175,33 @@ class Service:
         gc.freeze()
         return float(np.median(spent[-10:]))
 
-    def sample(self, handle: str, task: str, calls: int, burn_in: int, gap: float) -> float:
+    def sample(self, handle: str, task: str, calls: int, burn_in: int, gap: float) -> events.Sample:
         """Seconds per call over `calls` calls, after a pause and `burn_in` calls of its own that are not timed.
 
         Nothing may compile in here: both frameworks raise if it does.
         """
+        device = self.models[handle].execution.device
         for _ in range(PATIENCE):  # a busy machine may keep an honest one from being seen as done, but not every time
-            spent, late = self._timed(self.timed[handle, task], calls, burn_in, gap)
+            spent, late, device_ms = self._timed(self.timed[handle, task], calls, burn_in, gap, device)
             if late <= LATE * spent + SETTLED:
-                return spent / calls
+                return events.Sample(spent / calls, None if device_ms is None else device_ms / calls)
         raise UserError(
             f"{task} said it was done after {spent:.3g} s and went on for {late:.3g} s: work that is not waited for"
             " is not timed."
         )
 
-    def _timed(self, run: Callable[[], Any], calls: int, burn_in: int, gap: float) -> tuple[float, float]:
-        """(seconds of the calls, seconds that a device went on after them)."""
+    def _timed(
+        self, run: Callable[[], Any], calls: int, burn_in: int, gap: float, device: str
+    ) -> tuple[float, float, float | None]:
+        """(seconds of the calls, seconds that a device went on after them, milliseconds by the device's events)."""
         time.sleep(gap)
         gc.disable()  # a collection in the middle of a sample would be timed as work
         try:
             with compilation.forbidden():
                 _seconds(run, burn_in)
-                return _seconds(run, calls), waiting.rest()
+                with events.Span(device) as span:
+                    spent = _seconds(run, calls)
+                return spent, waiting.rest(device), span.milliseconds()
         finally:
             gc.enable()
 

@@ -4,13 +4,13 @@ import sys
 import time
 
 
-def rest() -> float:
-    """Seconds until every device of every loaded framework has finished what was given to it."""
+def rest(device: str) -> float:
+    """Seconds until `device` ("cpu", "cuda", "cuda:1") has finished what any loaded framework has given to it."""
     jax = sys.modules.get("jax")
     alive = [array for array in jax.live_arrays() if not array.is_deleted()] if jax is not None else []
     begun = time.perf_counter()
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device if device.startswith("cuda") else None)
     if jax is not None:
         jax.effects_barrier()
         jax.block_until_ready(alive)
