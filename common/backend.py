@@ -115,7 +115,8 @@ class Backend(Protocol):
 
     `draw` gives random numbers as the framework draws them at an address (seed, part, part, …): "bits" uint32,
     "uniform" float32, "bernoulli" bool, "split" uint32 [n, 2]. `elementwise` applies one of the ELEMENTWISE functions.
-    `flags` are the switches of the framework that decide how precisely it computes.
+    `flags` are the switches of the framework that decide how precisely it computes; "tf32" says whether a GPU may
+    multiply float32 in short.
     """
 
     name: str

@@ -213,8 +213,11 @@ class JaxBackend:
         return {"jax": jax.__version__, "flax": flax.__version__, "optax": optax.__version__}
 
     def flags(self):
+        with jax.default_matmul_precision(MATMUL):  # as in the scope of every model
+            matmul = jax.config.jax_default_matmul_precision
         return {
-            "matmul_precision": MATMUL,
+            "tf32": matmul not in ("highest", "float32"),
+            "matmul_precision": matmul,
             "x64": "in float64 only",
             "threefry_partitionable": jax.config.jax_threefry_partitionable,
         }

@@ -188,8 +188,11 @@ class TorchBackend:
         return {"torch": torch.__version__}
 
     def flags(self):
+        matmul = torch.backends.cuda.matmul.fp32_precision
         return {
+            "tf32": matmul == "tf32",
             "fp32_precision": torch.backends.fp32_precision,
+            "fp32_precision_cuda_matmul": matmul,
             "deterministic": torch.are_deterministic_algorithms_enabled(),
         }
 
