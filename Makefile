@@ -39,17 +39,23 @@ parity: $(VENV)/.base
 bench: $(VENV)/.test
 	@$(BIN)/parallax bench $(ARGS)
 
-# On a machine that has the packages already: at most 9 minutes, everything under $(GPU_OUT). A failed claim does not keep
-# the benchmarks from being measured.
+# On a machine that has the packages already: at most 9 minutes, everything under $(GPU_OUT). Neither a failed claim nor a
+# certificate that is not finished in its seconds keeps the benchmarks from being measured; the exit code still tells.
 GPU_OUT ?= out/gpu
 DEVICE ?= cuda
+PARITY_SECONDS ?= 200
+BENCH_SECONDS ?= 320
 GPU := $(or $(PYTHON),python3) -m common.cli
 gpu-report:
 	@proven=0; \
-	XLA_PYTHON_CLIENT_PREALLOCATE=false timeout -s INT 200 $(GPU) parity --device $(DEVICE) --quick --claim C0 --claim C1 --claim C2 --claim C3 --claim C4 --case gpt --case block \
+	XLA_PYTHON_CLIENT_PREALLOCATE=false timeout -s INT -k 10 $(PARITY_SECONDS) $(GPU) parity --device $(DEVICE) --quick --claim C0 --claim C1 --claim C2 --claim C3 --claim C4 --case gpt --case block \
 	  --out $(GPU_OUT)/parity || proven=$$?; \
-	[ $$proven -le 1 ] || exit $$proven; \
-	XLA_PYTHON_CLIENT_PREALLOCATE=false timeout -s INT 320 $(GPU) bench --device $(DEVICE) --suite forward --suite train --suite decode --suite prefill --suite loss \
+	case $$proven in \
+	  0|1) ;; \
+	  124|130|137) echo "The certificate was not finished in $(PARITY_SECONDS) seconds; the benchmarks follow." >&2 ;; \
+	  *) exit $$proven ;; \
+	esac; \
+	XLA_PYTHON_CLIENT_PREALLOCATE=false timeout -s INT -k 10 $(BENCH_SECONDS) $(GPU) bench --device $(DEVICE) --suite forward --suite train --suite decode --suite prefill --suite loss \
 	  --seconds 4 --minutes 4.5 --out $(GPU_OUT)/perf || exit $$?; \
 	exit $$proven
 

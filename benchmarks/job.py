@@ -127,7 +127,7 @@ def prepare(asked: Settings, cells: tuple[Cell, ...] | None = None) -> Work:
     if twice:
         raise RuntimeError(f"several cells have one name: {', '.join(twice)}")
     for group in grouped(cells):
-        _check_memory(group)
+        _check_memory(group, asked.device)
     seconds = SECONDS[asked.quick] if asked.seconds is None else asked.seconds
     rules = Rules(asked.threads or cores, asked.device, seconds, LEAST[asked.quick], asked.quick)
     folder = files.output_folder(asked.out) / "-".join([device["slug"], *_kind(asked, cells, every)])
@@ -207,14 +207,20 @@ def processes(cells: Sequence[Cell]) -> int:
     return 2 if 1.5 * 2 * max(map(need, cells)) < psutil.virtual_memory().available else 1
 
 
-def _check_memory(cells: Sequence[Cell]) -> None:
+def _check_memory(cells: Sequence[Cell], device: str) -> None:
+    """Against the host's free memory, where weights are made, and a GPU's too if its driver tells."""
     worst = max(cells, key=need)
-    there = psutil.virtual_memory().available
-    if need(worst) > there:
-        raise UserError(
-            f"{worst.title} needs about {need(worst) / 1e9:.0f} GB for its {len(worst.contenders)} contenders at once,"
-            f" and {there / 1e9:.0f} GB are free; choose a smaller --model, or other suites."
-        )
+    count, needed = len(worst.contenders), need(worst)
+    places = {"": psutil.virtual_memory().available}
+    if device != "cpu":
+        index = device.partition(":")[2]
+        places[f" on {device}"] = machine.free_gpu_bytes(int(index or 0))
+    for where, there in places.items():
+        if there is not None and needed > there:
+            raise UserError(
+                f"{worst.title} needs about {needed / 1e9:.0f} GB for its {count} contenders at once,"
+                f" and {there / 1e9:.0f} GB are free{where}; choose a smaller --model, or other suites."
+            )
 
 
 def produce(work: Work, report: Report, write: Callable[[Path], object]) -> tuple[Path, str | None]:

@@ -117,7 +117,8 @@ class Backend(Protocol):
 
     `draw` gives random numbers as the framework draws them at an address (seed, part, part, …): "bits" uint32,
     "uniform" float32, "bernoulli" bool, "split" uint32 [n, 2]. `elementwise` applies one of the ELEMENTWISE functions.
-    `flags` are the switches of the framework that decide how precisely it computes.
+    `flags` are the switches of the framework that decide how precisely it computes; "tf32" says whether a GPU may
+    multiply float32 in short.
     """
 
     name: str
@@ -210,6 +211,24 @@ def positions_of(ids: np.ndarray, positions: np.ndarray | None, start: int, conf
     if positions.min(initial=0) < -1:
         raise UserError("A position is below -1; -1 marks padding, all others count from 0.")
     return positions.astype(np.int32)
+
+
+def places(positions: np.ndarray, execution: Execution) -> np.ndarray | None:
+    """Positions for a call without a cache. For fused attention they are None where every row counts 0, 1, 2, …: then
+    nothing is padding, and a query sees the keys up to itself, which its kernels can do without a mask.
+    """
+    counting = execution.attention == "fused" and bool((positions == np.arange(positions.shape[1])).all())
+    return None if counting else positions
+
+
+def kernel_names(name_of: Callable[[bool], str]) -> dict[str, str]:
+    """{"kernel"} of fused attention: its name without a mask, and with one (a cache, padding) if that is another."""
+    kernel = name_of(False)
+    try:
+        masked = name_of(True)
+    except UserError:
+        masked = "none"
+    return {"kernel": kernel if masked == kernel else f"{kernel}; with a mask {masked}"}
 
 
 def check_room(cache: Cache, ids: np.ndarray) -> None:

@@ -203,15 +203,16 @@ class Execution(_Record):
     """How a model runs: nothing here changes what it computes, only where, how precisely and how fast.
 
     `attention="fused"` asks for the framework's own fused attention; it raises where that cannot compute the
-    same function (dropout on the attention weights; float64 in JAX). `compile` None is the framework's own way: PyTorch
-    runs eagerly, JAX compiles; True compiles PyTorch's blocks, False runs JAX operation by operation. `layers="scan"`
-    compiles one block for all layers (JAX); "checkpointed" is a scan that keeps what the linear layers of a block give,
-    and computes the rest again on the way back. `loss="chunked"` never holds all logits while training. `norm` and
-    `optimizer` "fused" are PyTorch's own kernels; XLA fuses by itself. `products="wide"` multiplies the 16-bit numbers
-    of linear layers in 32 bits (PyTorch, on a CPU without instructions for 16). `decode="streamed"` multiplies a single
-    row by a product of its own. `rng="native"` draws dropout and sampling noise from the framework's own generator:
-    other numbers in every framework. Only this field changes results, and only where numbers are drawn.
-    `allocator="kept"` is a process that keeps its memory, in large pages (`common/allocator.py`).
+    same function (dropout on the attention weights; float64 in JAX and on a GPU). `compile` None is the framework's own
+    way: PyTorch runs eagerly, JAX compiles; True compiles PyTorch's blocks, False runs JAX operation by operation.
+    `layers="scan"` compiles one block for all layers (JAX); "checkpointed" is a scan that keeps what the linear layers
+    of a block give, and computes the rest again on the way back. `loss="chunked"` never holds all logits while
+    training. `norm` and `optimizer` "fused" are PyTorch's own kernels; XLA fuses by itself. `products="wide"`
+    multiplies the 16-bit numbers of linear layers in 32 bits (PyTorch, on a CPU without instructions for 16).
+    `decode="streamed"` multiplies a single row by a product of its own. `rng="native"` draws dropout and sampling noise
+    from the framework's own generator: other numbers in every framework. Only this field changes results, and only
+    where numbers are drawn. `allocator="kept"` is a process that keeps its memory, in large pages
+    (`common/allocator.py`).
     """
 
     dtype: str = "float32"

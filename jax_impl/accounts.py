@@ -16,11 +16,11 @@ from .optim import empty_slots
 from .precision import dtype
 
 
-def fused_kernel(config, execution):
-    """What `dot_product_attention` becomes for a causal mask over the model's heads: a call of cuDNN, or XLA's own."""
+def fused_kernel(config, execution, masked):
+    """What `dot_product_attention` becomes over the model's heads, without a mask or with one: cuDNN, or XLA's own."""
     shape = 1, config.num_heads, min(128, config.context_length), config.embed_dim // config.num_heads
     q = jax.ShapeDtypeStruct(shape, dtype(execution.precision.compute))
-    mask = jax.ShapeDtypeStruct((1, 1, shape[2], shape[2]), bool)
+    mask = jax.ShapeDtypeStruct((1, 1, shape[2], shape[2]), bool) if masked else None
     lowered = jax.jit(lambda q, mask: fused_attention(q, q, q, mask, dtype(execution.precision.reduce))).lower(q, mask)
     return "cuDNN" if "cudnn" in lowered.as_text().lower() else "XLA"
 
@@ -33,7 +33,7 @@ class Accounts:
         if self.execution.attention != "fused":
             return {}
         with self.scope():
-            return {"kernel": fused_kernel(self.config, self.execution)}
+            return door.kernel_names(lambda masked: fused_kernel(self.config, self.execution, masked))
 
     def matmul_flops(self, what, batch, length, path="", slots=None):
         with self.scope():
@@ -59,22 +59,22 @@ class Accounts:
         if path:
             width, precision = input_width(path, self.config), self.execution.precision
             x = jax.ShapeDtypeStruct((batch, length, width), dtype(precision.compute))
-            args = path, self.params, x, np.arange(length, dtype=np.int32)[None]
+            args = path, self.params, x, self._places(np.arange(length, dtype=np.int32)[None])
             if what == "forward":
                 return programs.part, *args
             out = jax.eval_shape(lambda params, x, positions: programs.part(path, params, x, positions), *args[1:])
             return programs.component, *args, jax.ShapeDtypeStruct(out.shape, dtype(precision.reduce))
         ids = np.zeros((batch, length), np.int32)
         inputs, targets, positions, count = door.step_inputs(ids, ids, self.config)
-        zero, scalar = np.uint32(0), self._scalar(count)
+        zero, scalar, places = np.uint32(0), self._scalar(count), self._places(positions)
         if what == "forward":
-            return programs.forward, self.params, inputs[0], positions, ()
+            return programs.forward, self.params, inputs[0], places, ()
         if what == "gradients":
-            return programs.gradients, self.params, inputs, targets, positions, scalar, zero, zero, False
+            return programs.gradients, self.params, inputs, targets, places, scalar, zero, zero, False
         if what == "train":
             averages = jax.eval_shape(empty_slots, self.params)
             rates = np.zeros(len(TrainConfig().adam_scalars(0)), dtype(self.execution.precision.param))
-            step = self.params, averages, inputs, targets, positions, scalar, rates, zero, zero, TrainConfig()
+            step = self.params, averages, inputs, targets, places, scalar, rates, zero, zero, TrainConfig()
             return programs.step, *step
         caches = jax.eval_shape(lambda: empty_cache(self.config, batch, slots, self.execution))
         if what == "prefill":

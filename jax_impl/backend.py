@@ -77,27 +77,27 @@ class JaxModel(Accounts):
     def forward(self, ids, positions=None, taps=()):
         ids = door.check_ids(ids, self.config)
         positions = door.positions_of(ids, positions, 0, self.config)
-        logits, found = self.programs.forward(self.params, ids, positions, tuple(taps))
+        logits, found = self.programs.forward(self.params, ids, self._places(positions), tuple(taps))
         return door.Forward(_numpy(logits), {name: _numpy(value) for name, value in found.items()})
 
     @_scoped
     def loss(self, ids, targets):
         ids, targets, positions, count = door.loss_inputs(ids, targets, self.config)
-        return float(self.programs.loss_sum(self.params, ids, targets, positions)) / count
+        return float(self.programs.loss_sum(self.params, ids, targets, self._places(positions))) / count
 
     @_scoped
     def gradients(self, ids, targets, dropout=None):
         inputs, targets, positions, count = door.step_inputs(ids, targets, self.config)
         seed, step = (np.uint32(part) for part in dropout or (0, 0))
         loss, grads = self.programs.gradients(
-            self.params, inputs, targets, positions, self._scalar(count), seed, step, dropout is not None
+            self.params, inputs, targets, self._places(positions), self._scalar(count), seed, step, dropout is not None
         )
         return door.Gradients(float(loss), self._named(grads))
 
     @_scoped
     def component(self, path, inputs, cotangent):
         x = jnp.array(inputs, dtype(self.execution.precision.compute))
-        positions = np.arange(x.shape[1], dtype=np.int32)[None]
+        positions = self._places(np.arange(x.shape[1], dtype=np.int32)[None])
         cotangent = jnp.array(cotangent, dtype(self.execution.precision.reduce))
         out, value, grads = self.programs.component(path, self.params, x, positions, cotangent)
         return _numpy(out), door.Gradients(float(value), {name: _numpy(g) for name, g in grads.items()})
@@ -167,7 +167,7 @@ class JaxModel(Accounts):
             self.slots,
             inputs,
             targets,
-            positions,
+            self._places(positions),
             self._scalar(count),
             np.array(self.train.adam_scalars(self.step), kind),
             np.uint32(self.train.seed),
@@ -201,6 +201,9 @@ class JaxModel(Accounts):
 
         return prepared
 
+    def _places(self, positions):
+        return door.places(positions, self.execution)
+
     def _scalar(self, number):
         return np.asarray(number, dtype(self.execution.precision.reduce))
 
@@ -214,8 +217,11 @@ class JaxBackend:
         return {"jax": jax.__version__, "flax": flax.__version__, "optax": optax.__version__}
 
     def flags(self):
+        with jax.default_matmul_precision(MATMUL):  # as in the scope of every model
+            matmul = jax.config.jax_default_matmul_precision
         return {
-            "matmul_precision": MATMUL,
+            "tf32": matmul not in ("highest", "float32"),
+            "matmul_precision": matmul,
             "x64": "in float64 only",
             "threefry_partitionable": jax.config.jax_threefry_partitionable,
         }

@@ -20,7 +20,8 @@ RATE, SEED = 0.1, 0  # of the task "dropout"
 
 def forward(model, inputs, targets, sampling):
     """Logits of ids [B, T]: {"logits"}."""
-    ids, positions = _placed(model, inputs)
+    ids, positions = _ids_and_positions(model, inputs)
+    positions = model._places(positions)
     return lambda: {"logits": model.programs.forward(model.params, ids, positions, ())[0]}
 
 
@@ -38,7 +39,8 @@ def train(model, inputs, targets, sampling):
 
 def gradients(model, inputs, targets, sampling):
     """Loss and gradients without dropout: {"loss", "grad/<parameter>"}."""
-    *arrays, count = door.step_inputs(inputs, targets, model.config)
+    inputs, targets, positions, count = door.step_inputs(inputs, targets, model.config)
+    arrays = inputs, targets, model._places(positions)
     rest = model._scalar(count), np.uint32(0), np.uint32(0), False
 
     def run():
@@ -51,12 +53,13 @@ def gradients(model, inputs, targets, sampling):
 def loss(model, inputs, targets, sampling):
     """The mean loss alone, nothing to differentiate: {"loss"}."""
     ids, targets, positions, count = door.loss_inputs(inputs, targets, model.config)
+    positions = model._places(positions)
     return lambda: {"loss": model.programs.loss_sum(model.params, ids, targets, positions) / count}
 
 
 def prefill(model, inputs, targets, sampling):
     """Prompts [B, T] into a cache of their size, which is allocated too: {"logits"} of the last position."""
-    ids, positions = _placed(model, inputs)
+    ids, positions = _ids_and_positions(model, inputs)
 
     def run():
         caches = empty_cache(model.config, *ids.shape, model.execution)
@@ -67,7 +70,8 @@ def prefill(model, inputs, targets, sampling):
 
 def optimizer(model, inputs, targets, sampling):
     """Clipping and one AdamW step with the gradients of a batch: {"grad_norm", "param/<parameter>"}."""
-    *arrays, count = door.step_inputs(inputs, targets, model.config)
+    inputs, targets, positions, count = door.step_inputs(inputs, targets, model.config)
+    arrays = inputs, targets, model._places(positions)
     rest = model._scalar(count), np.uint32(0), np.uint32(0), False
     grads = model.programs.gradients(model.params, *arrays, *rest)[1]
     scalars = np.array(model.train.adam_scalars(0), dtype(model.execution.precision.param))
@@ -135,6 +139,6 @@ def _averages(model):
     return {f"exp_avg/{name}": model.slots[f"{name}.exp_avg"] for name in SHOWN}
 
 
-def _placed(model, inputs):
+def _ids_and_positions(model, inputs):
     ids = door.check_ids(inputs, model.config)
     return ids, door.positions_of(ids, None, 0, model.config)

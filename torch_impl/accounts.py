@@ -22,11 +22,11 @@ from .precision import dtype
 from .train import loss_and_grads, objective
 
 
-def fused_kernel(config, execution):
-    """The name of the kernel that `scaled_dot_product_attention` takes for a causal mask over the model's heads."""
+def fused_kernel(config, execution, masked):
+    """The name of the kernel that runs over the model's heads, without a mask or with one."""
     shape = 1, config.num_heads, min(128, config.context_length), config.embed_dim // config.num_heads
     q = torch.zeros(shape, dtype=dtype(execution.precision.compute), device=execution.device, requires_grad=True)
-    positions = torch.arange(shape[2], dtype=torch.int32, device=q.device)[None]
+    positions = torch.arange(shape[2], dtype=torch.int32, device=q.device)[None] if masked else None
     with _Seen() as seen:
         fused_attention(q, q, q, causal_mask(positions, positions), dtype(execution.precision.reduce))
     begin = "aten::_scaled_dot_product_"
@@ -52,7 +52,7 @@ class Accounts:
         """What the framework chooses by itself, as it chose: the kernel of fused attention."""
         if self.execution.attention != "fused":
             return {}
-        return {"kernel": fused_kernel(self.config, self.execution)}
+        return door.kernel_names(lambda masked: fused_kernel(self.config, self.execution, masked))
 
     def matmul_flops(self, what, batch, length, path="", slots=None):
         with self._eagerly():
@@ -87,9 +87,8 @@ class Accounts:
         if path:
             width, compute = input_width(path, self.config), dtype(self.execution.precision.compute)
             x = torch.zeros((batch, length, width), dtype=compute, device=self.execution.device, requires_grad=True)
-            positions = torch.arange(length, dtype=torch.int32, device=x.device)[None]
             function = _component_gradients if what == "gradients" else _component
-            return function, self.net.get_submodule(path), x, positions
+            return function, self.net.get_submodule(path), x, self._places(np.arange(length, dtype=np.int32)[None])
         inputs, targets, positions, count = self._batch(batch, length)
         if what == "forward":
             return self.net, inputs[0], positions
@@ -97,12 +96,13 @@ class Accounts:
             return loss_and_grads, self.net, inputs, targets, positions, count, None
         fed = 1 if what == "decode" else length
         caches = self.new_cache(batch, slots).layers
-        return _extend, self.net, inputs[0, :, :fed], positions[:, :fed], caches
+        counted = torch.arange(fed, dtype=torch.int32, device=inputs.device)[None]
+        return _extend, self.net, inputs[0, :, :fed], counted, caches
 
     def _batch(self, batch, length):
         ids = np.zeros((batch, length), np.int32)
         inputs, targets, positions, count = door.step_inputs(ids, ids, self.config)
-        return self._put(inputs), self._put(targets), self._put(positions), count
+        return self._put(inputs), self._put(targets), self._places(positions), count
 
 
 def _component(module, x, positions):

@@ -55,27 +55,28 @@ class TorchModel(Accounts):
         positions = door.positions_of(ids, positions, 0, self.config)
         found = Taps(taps)
         with torch.inference_mode():
-            logits, _ = self.net(self._put(ids), self._put(positions), taps=found)
+            logits, _ = self.net(self._put(ids), self._places(positions), taps=found)
         return door.Forward(_numpy(logits), {name: _numpy(value) for name, value in found.found.items()})
 
     def loss(self, ids, targets):
         ids, targets, positions, count = door.loss_inputs(ids, targets, self.config)
         with torch.inference_mode():
-            hidden, _ = self.net.model(self._put(ids), self._put(positions))
+            hidden, _ = self.net.model(self._put(ids), self._places(positions))
             return self.net.loss(self.net, hidden, self._put(targets))[0].item() / count
 
     def gradients(self, ids, targets, dropout=None):
         inputs, targets, positions, count = door.step_inputs(ids, targets, self.config)
         key = door.step_key(self.config, dropout, self.address)
-        loss, grads = loss_and_grads(self.net, self._put(inputs), self._put(targets), self._put(positions), count, key)
+        arrays = self._put(inputs), self._put(targets), self._places(positions)
+        loss, grads = loss_and_grads(self.net, *arrays, count, key)
         return door.Gradients(loss.item(), {name: _numpy(g) for name, g in grads.items()})
 
     def component(self, path, inputs, cotangent):
         module = self.net.get_submodule(path)
         compute = dtype(self.execution.precision.compute)
         x = self._put(np.asarray(inputs)).to(compute).requires_grad_()
-        positions = torch.arange(x.shape[1], dtype=torch.int32, device=x.device)[None]
-        out = door.call(module.forward, x, positions)
+        positions = np.arange(x.shape[1], dtype=np.int32)[None]
+        out = door.call(module.forward, x, self._places(positions))
         value = (out * self._put(np.asarray(cotangent)).to(out.dtype)).sum()
         own = dict(module.named_parameters(prefix=path))
         grads = torch.autograd.grad(value, [x, *own.values()])
@@ -135,7 +136,7 @@ class TorchModel(Accounts):
             self.slots,
             self._put(inputs),
             self._put(targets),
-            self._put(positions),
+            self._places(positions),
             count,
             self.train.adam_scalars(self.step),
             self.train,
@@ -169,9 +170,13 @@ class TorchModel(Accounts):
     def _put(self, array):
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.execution.device)
 
+    def _places(self, positions):
+        places = door.places(positions, self.execution)
+        return None if places is None else self._put(places)
+
     def _wait(self):
         if self.execution.device.startswith("cuda"):
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.execution.device)
 
 
 class TorchBackend:
@@ -189,8 +194,11 @@ class TorchBackend:
         return {"torch": torch.__version__}
 
     def flags(self):
+        matmul = torch.backends.cuda.matmul.fp32_precision
         return {
+            "tf32": matmul == "tf32",
             "fp32_precision": torch.backends.fp32_precision,
+            "fp32_precision_cuda_matmul": matmul,
             "deterministic": torch.are_deterministic_algorithms_enabled(),
         }
 

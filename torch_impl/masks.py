@@ -2,7 +2,10 @@
 
 
 def causal_mask(query_positions_BT, key_positions_BS):
-    """[B, 1, T, S]: a query sees keys at its own position and before; position -1 is padding or an empty slot."""
+    """[B, 1, T, S]: a query sees keys at its own position and before; position -1 is padding or an empty slot. None for
+    positions None: all rows count 0, 1, 2, …, which the kernel must know how to do (fused attention)."""
     # [1] not later than the query, and not empty
+    if query_positions_BT is None:
+        return None
     query, key = query_positions_BT[:, None, :, None], key_positions_BS[:, None, None, :]
     return (key <= query) & (key >= 0)

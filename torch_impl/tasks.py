@@ -25,7 +25,8 @@ RATE, SEED = 0.1, 0  # of the task "dropout"
 
 def forward(model, inputs, targets, sampling):
     """Logits of ids [B, T]: {"logits"}."""
-    ids, positions = _placed(model, inputs)
+    ids, positions = _ids_and_positions(model, inputs)
+    ids, positions = model._put(ids), model._places(positions)
 
     def run():
         with torch.inference_mode():
@@ -47,7 +48,7 @@ def train(model, inputs, targets, sampling):
 def gradients(model, inputs, targets, sampling):
     """Loss and gradients without dropout: {"loss", "grad/<parameter>"}."""
     inputs, targets, positions, count = door.step_inputs(inputs, targets, model.config)
-    arrays = [model._put(array) for array in (inputs, targets, positions)]
+    arrays = model._put(inputs), model._put(targets), model._places(positions)
 
     def run():
         value, grads = loss_and_grads(model.net, *arrays, count, None)
@@ -59,7 +60,7 @@ def gradients(model, inputs, targets, sampling):
 def loss(model, inputs, targets, sampling):
     """The mean loss alone, nothing to differentiate: {"loss"}."""
     ids, targets, positions, count = door.loss_inputs(inputs, targets, model.config)
-    ids, targets, positions = (model._put(array) for array in (ids, targets, positions))
+    ids, targets, positions = model._put(ids), model._put(targets), model._places(positions)
 
     def run():
         with torch.inference_mode():
@@ -71,7 +72,7 @@ def loss(model, inputs, targets, sampling):
 
 def prefill(model, inputs, targets, sampling):
     """Prompts [B, T] into a cache of their size, which is allocated too: {"logits"} of the last position."""
-    ids, positions = _placed(model, inputs)
+    ids, positions = map(model._put, _ids_and_positions(model, inputs))
 
     def run():
         with torch.inference_mode():
@@ -145,6 +146,6 @@ def _averages(model):
     return {f"exp_avg/{name}": model.slots[f"{name}.exp_avg"] for name in SHOWN}
 
 
-def _placed(model, inputs):
+def _ids_and_positions(model, inputs):
     ids = door.check_ids(inputs, model.config)
-    return model._put(ids), model._put(door.positions_of(ids, None, 0, model.config))
+    return ids, door.positions_of(ids, None, 0, model.config)

@@ -97,10 +97,21 @@ def commit() -> dict[str, Any] | None:
 
 def gpus() -> list[dict[str, str]]:
     """Name, driver and memory of NVIDIA GPUs; empty where there is none."""
-    query = "name,driver_version,memory.total,power.limit,mig.mode.current"
-    found = _run("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader")
-    names = ("name", "driver", "memory", "power_limit", "mig")
-    return [dict(zip(names, map(str.strip, line.split(",")), strict=False)) for line in (found or "").splitlines()]
+    return _asked(name="name", driver="driver_version", memory="memory.total", power_limit="power.limit",
+                  mig="mig.mode.current")  # fmt: skip
+
+
+def free_gpu_bytes(index: int) -> int | None:
+    """Memory of a GPU that nobody has taken now; None where the driver does not tell."""
+    told = [gpu["free"] for gpu in _asked(free="memory.free")][index : index + 1]
+    number, _, unit = (told[0] if told else "").partition(" ")
+    return int(number) << 20 if number.isdigit() and unit == "MiB" else None
+
+
+def _asked(**fields: str) -> list[dict[str, str]]:
+    """What nvidia-smi says of every GPU, by our names for its fields."""
+    found = _run("nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader")
+    return [dict(zip(fields, map(str.strip, line.split(",")), strict=False)) for line in (found or "").splitlines()]
 
 
 def _read(path: str) -> str | None:

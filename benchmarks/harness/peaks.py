@@ -52,7 +52,7 @@ def _torch(device: str, sizes: tuple[int, ...], size: int) -> Tasks:
             with torch.inference_mode():
                 run()
             if device != "cpu":
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(device)
 
         return once
 
@@ -72,11 +72,14 @@ def _jax(device: str, sizes: tuple[int, ...], size: int) -> Tasks:
     import jax
     import jax.numpy as jnp
 
-    def waited(function, *arrays):
-        compiled = jax.jit(function)
-        return lambda: jax.block_until_ready(compiled(*arrays))
+    kind, _, index = device.partition(":")
+    where = jax.devices("gpu" if kind == "cuda" else kind)[int(index or 0)]
 
-    with jax.default_matmul_precision("highest"):
+    def waited(function, *arrays):
+        compiled, placed = jax.jit(function), jax.device_put(arrays, where)  # what is put there is computed there
+        return lambda: jax.block_until_ready(compiled(*placed))
+
+    with jax.default_matmul_precision("highest"), jax.default_device(where):
         keys = iter(jax.random.split(jax.random.key(0), 64))
         for dtype in DTYPES:
             for n in sizes:

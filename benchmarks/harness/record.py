@@ -36,7 +36,7 @@ class Record:
         """Append a line of that kind."""
         if kind not in KINDS:
             raise ValueError(f"a record has no lines of kind {kind!r}")
-        line = {"kind": kind, **values}
+        line = {"kind": kind, **values, **_by_the_device(values)}
         self.lines.append(line)
         self._file.write(written(line))
         self._file.flush()
@@ -60,6 +60,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"a record has no place for {type(value).__name__}")
+
+
+def _by_the_device(values: dict[str, Any]) -> Line:
+    """{device_ms}: what the device's events say of every turn of a block, in order; nothing where no turn has any."""
+    found = [getattr(seconds, "device_ms", None) for _, _, seconds in values.get("turns", ())]
+    return {"device_ms": found} if any(told is not None for told in found) else {}
 
 
 def now() -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import compilation, contenders, gate, memory, peaks, timing, waiting
+from benchmarks.harness import compilation, contenders, events, gate, memory, peaks, timing, waiting
 from benchmarks.harness.recipe import Recipe, write_arrays
 from common.accounting import counters
 from common.config import Execution, ModelConfig, SamplingConfig, TrainConfig
@@ -56,7 +56,7 @@ class Service:
         """Make a model; seconds it took."""
         weights, begun = recipe.weights(), time.perf_counter()
         self.models[handle] = self.backend.build(recipe.config, weights, execution)
-        waiting.rest()
+        waiting.rest(execution.device)
         return time.perf_counter() - begun
 
     def free(self, *handles: str) -> None:
@@ -171,49 +171,57 @@ class Service:
     def warm(self, handle: str, task: str, seconds: float, least: int, most: int) -> float:
         """Call until `seconds` have passed, `least` to `most` times after a first call, or once after it if that takes
         long; the median seconds of a call, without the first."""
-        _seconds(self.timed[handle, task], 1)
-        spent = [_seconds(self.timed[handle, task], 1)]
+        self._seconds(handle, task, 1)
+        spent = [self._seconds(handle, task, 1)]
         while spent[0] < timing.LONG_CALL and (len(spent) < least or (sum(spent) < seconds and len(spent) < most)):
-            spent.append(_seconds(self.timed[handle, task], 1))
+            spent.append(self._seconds(handle, task, 1))
         gc.collect()
         gc.freeze()
         return float(np.median(spent[-10:]))
 
-    def sample(self, handle: str, task: str, calls: int, burn_in: int, gap: float) -> float:
+    def sample(self, handle: str, task: str, calls: int, burn_in: int, gap: float) -> events.Sample:
         """Seconds per call over `calls` calls, after a pause and `burn_in` calls of its own that are not timed.
 
         Nothing may compile in here: both frameworks raise if it does.
         """
+        device = self.models[handle].execution.device
         for _ in range(PATIENCE):  # a busy machine may keep an honest one from being seen as done, but not every time
-            spent, late = self._timed(self.timed[handle, task], calls, burn_in, gap)
+            spent, late, device_ms = self._timed(self.timed[handle, task], calls, burn_in, gap, device)
             if late <= LATE * spent + SETTLED:
-                return (spent + late) / calls
+                return events.Sample((spent + late) / calls, None if device_ms is None else device_ms / calls)
         raise UserError(
             f"{task} said it was done after {spent:.3g} s and went on for {late:.3g} s: work that is not waited for"
             " is not timed."
         )
 
-    def _timed(self, run: Callable[[], Any], calls: int, burn_in: int, gap: float) -> tuple[float, float]:
-        """(seconds of the calls, seconds that a device went on after them)."""
+    def _seconds(self, handle: str, task: str, calls: int) -> float:
+        return _seconds(self.timed[handle, task], calls, self.models[handle].execution.device)
+
+    def _timed(
+        self, run: Callable[[], Any], calls: int, burn_in: int, gap: float, device: str
+    ) -> tuple[float, float, float | None]:
+        """(seconds of the calls, seconds that a device went on after them, milliseconds by the device's events)."""
         time.sleep(gap)
         gc.disable()  # a collection in the middle of a sample would be timed as work
         try:
             with compilation.forbidden(), self.watch as watch:
-                _seconds(run, burn_in)
-                begun = time.perf_counter()
-                outputs = [run() for _ in range(calls)]
-                spent, late = time.perf_counter() - begun, waiting.rest(outputs)
+                _seconds(run, burn_in, device)
+                with events.Span(device) as span:
+                    begun = time.perf_counter()
+                    outputs = [run() for _ in range(calls)]
+                    spent = time.perf_counter() - begun
+                late, told = waiting.rest(device, outputs), span.milliseconds()
         finally:
             gc.enable()
         if watch.compile is not None:  # compiled what had been traced before
             raise UserError(compilation.COMPILED)
-        return spent, late
+        return spent, late, told
 
     def peak(self, handle: str, task: str, calls: int) -> dict[str, Any]:
         """Highest memory while a task runs `calls` times; see `memory.Peak`."""
         gc.collect()
         with memory.Peak() as peak:
-            _seconds(self.timed[handle, task], calls)
+            self._seconds(handle, task, calls)
         return peak.found
 
 
@@ -229,11 +237,11 @@ def judging(model: Any, task: str, inputs: np.ndarray, targets: np.ndarray | Non
     return tasks[task]
 
 
-def _seconds(run: Callable[[], Any], calls: int) -> float:
+def _seconds(run: Callable[[], Any], calls: int, device: str) -> float:
     """Seconds of calls, until what they give is there."""
     begun = time.perf_counter()
     for _ in range(calls):
-        waiting.rest(run())
+        waiting.rest(device, run())
     return time.perf_counter() - begun
 
 

@@ -32,7 +32,7 @@ class Timed:
         def run():
             found = tasks[task]()
             if self.execution.device != "cpu":
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(self.execution.device)
             return found
 
         return run

@@ -91,7 +91,7 @@ class Timed:
         def run():
             found = task()
             if self.execution.device != "cpu":
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(self.execution.device)
             return found
 
         return run

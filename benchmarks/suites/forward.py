@@ -12,12 +12,13 @@ PREFILL = {"nano": (1, 96), "gpt2-124m": (1, 512)}
 def contenders(scope: Scope, dtype: str) -> tuple:
     """Both wings as they are, compiled, at their best (of JAX that is the scan: the rest of "fast" is about losses and
     decoding), and from outside."""
-    ours = [wing("torch"), wing("torch", "compiled")]
+    ours, more = [wing("torch"), wing("torch", "compiled")], []
     if dtype == "float32":
         ours += [wing("torch", FASTEST), *plain()]
     else:
-        ours += [wing("torch", how) for how in scope.narrow]
-    return (*ours, wing("jax"), wing("jax", "scan"), *transformers())
+        ours += [wing("torch", how) for how in (*scope.narrow, *scope.flash)]
+        more += [wing("jax", how) for how in scope.flash]
+    return (*ours, wing("jax"), wing("jax", "scan"), *more, *transformers())
 
 
 def cells(scope: Scope) -> Iterator[Cell]:

@@ -37,6 +37,11 @@ class Scope:
         return (*((FASTEST,) if self.multiplies_16_bits else ()), *wide)
 
     @property
+    def flash(self) -> tuple[str, ...]:
+        """Modes of both wings in 16 bits whose attention is a GPU's own kernel (flash attention, cuDNN), asked for."""
+        return () if self.device == "cpu" else (f"{FASTEST}+fused",)
+
+    @property
     def multiplies_16_bits(self) -> bool:
         """Whether the device has instructions for products of bfloat16."""
         return self.device != "cpu" or machine.has_bfloat16()

@@ -21,7 +21,9 @@ def cells(scope: Scope) -> Iterator[Cell]:
         ours = (wing("torch"), wing("jax"), wing("torch", "compiled"), wing("jax", "scan")) if small else ()
         for dtype in scope.dtypes(model):
             single = dtype == "float32"
-            best = (*(wing("torch", how) for how in ((FASTEST,) if single else scope.narrow)), wing("jax", FASTEST))
+            flash = () if single else scope.flash
+            fast = ((FASTEST,) if single else scope.narrow) + flash
+            best = (*(wing("torch", how) for how in fast), *(wing("jax", how) for how in (FASTEST, *flash)))
             # theirs would keep bfloat16 parameters
             more = (*(plain() if small else ()), *transformers()) if single else ()
             size = SIZES.get(model, (4, 256))

@@ -93,10 +93,9 @@ def _plain_kernel(config: ModelConfig, at: Pass, path: str, scores: int) -> Buff
 
 
 def _fused_kernel(config: ModelConfig, at: Pass, path: str, scores: int) -> Buffers:
-    """q, k, the log of each row's normaliser, and the mask as numbers to add. As the CPU's kernel does it."""
+    """q, k and the log of each row's normaliser; it needs no mask (`common.backend.places`)."""
     yield ATTENTION, f"{path} q, k", 2 * at.tokens * config.embed_dim * at.compute
     yield ATTENTION, f"{path} normalisers", at.tokens * config.num_heads * at.reduce
-    yield ATTENTION, f"{path} mask", at.length * at.length * at.compute
 
 
 KERNELS = {"plain": _plain_kernel, "fused": _fused_kernel}

@@ -30,18 +30,35 @@ def plain_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, reduce, rate=0.0, key=Non
 
 
 def fused_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, reduce, rate=0.0, key=None, taps=NO_TAPS):
-    """The same function by `jax.nn.dot_product_attention`: cuDNN on a GPU in 16 bits, XLA elsewhere."""
+    """The same function by `jax.nn.dot_product_attention`: cuDNN on a GPU in 16 bits, XLA elsewhere.
+
+    Without a mask a query sees the keys up to itself: cuDNN leaves the others out. What it cannot compute is refused.
+    """
     # [1-4] n/a: inside the kernel, which can neither show its scores nor draw the shared dropout mask
     if key is not None and rate > 0:
         raise UserError("Fused attention cannot draw the shared dropout mask: use attention='plain' or dropout_attn 0.")
     if q_BHTD.dtype == jnp.float64:
         raise UserError("JAX's fused attention reduces in float32: use attention='plain' for float64.")
     # [5] context = weights v, zero where nothing was visible
-    half = q_BHTD.dtype in (jnp.bfloat16, jnp.float16)
-    kernel = "cudnn" if half and jax.default_backend() == "gpu" else "xla"
+    kernel = _kernel(q_BHTD.dtype)
     swapped = [jnp.swapaxes(x, 1, 2) for x in (q_BHTD, k_BHSD, v_BHSD)]
-    context_BTHD = jax.nn.dot_product_attention(*swapped, mask=mask_B1TS, implementation=kernel)
+    try:
+        if mask_B1TS is None:
+            context_BTHD = jax.nn.dot_product_attention(*swapped, is_causal=True, implementation=kernel)
+            return jnp.swapaxes(context_BTHD, 1, 2)
+        context_BTHD = jax.nn.dot_product_attention(*swapped, mask=mask_B1TS, implementation=kernel)
+    except RuntimeError as error:
+        if kernel != "cudnn" or type(error) not in (RuntimeError, NotImplementedError):
+            raise
+        raise UserError(f"cuDNN's attention cannot compute this: {error} Use attention='plain'.") from error
     return jnp.where(mask_B1TS.any(-1, keepdims=True), jnp.swapaxes(context_BTHD, 1, 2), 0.0)
+
+
+def _kernel(kind):
+    """cuDNN's takes 16 bits. The device is that of the model's scope."""
+    device = jax.config.jax_default_device
+    on_gpu = (jax.default_backend() if device is None else device.platform) == "gpu"
+    return "cudnn" if on_gpu and kind in (jnp.bfloat16, jnp.float16) else "xla"
 
 
 KERNELS = {"plain": plain_attention, "fused": fused_attention}

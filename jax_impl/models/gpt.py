@@ -36,7 +36,7 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Embeddings, blocks and the final norm. ids [B, T] -> (hidden [B, T, E], caches)."""
+    """Embeddings, blocks and the final norm. ids [B, T] -> (hidden [B, T, E], caches). Positions None are 0, 1, 2, …"""
 
     def __init__(self, config, execution):
         self.rate, self.run = config.dropout_embed, STACKS[execution.layers]
@@ -47,7 +47,8 @@ class Decoder(nnx.Module):
 
     def __call__(self, ids_BT, positions_BT, caches=None, dropout_key=None, taps=NO_TAPS):
         # [1] token + position embedding; padding (-1) reads position 0, and nobody reads padding
-        x_BTE = self.embed_tokens(ids_BT) + self.embed_positions(jnp.maximum(positions_BT, 0))
+        at = jnp.arange(ids_BT.shape[1]) if positions_BT is None else jnp.maximum(positions_BT, 0)
+        x_BTE = self.embed_tokens(ids_BT) + self.embed_positions(at)
         x_BTE = dropout(taps("embed", x_BTE), self.rate, layer_key(dropout_key, 0), 0)
         # [2] the blocks
         x_BTE, caches = self.run(self.layers, x_BTE, positions_BT, caches, dropout_key, taps)

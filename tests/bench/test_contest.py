@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from benchmarks.harness.contenders import Contender
 from benchmarks.harness.contest import Rules
 from benchmarks.harness.record import Record
 from benchmarks.harness.summary import summarise
-from common.config import GPTConfig
+from common.config import Execution, GPTConfig
 from common.errors import UserError
 
 HERE = Path(__file__).parent
@@ -208,6 +209,6 @@ def test_warming_up_does_not_count_the_first_call(seconds, calls, monkeypatch):
     """Which may compile; what takes long is called once more, what is short as often as asked."""
     clock, worker = Ticking(seconds), service.Service("none")
     monkeypatch.setattr(service.time, "perf_counter", lambda: clock.now)
-    worker.timed["model", "task"] = clock
+    worker.timed["model", "task"], worker.models["model"] = clock, SimpleNamespace(execution=Execution())
     assert worker.warm("model", "task", 1.0, 3, 10) == pytest.approx(seconds)
     assert clock.calls == calls

@@ -35,4 +35,14 @@ def test_large_models_run_in_16_bits_where_the_device_multiplies_them(told, flag
         assert narrow
         for cell in narrow:
             fast = [one.mode for one in cell.contenders if one.wing == "torch" and one.mode.startswith("fast")]
-            assert fast == list(modes), cell.name
+            assert [mode for mode in fast if mode not in scope.flash] == list(modes), cell.name
+
+
+@pytest.mark.parametrize(("device", "asked"), [("cpu", []), ("cuda", ["torch", "jax"]), ("cuda:1", ["torch", "jax"])])
+def test_a_gpus_own_attention_is_asked_for_in_16_bits(device, asked):
+    """In forward passes and training, of both wings, by a contender of its own; elsewhere nobody has it."""
+    for suite in ("forward", "train", "decode", "prefill", "loss"):
+        for cell in SUITES[suite](Scope(device)):
+            found = [one.wing for one in cell.contenders if one.options.get("attention") == "fused"]
+            expected = asked if suite in ("forward", "train") and cell.dtype == "bfloat16" else []
+            assert found == expected, cell.name

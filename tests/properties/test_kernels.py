@@ -139,6 +139,27 @@ def test_the_kernel_that_runs_is_named(model_of, wing_name, kernel):
     assert model_of(wing_name, dtype="float32").about() == {}
 
 
+def test_flags_name_tf32_and_what_decides_it(model_of):
+    """As read back from the framework after a model was built, and in the words that all wings share."""
+    import torch
+
+    from common import backend
+
+    for name in ("torch", "jax"):
+        model_of(name, dtype="float32")
+        assert backend.load(name).flags()["tf32"] is False
+    assert backend.load("jax").flags()["matmul_precision"] == "highest"
+    flags = backend.load("torch").flags()
+    assert (flags["fp32_precision"], flags["fp32_precision_cuda_matmul"]) == ("ieee", "ieee")
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        flags = backend.load("torch").flags()
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert (flags["tf32"], flags["fp32_precision"], flags["fp32_precision_cuda_matmul"]) == (True, "ieee", "tf32")
+
+
 def test_the_global_norm_is_exact_for_large_tensors(wing):
     """Over 4e6 numbers PyTorch's own sum in float32 is off by 1e-4, and a clipped step with it."""
     import importlib

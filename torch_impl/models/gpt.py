@@ -1,5 +1,6 @@
 """GPT-2 (Radford et al. 2019): learned positions, pre-norm blocks, causal multi-head attention, GELU MLP."""
 
+import torch
 from torch import nn
 
 from common.taps import NO_TAPS
@@ -36,7 +37,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embeddings, blocks and the final norm. ids [B, T] -> (hidden [B, T, E], caches)."""
+    """Embeddings, blocks and the final norm. ids [B, T] -> (hidden [B, T, E], caches). Positions None are 0, 1, 2, …"""
 
     def __init__(self, config, execution):
         super().__init__()
@@ -48,7 +49,8 @@ class Decoder(nn.Module):
 
     def forward(self, ids_BT, positions_BT, caches=None, dropout_key=None, taps=NO_TAPS):
         # [1] token + position embedding; padding (-1) reads position 0, and nobody reads padding
-        x_BTE = self.embed_tokens(ids_BT) + self.embed_positions(positions_BT.clamp(min=0))
+        at = _counted(ids_BT) if positions_BT is None else positions_BT.clamp(min=0)
+        x_BTE = self.embed_tokens(ids_BT) + self.embed_positions(at)
         x_BTE = dropout(taps("embed", x_BTE), self.rate, layer_key(dropout_key, 0), 0)
         # [2] the blocks
         x_BTE, caches = self.run(self.layers, x_BTE, positions_BT, caches, dropout_key, taps)
@@ -81,3 +83,7 @@ class GPT(nn.Module):
         """Logits from hidden states."""
         # [1] hidden W^T, handed on in the precision of reductions
         return at_least(self.product(hidden_BTE, self.head_weight, None), self.reduce)
+
+
+def _counted(ids_BT):
+    return torch.arange(ids_BT.shape[1], dtype=torch.int32, device=ids_BT.device)

@@ -1,0 +1,65 @@
+"""Memory of a GPU is looked at before anything is built on it; what the driver says is played."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import job
+from benchmarks.harness import machine
+from common.errors import UserError
+
+TWO = (
+    {"name": "NVIDIA H200", "driver_version": "570.1", "memory.total": "143771 MiB", "memory.free": "143000 MiB"},
+    {"name": "NVIDIA H200", "driver_version": "570.1", "memory.total": "143771 MiB", "memory.free": "900 MiB"},
+)
+
+
+def driver(*gpus):
+    """`machine._run` where nvidia-smi lists these."""
+
+    def run(*command):
+        if command[0] != "nvidia-smi":
+            return None
+        (query,) = (word.partition("=")[2] for word in command if word.startswith("--query-gpu="))
+        return "\n".join(", ".join(gpu.get(field, "[N/A]") for field in query.split(",")) for gpu in gpus) or None
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("gpus", "index", "free"),
+    [(TWO, 0, 143000 << 20), (TWO, 1, 900 << 20), (TWO, 2, None), ((), 0, None), (({"name": "MIG"},), 0, None)],
+)
+def test_free_memory_of_a_gpu_is_what_the_driver_says(gpus, index, free, monkeypatch):
+    monkeypatch.setattr(machine, "_run", driver(*gpus))
+    assert machine.free_gpu_bytes(index) == free
+
+
+def test_the_machine_tells_of_its_gpus_what_does_not_change(monkeypatch):
+    monkeypatch.setattr(machine, "_run", driver(*TWO))
+    first, second = machine.gpus()
+    assert first == second
+    assert first["memory"] == "143771 MiB"
+    assert list(first) == ["name", "driver", "memory", "power_limit", "mig"]
+
+
+def prepared(folder, device):
+    return job.prepare(job.Settings(suites=("forward",), device=device, quick=True, out=folder))
+
+
+def test_too_little_memory_on_the_device_is_refused_with_the_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_run", driver(*TWO))
+    monkeypatch.setattr(job.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 40))
+    assert prepared(tmp_path, "cuda").device["slug"] == "nvidia-h200"
+    words = r"needs about \d+ GB for its \d+ contenders at once, and 1 GB are free on cuda:1"
+    with pytest.raises(UserError, match=words):
+        prepared(tmp_path, "cuda:1")
+
+
+def test_a_driver_that_does_not_tell_refuses_nothing_and_the_host_still_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_run", driver({"name": "NVIDIA H200"}))
+    monkeypatch.setattr(job.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 40))
+    assert prepared(tmp_path, "cuda").cells
+    monkeypatch.setattr(job.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 28))
+    with pytest.raises(UserError, match=r"and 0 GB are free; choose"):
+        prepared(tmp_path, "cuda")

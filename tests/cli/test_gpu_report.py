@@ -1,0 +1,73 @@
+"""`make gpu-report` in a shell, with a Python that only plays its part: what ends it, and what does not."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FAKE = """#!/bin/sh
+echo "$3 $*" >> "$CALLS"
+case "$3" in
+  parity) sleep "${PARITY_SLEEP:-0}"; exit "${PARITY_CODE:-0}" ;;
+  bench) exit "${BENCH_CODE:-0}" ;;
+esac
+"""
+pytestmark = pytest.mark.skipif(
+    not all(map(shutil.which, ("make", "timeout", "sh"))), reason="needs make and a shell with timeout"
+)
+
+
+@pytest.fixture
+def report(tmp_path):
+    """report(PARITY_CODE=…, …): (exit code, what was told, the commands that were called)."""
+    python = tmp_path / "python"
+    python.write_text(FAKE)
+    python.chmod(0o755)
+
+    def run(*words, **environment):
+        calls = tmp_path / "calls"
+        env = {**os.environ, "CALLS": str(calls), **environment}
+        command = ["make", "gpu-report", f"PYTHON={python}", f"GPU_OUT={tmp_path}/out", *words]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stderr, [line.split() for line in calls.read_text().splitlines()]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("parity", "bench", "called", "told"),
+    [
+        ("0", "0", ["parity", "bench"], None),
+        ("1", "0", ["parity", "bench"], "Error 1"),  # a claim failed
+        ("124", "0", ["parity", "bench"], "Error 124"),  # out of time
+        ("130", "0", ["parity", "bench"], "Error 130"),  # out of time, as the command itself says it
+        ("137", "0", ["parity", "bench"], "Error 137"),  # out of time, and deaf to SIGINT
+        ("2", "0", ["parity"], "Error 2"),  # no GPU, say: there is nothing to measure
+        ("0", "130", ["parity", "bench"], "Error 130"),
+        ("124", "3", ["parity", "bench"], "Error 3"),
+    ],
+)
+def test_what_ends_it(report, parity, bench, called, told):
+    code, words, calls = report(PARITY_CODE=parity, BENCH_CODE=bench)
+    assert [call[0] for call in calls] == called
+    assert (code == 0) is (told is None)
+    assert told is None or told in words
+    assert ("not finished in 200 seconds" in words) is (parity in ("124", "130", "137"))
+
+
+def test_a_certificate_that_takes_too_long_is_stopped_and_the_benchmarks_run(report):
+    code, words, calls = report("PARITY_SECONDS=1", PARITY_SLEEP="30")
+    assert [call[0] for call in calls] == ["parity", "bench"]
+    assert code != 0
+    assert "Error 124" in words
+    assert "not finished in 1 seconds" in words
+
+
+def test_both_commands_get_the_device_and_a_folder(report):
+    _, _, calls = report("DEVICE=cuda:1")
+    for call in calls:
+        assert call[call.index("--device") + 1] == "cuda:1"
+        assert call[call.index("--out") + 1].endswith(f"/out/{'parity' if call[0] == 'parity' else 'perf'}")
