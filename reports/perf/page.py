@@ -21,7 +21,8 @@ TOLD = {
     "breakeven": "Total time of calling, counted from where the contender that compiles less is ready. A line drops"
     " where compiling has paid, with the number of calls. Seen from the reference; all other pairs, and those"
     " where it never pays, are in the table below.",
-    "depth": "Seconds of tracing and compiling before the first result.",
+    "depth": "The first training step less the next one, each time in a process of its own: tracing and compiling."
+    " Medians; whiskers are the 10th and 90th percentile.",
 }
 PHASES = {"import": "Import", "build": "Build", "trace": "Trace", "compile": "Compile", "first": "First call"}
 PEAKS = (("gemm", "Matrix product", "flops"), ("read", "Reading", "bandwidth"), ("copy", "Copying", "bandwidth"))

@@ -12,6 +12,7 @@ from reports.perf.view import Cell, Contender, break_evens, cells
 Row = dict[str, Any]
 PARTS = ("parameters", "gradients", "optimizer", "activations", "cache")
 CLOSED = "closed form"
+TINY = ("cases",)
 
 
 def forest(found: Found) -> list[Row]:
@@ -31,13 +32,14 @@ def forest(found: Found) -> list[Row]:
 
 
 def roofline(found: Found) -> list[Row]:
-    """Achieved FLOP/s by arithmetic intensity, with the measured peaks, where work, bytes and peaks are all known."""
+    """Achieved FLOP/s by arithmetic intensity, with the measured peaks, where work, bytes and peaks are all known; not
+    of models so small that calling takes the time."""
     peaks, rows = found["peaks"], []
     read = (peaks.get("read") or {}).get("value")
     for cell in cells(found):
         flops, moved = cell.cell["flops_full"], cell.cell["bytes"]
         gemm = ((peaks.get("gemm") or {}).get(cell.cell["dtype"]) or {}).get("value")
-        if not (flops and moved and read and gemm):
+        if not (flops and moved and read and gemm) or cell.cell["suite"] in TINY:
             continue
         rows += [
             {
@@ -88,15 +90,14 @@ def breakeven(found: Found) -> list[Row]:
 
 
 def depth(found: Found) -> list[Row]:
-    """Seconds before the first result (trace and compile) by number of layers."""
+    """Seconds of compiling a training step, as its cells time it, by number of layers."""
     rows = []
     for group, value, cell, one in _along(found, ("layers",)):
-        phases = one.one["phases"]
-        if phases is not None and phases["compile"] is not None:
-            spent = phases["compile"] + (phases["trace"] or 0.0)
+        if one.timed:
+            spread = one.one["seconds"]
             rows.append({
                 "group": group, "axis": "layers", "value": value, "cell": cell.cell["cell"], "name": one.title,
-                "wing": one.wing, "seconds": spent,
+                "wing": one.wing, "seconds": spread["median"], "low": spread["p10"], "high": spread["p90"],
             })  # fmt: skip
     return _with_two_places(rows)
 
@@ -121,7 +122,7 @@ def _along(found: Found, names: Sequence[str]) -> list[tuple[str, float, Cell, C
     for cell in cells(found):
         axis = cell.cell["axis"]
         if axis is not None and axis["name"] in names:
-            parts = [cell.cell["task"].capitalize(), cell.cell["model"], cell.cell["dtype"]]
+            parts = [cell.cell["task"].capitalize(), cell.cell["group"], cell.cell["dtype"]]
             parts += [f"batch {cell.cell['batch']}"] if axis["name"] != "batch" else []
             out += [(", ".join(parts), axis["value"], cell, one) for one in cell.contenders if not _refused(one)]
     return sorted(out, key=lambda entry: entry[1])
