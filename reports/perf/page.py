@@ -12,7 +12,8 @@ from reports.perf.plots import PLOTS
 TOLD = {
     "ratio_forest": "A point is how many times as fast a contender is as its cell's reference, the line its 95 %"
     " interval, the band the noise floor: what this machine calls a difference between a function and itself. A hollow"
-    " point: no difference seen. Pairs that are noisy or have too few samples are not drawn.",
+    " point: no difference seen. Carry-over is how much a contender's turn depends on whose turn came before it; what"
+    " does not exceed it is void, and has no point. Pairs that are noisy or have too few samples are not drawn.",
     "roofline": "What was reached, by closed-form FLOPs with full scores, under the roofs of the best matrix product"
     " and the best reading that were measured on this machine. Cells whose least traffic is not known are not drawn.",
     "scaling": "Medians; whiskers are the 10th and 90th percentile.",

@@ -16,17 +16,18 @@ TINY = ("cases",)
 
 
 def forest(found: Found) -> list[Row]:
-    """Every ratio to its cell's reference that may be shown; above 1 the contender is faster than the reference."""
+    """Every ratio to its cell's reference that may be shown; above 1 the contender is faster than the reference. What
+    carry-over voids is named, without a ratio."""
     rows = []
     for cell in cells(found):
         for one in cell.contenders:
             pair = cell.versus(one)
-            if pair is not None and pair.usable:
-                ratio, low, high = pair.values
+            if pair is not None and (pair.usable or pair.state == "carried"):
+                ratio, low, high = pair.values if pair.usable else (None, None, None)
                 rows.append({
                     "cell": cell.cell["cell"], "title": cell.title, "reference": pair.base.title, "name": one.title,
                     "wing": one.wing, "reference_wing": pair.base.wing, "ratio": ratio, "low": low, "high": high,
-                    "floor": pair.pair["floor"], "state": pair.state,
+                    "floor": pair.pair["floor"], "carry_over": pair.pair["carry_over"], "state": pair.state,
                 })  # fmt: skip
     return rows
 

@@ -21,7 +21,7 @@ OF_CELL = (
     "cell", "suite", "task", "model", "batch", "length", "dtype", "unit", "work", "flops_full", "flops_causal", "bytes",
 )  # fmt: skip
 OF_CONTENDER, CONDITIONS = ("name", "wing", "mode", "lower_bound"), ("precision", "threads", "attention")
-VERSUS = ("reference", "ratio", "low", "high", "floor", "state", "verdict")
+VERSUS = ("reference", "ratio", "low", "high", "floor", "carry_over", "state", "verdict")
 SPREAD = ("median", "p10", "p90", "min", "samples")
 MEASURED = ("per_second", "flops_per_second", "mfu_full", "mfu_causal", "bytes_per_second", "mbu")
 PHASES = ("import", "build", "trace", "compile", "first")
@@ -168,5 +168,5 @@ def _versus(found: Found, cell: Cell, one: Contender) -> list[Any]:
     pair = cell.versus(one) if one.timed else None
     ratio = pair.values if pair is not None and pair.usable else (None, None, None)
     base = cell.reference.name if cell.reference is not None else None
-    floor, state = (pair.pair["floor"], pair.state) if pair is not None else (None, None)
-    return [base, *ratio, floor, state, plain(found, say.standing(cell, one))]
+    floor, carry = (pair.pair[key] if pair is not None else None for key in ("floor", "carry_over"))
+    return [base, *ratio, floor, carry, pair.state if pair is not None else None, plain(found, say.standing(cell, one))]

@@ -1,7 +1,7 @@
 """What the summary says, looked at cell by cell: the reference, how others stand to it, and who is fastest.
 
-A contender that was refused has no numbers; a pair that is noisy or has too few samples has no ratio. Both rules stand
-here and nowhere else, so no table, plot or sentence can break them.
+A contender that was refused has no numbers; a pair that is noisy, has too few samples or is void for carry-over has no
+ratio. Both rules stand here and nowhere else, so no table, plot or sentence can break them.
 """
 
 from collections.abc import Iterator
@@ -54,13 +54,15 @@ class Pair:
 
     @property
     def state(self) -> str:
-        """void, few, noisy, same, faster or slower (the other, than the base)."""
+        """void (not measured), few, noisy, carried (carry-over), same, faster or slower (the other, than the base)."""
         if not (self.base.timed and self.other.timed) or self.pair["ratio"] is None:
             return "void"
         if not self.pair["enough"]:
             return "few"
         if self.pair["noisy"]:
             return "noisy"
+        if self.pair["carried"]:
+            return "carried"
         if self.pair["faster"] is None:
             return "same"
         return "faster" if self.pair["faster"] == self.other.name else "slower"

@@ -62,13 +62,16 @@ def interval(pair: Pair) -> Sentence:
 
 
 def verdict(pair: Pair) -> Sentence:
-    """ "JAX scan 1.21 × as fast", "no difference seen (floor 2 %)", "noisy (floor 8 %)", "too few samples"."""
+    """ "JAX scan 1.21 × as fast", "no difference seen (floor 2 %)", "noisy (floor 8 %)", "too few samples", "void:
+    carry-over of 12 %"."""
     if pair.state == "void":
         return ("not measured",)
     if pair.state == "few":
         return ("too few samples",)
     if pair.state == "noisy":
         return ("noisy (", *floor(pair), ")")
+    if pair.state == "carried":
+        return ("void: carry-over of ", Number(f"{pair.at}/carry_over", "percent"))
     if pair.state == "same":
         return ("no difference seen (", *floor(pair), ")")
     seen = pair if pair.state == "faster" else Pair(pair.at, pair.pair, pair.other, pair.base, not pair.inverse)
@@ -112,6 +115,9 @@ def _silence(cell: Cell) -> Sentence:
         worst = max((pair for pair in cell.pairs if pair.state == "noisy"), key=lambda pair: pair.pair["floor"])
         by = Number(f"{worst.at}/floor", "percent")
         return ("noisy: this machine differs from itself by up to ", by, ", so no ratio is shown")
+    if "carried" in states:
+        worst = max((pair for pair in cell.pairs if pair.state == "carried"), key=lambda pair: pair.pair["carry_over"])
+        return ("void: carry-over of up to ", Number(f"{worst.at}/carry_over", "percent"), ", so no ratio is shown")
     if "few" in states:
         return ("too few samples to tell",)
     if not any(one.timed for one in cell.contenders):

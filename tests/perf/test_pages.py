@@ -10,7 +10,7 @@ import made
 import pytest
 from rich.console import Console
 
-from reports.perf import page, series, table
+from reports.perf import page, plots, series, table
 from reports.perf import wording as say
 from reports.perf.numbers import FORMS, look
 from reports.perf.view import cells
@@ -168,6 +168,20 @@ def test_plots_draw_only_what_may_be_shown(summary):
     for name, rows in every.items():
         refused = [r for r in rows if r["cell"] == "forward/gpt2-124m/4x256/bfloat16" and "JAX scan" in r.values()]
         assert not refused or name == "memory"
+
+
+def test_what_carry_over_voids_is_named_in_tables_page_and_plot(summary):
+    own = next(p for p in summary["cells"][0]["pairs"] if (p["first"], p["second"]) == ("torch", "jax"))
+    own.update(carried=True, faster=None, carry_over=0.312)
+    words = "void: carry-over of 31 %"
+    for text in (rendered(summary), shown(summary), table.markdown(summary)):
+        assert words in re.sub(r"<[^>]*>", "", text)
+    (row,) = (row for row in csv.DictReader(io.StringIO(table.csv(summary))) if row["verdict"] == words)
+    assert (row["ratio"], row["carry_over"], row["state"]) == ("", "0.312", "carried")
+    rows = [row for row in series.forest(summary) if row["cell"] == summary["cells"][0]["cell"]]
+    assert [row["ratio"] is None for row in rows] == [row["state"] == "carried" for row in rows]
+    assert words in plots.inline("ratio_forest", rows)
+    assert words in plots.inline("ratio_forest", [row for row in rows if row["ratio"] is None])
 
 
 def test_rows_of_plots_are_the_summarys_numbers(summary):

@@ -45,6 +45,15 @@ def test_noise_has_no_ratio(summary):
     )
 
 
+def test_what_carry_over_voids_is_said_to_be_void(summary):
+    pair(summary, "torch", "jax").update(carried=True, faster=None, carry_over=0.312)
+    assert told(summary, name="jax") == "void: carry-over of 31 %"
+    for number, own in enumerate(summary["cells"][FIRST]["pairs"]):
+        own.update(carried=True, faster=None, carry_over=0.1 + 0.01 * number)
+    most = percent(0.09 + 0.01 * len(summary["cells"][FIRST]["pairs"]))
+    assert told(summary) == f"void: carry-over of up to {most}, so no ratio is shown"
+
+
 def test_a_noisy_pair_has_no_winner_whatever_it_says(summary):
     for own in summary["cells"][FIRST]["pairs"]:
         own.update(noisy=True)
