@@ -95,17 +95,40 @@ def finding(cell: Cell) -> Sentence:
     """Who is fastest in a cell, and by how much; or that nobody can say."""
     leaders = cell.leaders
     if not leaders:
-        return _silence(cell)
-    best = min(leaders, key=lambda one: one.one["seconds"]["median"])
-    pair = cell.runner_up(best)
-    ahead = pair is not None and pair.state == "faster"
-    told = (*verdict(pair), f" as {pair.base.title} (", *interval(pair), "; ", *floor(pair), ")") if ahead else ()
+        return _undecided(cell) if cell.firm else _silence(cell)
+    best = _quickest(leaders)
+    told = _ahead(cell, best)
     if len(leaders) == 1:
         return told or (f"no one was found faster than {best.title}",)
     even: Sentence = (f"no difference seen between {listed(one.title for one in leaders)}",)
     seen = cell.between(leaders[0], leaders[1])
     even += (" (", *floor(seen), ")") if seen is not None and seen.usable else ()
     return (*told, "; ", *even) if told else even
+
+
+def _quickest(some: list[Contender]) -> Contender:
+    return min(some, key=lambda one: one.one["seconds"]["median"])
+
+
+def _ahead(cell: Cell, best: Contender) -> Sentence:
+    """How far somebody is ahead of the best of the others; nothing if not at all."""
+    pair = cell.runner_up(best)
+    if pair is None or pair.state != "faster":
+        return ()
+    return (*verdict(pair), f" as {pair.base.title} (", *interval(pair), "; ", *floor(pair), ")")
+
+
+def _undecided(cell: Cell) -> Sentence:
+    """What was found, and who could not be held against the best (or the best against each other), so may be faster."""
+    best = _quickest(cell.firm)
+    told = list(_ahead(cell, best))
+    told += ["; nobody is called fastest (" if told else "nobody is called fastest ("]
+    names = [(one, other) for one, other in cell.open if best.name in (one.name, other.name)] or cell.open
+    for number, (one, other) in enumerate(names):
+        pair = cell.between(one, other)
+        told += [", " if number else "", f"{one.title} against {other.title}: "]
+        told += verdict(pair) if pair is not None else ["not paired"]
+    return (*told, ")")
 
 
 def _silence(cell: Cell) -> Sentence:
@@ -126,8 +149,8 @@ def _silence(cell: Cell) -> Sentence:
 
 
 def winner(cell: Cell) -> str | None:
-    """The wing that all leaders belong to; None if they are of several, or if there is none."""
-    wings = {one.wing for one in cell.leaders}
+    """The wing of everybody who may be the fastest; None if they are of several, or if nobody knows."""
+    wings = {one.wing for one in cell.front if cell.firm}
     return wings.pop() if len(wings) == 1 else None
 
 
@@ -140,7 +163,7 @@ def headline(found: Found) -> str:
     parts = [f"{wing(name)} is fastest in {number}" for name, number in wins.most_common()]
     even = sum(len(cell.leaders) > 1 and winner(cell) is None for cell in contests)
     parts += [f"no difference between them in {even}"] if even else []
-    silent = sum(not cell.leaders for cell in contests)
+    silent = sum(not cell.leaders and winner(cell) is None for cell in contests)
     parts += [f"no answer in {silent}"] if silent else []
     return f"Of {len(contests)} cell{'' if len(contests) == 1 else 's'}: {', '.join(parts)}."
 

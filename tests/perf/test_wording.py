@@ -66,6 +66,50 @@ def test_too_few_samples(summary):
     assert told(summary, len(summary["cells"]) - 1, "jax scan") == "too few samples"
 
 
+def unclear(summary, name, **why):
+    """Nothing is known of a contender of the first cell."""
+    for own in summary["cells"][FIRST]["pairs"]:
+        if name in (own["first"], own["second"]):
+            own.update(faster=None, **why)
+
+
+def test_nobody_is_called_fastest_while_a_rival_may_be_faster(summary):
+    """And who that is is named; what could be compared is still told."""
+    only(summary, FIRST)
+    assert plain(summary, say.headline(summary)) == "Of 1 cell: JAX is fastest in 1."
+    unclear(summary, "torch compiled", noisy=True, floor=0.0831)
+    cell = Cell(summary, FIRST)
+    assert cell.leaders == []
+    assert {one.name for one in cell.front} == {"torch compiled", "jax", "jax scan"}
+    best = min(cell.firm, key=lambda one: one.one["seconds"]["median"])
+    text = told(summary)
+    assert text.startswith(f"{best.title} ")
+    assert " × as fast as PyTorch (" in text
+    assert text.endswith(f"; nobody is called fastest (PyTorch compiled against {best.title}: noisy (floor 8.3 %))")
+    assert plain(summary, say.headline(summary)) == "Of 1 cell: no answer in 1."
+
+
+def test_a_rival_of_the_same_framework_that_may_be_faster_costs_a_leader_but_no_win(summary):
+    only(summary, FIRST)
+    unclear(summary, "jax", carried=True, carry_over=0.12)
+    assert told(summary).endswith("nobody is called fastest (JAX against JAX scan: void: carry-over of 12 %)")
+    pair(summary, "torch", "jax").update(carried=False, faster="jax")
+    pair(summary, "torch compiled", "jax").update(carried=False, faster="jax")
+    assert Cell(summary, FIRST).leaders == []
+    assert plain(summary, say.headline(summary)) == "Of 1 cell: JAX is fastest in 1."
+
+
+def test_a_rival_that_is_slower_than_somebody_keeps_nobody_from_leading(summary):
+    pair(summary, "jax scan", "transformers").update(carried=True, faster=None)
+    assert "nobody" not in told(summary)
+    assert [one.name for one in Cell(summary, FIRST).leaders] == ["jax", "jax scan"]
+
+
+def only(summary, number):
+    """The summary with one cell alone."""
+    summary["cells"][:] = [summary["cells"][number]]
+
+
 def test_a_refusal_is_told_in_its_own_words(summary):
     assert told(summary, 1, "jax scan").startswith("The logits are 3.1e-02 from the oracle's")
 
