@@ -44,7 +44,7 @@ def build(found: Found) -> Group:
 
 
 def _head(found: Found) -> Text:
-    line = Text(say.headline(found), style="bold")
+    line = Text(plain(found, say.headline(found)), style="bold")
     line.append(f"\n{plain(found, say.footer(found))}", style="not bold dim")
     for warning in say.warnings(found):
         line.append(f"\n{warning}", style="bold red")
@@ -109,7 +109,7 @@ def _ratio(pair: Pair) -> Sentence:
 
 def markdown(found: Found) -> str:
     """table.md: a table for each suite, what was refused and skipped, and how to measure it again."""
-    lines = [f"# {say.headline(found)}", "", f"{plain(found, say.footer(found))}.", ""]
+    lines = [f"# {plain(found, say.headline(found))}", "", f"{plain(found, say.footer(found))}.", ""]
     for warning in say.warnings(found):
         lines += [f"**{warning}**", ""]
     lines += ["Ratio: seconds of the cell's reference over seconds of the row; above 1 the row is faster.", ""]

@@ -1,9 +1,8 @@
 """How findings are put into words: sentences of words and addressed numbers, one place for table, page and plots."""
 
-from collections import Counter
 from collections.abc import Iterable
 
-from reports.perf.numbers import NONE, Found, Number, Sentence
+from reports.perf.numbers import NONE, Found, Number, Sentence, tally
 from reports.perf.view import WINGS, BreakEven, Cell, Contender, Pair, cells
 
 Costs = list[tuple[str, Sentence]]
@@ -154,18 +153,26 @@ def winner(cell: Cell) -> str | None:
     return wings.pop() if len(wings) == 1 else None
 
 
-def headline(found: Found) -> str:
-    """The one sentence a person should take away."""
+def headline(found: Found) -> Sentence:
+    """The one sentence a person should take away; its counts carry the addresses of the cells that they count."""
     contests = [cell for cell in cells(found) if cell.mixed]
     if not contests:
-        return "Nothing was timed in two frameworks."
-    wins = Counter(winner(cell) for cell in contests if winner(cell))
-    parts = [f"{wing(name)} is fastest in {number}" for name, number in wins.most_common()]
-    even = sum(len(cell.leaders) > 1 and winner(cell) is None for cell in contests)
-    parts += [f"no difference between them in {even}"] if even else []
-    silent = sum(not cell.leaders and winner(cell) is None for cell in contests)
-    parts += [f"no answer in {silent}"] if silent else []
-    return f"Of {len(contests)} cell{'' if len(contests) == 1 else 's'}: {', '.join(parts)}."
+        return ("Nothing was timed in two frameworks.",)
+    won: dict[str, list[Cell]] = {}
+    for cell in contests:
+        won.setdefault(winner(cell) or "", []).append(cell)
+    open_ = won.pop("", [])
+    parts = [(f"{wing(name)} is fastest in ", own) for name, own in sorted(won.items(), key=lambda item: -len(item[1]))]
+    parts.append(("no difference between them in ", [cell for cell in open_ if cell.leaders]))
+    parts.append(("no answer in ", [cell for cell in open_ if not cell.leaders]))
+    told: list[str | Number] = ["Of ", _number(contests), f" cell{'' if len(contests) == 1 else 's'}"]
+    for number, (words, own) in enumerate(part for part in parts if part[1]):
+        told += [", " if number else ": ", words, _number(own)]
+    return (*told, ".")
+
+
+def _number(some: list[Cell]) -> Number:
+    return tally(cell.at for cell in some)
 
 
 def warnings(found: Found) -> list[str]:

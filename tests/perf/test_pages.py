@@ -12,7 +12,7 @@ from rich.console import Console
 
 from reports.perf import page, plots, series, table
 from reports.perf import wording as say
-from reports.perf.numbers import FORMS, look
+from reports.perf.numbers import FORMS, TALLY, look, plain
 from reports.perf.view import cells
 
 DATA = re.compile(r'<data value="([^"]*)" data-at="([^"]*)" data-form="(\w+)"(?: data-over="([^"]*)")?>([^<]*)</data>')
@@ -45,7 +45,9 @@ def test_every_number_on_the_page_is_the_summarys(summary):
     found = DATA.findall(text)
     assert len(found) > 500
     for value, at, form, over, told in found:
-        due = look(summary, at) / (look(summary, over) if over else 1)
+        addresses = at.split()
+        assert all(look(summary, address) is not None for address in addresses), at
+        due = len(addresses) if form == TALLY else look(summary, at) / (look(summary, over) if over else 1)
         assert float(value) == due, at
         assert html.unescape(told) == FORMS[form](due), at
 
@@ -53,7 +55,7 @@ def test_every_number_on_the_page_is_the_summarys(summary):
 def test_no_other_number_stands_on_the_page(summary):
     """What is left without the marked numbers is words; digits in them are the summary's own texts, or a count."""
     text = DATA.sub(" ", rendered(summary))
-    text = re.sub(r"<style>.*?</style>|<pre>.*?</pre>|<h1>.*?</h1>", " ", text, flags=re.DOTALL)
+    text = re.sub(r"<style>.*?</style>|<pre>.*?</pre>", " ", text, flags=re.DOTALL)
     text = html.unescape(re.sub(r"<[^>]*>", " ", text))
     known = [*strings(summary), *SAID, "2 threads", ", ".join(map(str, summary["load"]["start"]))]
     known += [", ".join(map(str, summary["load"]["end"])), summary["started"][:10], "2 cores, 2 usable"]
@@ -241,3 +243,30 @@ def test_everything_is_made_from_json_alone(summary):
     assert rendered(again) == rendered(summary)
     assert table.csv(again) == table.csv(summary)
     assert say.headline(again) == say.headline(summary)
+
+
+def test_the_headline_counts_cells_that_the_pairs_bear_out(summary):
+    """Its numbers carry the cells that they count; who wins is found here by another way, from the pairs alone."""
+    heading = re.search(r"<h1>(.*?)</h1>", rendered(summary))[1]
+    parts = dict(re.findall(r'([A-Za-z ]+) <data [^>]*data-at="([^"]*)"', heading))
+    assert re.sub(r"<[^>]*>", "", heading) == plain(summary, say.headline(summary))
+    due = {}
+    for number, cell in enumerate(summary["cells"]):
+        due.setdefault(outcome(cell), []).append(f"cells/{number}")
+    assert {words.strip(): at.split() for words, at in parts.items() if words.strip() != "Of"} == due
+    assert sum(map(len, due.values())) == len(summary["cells"]) == len(parts["Of"].split())
+
+
+def outcome(cell):
+    """What is said of a cell of the summary as it is made: all of its contenders are rivals."""
+    wings = {one["name"]: one["wing"] for one in cell["contenders"] if one["refused"] is None}
+    clear = [pair for pair in cell["pairs"] if pair["enough"] and not pair["noisy"] and not pair["carried"]]
+    losers = {pair["first"] if pair["faster"] == pair["second"] else pair["second"] for pair in clear if pair["faster"]}
+    best = set(wings) - losers
+    if not clear:
+        return "no answer in"
+    if len({wings[name] for name in best}) == 1:
+        return {"jax": "JAX", "torch": "PyTorch"}[wings[best.pop()]] + " is fastest in"
+    between = [pair for pair in clear if {pair["first"], pair["second"]} <= best]
+    settled = len(between) == len(best) * (len(best) - 1) / 2
+    return "no difference between them in" if settled else "no answer in"
