@@ -6,6 +6,8 @@ from reports.perf.numbers import NONE, Found, Number, Sentence, tally
 from reports.perf.view import WINGS, BreakEven, Cell, Contender, Pair, cells
 
 Costs = list[tuple[str, Sentence]]
+# what PyTorch ("ieee", "tf32") and JAX ("highest", …) say of products of float32
+PRODUCTS = {"fp32_precision": "fp32", "matmul_precision": "matmul"}
 
 
 def listed(words: Iterable[str]) -> str:
@@ -19,14 +21,16 @@ def wing(name: str) -> str:
 
 
 def precision(one: Found) -> str:
-    """In what a contender stores, computes and sums."""
+    """In what a contender stores, computes, sums and multiplies, by its settings and its framework's flags."""
     settings = one["settings"]
     kinds = [settings.get(key) or NONE for key in ("param", "compute", "reduce")]
     param, compute, reduce = kinds
     told = [compute]
     told += [f"{param} weights"] if param != compute else []
     told += [f"{reduce} sums"] if reduce != compute else []
-    return ", ".join(told + (["TF32"] if settings.get("tf32") else []))
+    told += ["wide products"] if settings.get("products") == "wide" else []
+    told += [f"{words} {settings[flag]}" for flag, words in PRODUCTS.items() if settings.get(flag)]
+    return ", ".join(told)
 
 
 def threads(one: Found) -> str:

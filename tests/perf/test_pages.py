@@ -16,7 +16,8 @@ from reports.perf.numbers import FORMS, TALLY, look, plain
 from reports.perf.view import cells
 
 DATA = re.compile(r'<data value="([^"]*)" data-at="([^"]*)" data-form="(\w+)"(?: data-over="([^"]*)")?>([^<]*)</data>')
-SAID = ("95 %", "10th", "90th", "sha256", "3.1e-02", "1.0e-05")  # numbers of the page's own text, and of a refusal
+# numbers of the page's own text, and of a refusal
+SAID = ("95 %", "10th", "90th", "sha256", "fp32", "3.1e-02", "1.0e-05")
 
 
 def rendered(found):
@@ -77,14 +78,14 @@ def test_the_page_stands_alone(summary):
 
 def test_every_row_says_how_it_ran(summary):
     one = summary["cells"][0]["contenders"][3]
-    one["settings"] |= {"param": "float32", "compute": "bfloat16", "reduce": "float32", "tf32": True, "threads": 1}
+    one["settings"] |= {"param": "float32", "compute": "bfloat16", "reduce": "float32", "threads": 1}
     one["settings"] |= {"attention": "fused", "kernel": "XLA"}
-    due = "scan; bfloat16, float32 weights, float32 sums, TF32; 1 thread; attention fused: XLA"
+    due = "scan; bfloat16, float32 weights, float32 sums, matmul highest; 1 thread; attention fused: XLA"
     assert due in rendered(summary)
     assert due in shown(summary)
     row = next(r for r in csv.DictReader(io.StringIO(table.csv(summary))) if r["name"] == "jax scan")
     assert [row[key] for key in ("mode", "precision", "threads", "attention")] == [
-        "scan", "bfloat16, float32 weights, float32 sums, TF32", "1", "fused: XLA",
+        "scan", "bfloat16, float32 weights, float32 sums, matmul highest", "1", "fused: XLA",
     ]  # fmt: skip
 
 

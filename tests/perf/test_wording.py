@@ -174,6 +174,15 @@ def test_break_even(summary):
     assert plain(summary, say.break_even(one)) == "never"
 
 
+def test_products_are_told_as_the_frameworks_flags_have_them(summary):
+    first = [say.precision(one) for one in summary["cells"][FIRST]["contenders"]]
+    assert first == ["float32, fp32 ieee"] * 2 + ["float32, matmul highest"] * 2 + [first[4]]
+    assert first[4] == "float32, float32 (softmax, loss) sums, fp32 ieee"
+    one = summary["cells"][FIRST]["contenders"][0]
+    one["settings"] |= {"compute": "bfloat16", "products": "wide", "fp32_precision": "tf32"}
+    assert say.precision(one) == "bfloat16, float32 weights, float32 sums, wide products, fp32 tf32"
+
+
 def test_a_saving_inside_the_noise_pays_for_nothing(summary):
     one = break_evens(summary)[0]
     pair(summary, one.first.name, one.second.name).update(faster=None, floor=0.02)
