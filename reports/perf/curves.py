@@ -36,7 +36,7 @@ def roofline(figure: Any, rows: list[Row], ink: Ink) -> None:
     low = 10 ** math.floor(math.log10(min(row["intensity"] for row in rows)) - 0.1)
     high = 10 ** math.ceil(math.log10(max(*(row["intensity"] for row in rows), *crests)) + 0.1)
     across = np.geomspace(low, high, 200)
-    for (dtype, gemm, read), _ in _by(rows, "dtype", "peak_gemm", "peak_read").items():
+    for (dtype, gemm, read), _ in _by(rows, "multiplies", "peak_gemm", "peak_read").items():
         axes.plot(across, np.minimum(gemm, read * across), color=ink.ink, linewidth=1.2)
         axes.text(
             high, gemm * 1.08, f"{dtype}: {FORMS['flops'](gemm)} ", color=ink.ink, ha="right", va="bottom",

@@ -33,24 +33,23 @@ def forest(found: Found) -> list[Row]:
 
 
 def roofline(found: Found) -> list[Row]:
-    """Achieved FLOP/s by arithmetic intensity, with the measured peaks, where work, bytes and peaks are all known; not
-    of models so small that calling takes the time."""
+    """Achieved FLOP/s by arithmetic intensity, with the measured peaks of the format that is multiplied in, where work,
+    bytes and peaks are all known; not of models so small that calling takes the time."""
     peaks, rows = found["peaks"], []
     read = (peaks.get("read") or {}).get("value")
     for cell in cells(found):
         flops, moved = cell.cell["flops_full"], cell.cell["bytes"]
-        gemm = ((peaks.get("gemm") or {}).get(cell.cell["dtype"]) or {}).get("value")
-        if not (flops and moved and read and gemm) or cell.cell["suite"] in TINY:
+        if not (flops and moved and read) or cell.cell["suite"] in TINY:
             continue
-        rows += [
-            {
-                "cell": cell.cell["cell"], "title": cell.title, "name": one.title, "wing": one.wing,
-                "dtype": cell.cell["dtype"], "intensity": flops / moved,
-                "flops_per_second": one.one["flops_per_second"], "peak_gemm": gemm, "peak_read": read,
-            }
-            for one in cell.contenders
-            if one.timed and one.one["flops_per_second"]
-        ]  # fmt: skip
+        for one in cell.contenders:
+            kind = one.one["multiplies"]
+            gemm = ((peaks.get("gemm") or {}).get(kind) or {}).get("value")
+            if one.timed and gemm and one.one["flops_per_second"]:
+                rows.append({
+                    "cell": cell.cell["cell"], "title": cell.title, "name": one.title, "wing": one.wing,
+                    "multiplies": kind, "intensity": flops / moved, "flops_per_second": one.one["flops_per_second"],
+                    "peak_gemm": gemm, "peak_read": read,
+                })  # fmt: skip
     return rows
 
 

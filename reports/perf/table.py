@@ -23,7 +23,10 @@ OF_CELL = (
 OF_CONTENDER, CONDITIONS = ("name", "wing", "mode", "lower_bound"), ("precision", "threads", "attention")
 VERSUS = ("reference", "ratio", "low", "high", "floor", "carry_over", "state", "verdict")
 SPREAD = ("median", "p10", "p90", "min", "samples")
-MEASURED = ("per_second", "flops_per_second", "mfu_full", "mfu_causal", "bytes_per_second", "mbu")
+MEASURED = (
+    "per_second", "multiplies", "flops_per_second", "mfu_full", "mfu_causal", "mfu_sheet", "bytes_per_second", "mbu",
+    "mbu_sheet",
+)  # fmt: skip
 PHASES = ("import", "build", "trace", "compile", "first")
 MEMORY = ("import", "build", "peak", "planned", "device")
 

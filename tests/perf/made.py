@@ -48,18 +48,21 @@ def cells():
 
 
 def lines(
-    seed=0, *, chosen=None, suites=SUITES, partial=None, quick=False, noisy=("train",), few=(), refused=(), blocks=8
-):
+    seed=0, *, chosen=None, suites=SUITES, partial=None, quick=False, noisy=("train",), few=(), refused=(), blocks=8,
+    peaks=PEAKS, sheet=None,
+):  # fmt: skip
     """The lines of raw.jsonl, as objects."""
     coin, every = random.Random(seed), list(cells() if chosen is None else chosen)
     if chosen is None:
         every = [cell for cell in every if cell.suite in suites]
     yield run(suites, quick)
-    for what, by in PEAKS.items():
+    for what, by in peaks.items():
         for dtype, own in by.items() if what == "gemm" else [("float32", by)]:
             for name, value in own.items():
                 size = 2048 if what == "gemm" else 2**28
                 yield {"kind": "peak", "what": what, "wing": name, "dtype": dtype, "size": size, "value": value}
+    if sheet is not None:
+        yield {"kind": "peak", "what": "sheet", "value": sheet}
     for cell in every:
         yield {"kind": "cell", **told(cell)}
         yield from _contest(coin, cell, noisy, few, refused, blocks)
