@@ -82,6 +82,7 @@ class Cell:
             "batch": self.batch,
             "length": self.length,
             "new": self.new,
+            "cached": self.cached,
             "dtype": self.dtype,
             **work(self),
             "ideal": ideal(self),

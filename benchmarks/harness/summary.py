@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.harness import timing
+from benchmarks.harness.cells import FRESH
 from benchmarks.harness.record import Line, of
 
 SCHEMA = 1
+TOLD, DERIVED = "as the framework tells it", "first call less a steady one"  # where seconds of compiling are from
 WIDER = {"bfloat16": "float32"}  # in which wide products multiply
 SHORT = ("tf32", "tensorfloat32")  # what the frameworks' flags call products of float32 numbers cut short
 SHARES = {
@@ -94,7 +96,7 @@ def _contender(mine, blocks, cell: Line, line: Line, peaks: Mapping[str, Any]) -
         "multiplies": kind,
         **timed,
         **_rates(cell, kind, timed["seconds"], peaks),
-        "phases": next((_without(one, "kind", "cell", "name") for one in of(mine, "phase", name=name)), None),
+        "phases": _phases(mine, cell, line, timed["seconds"]),
         "gate": [_without(one, "kind", "cell", "name") for one in of(mine, "gate", name=name)],
         "memory": next((_without(one, "kind", "cell", "name") for one in of(mine, "memory", name=name)), None),
         "refused": refused,
@@ -103,6 +105,26 @@ def _contender(mine, blocks, cell: Line, line: Line, peaks: Mapping[str, Any]) -
     if over and refused is None:
         found["refused"] = impossible(found, over[0])
     return found
+
+
+def _phases(mine, cell: Line, line: Line, seconds: Mapping[str, float] | None) -> dict[str, Any] | None:
+    """Seconds before the steady state. PyTorch tells nothing of its compiling, so where it compiles that is its first
+    call less a steady one (the median); `compile_how` says which it is. What compiling cells time is that already."""
+    found = next((_without(one, "kind", "cell", "name") for one in of(mine, "phase", name=line["name"])), None)
+    if found is None:
+        return None
+    how = None if found["compile"] is None else TOLD
+    if found["compile"] is None and seconds is not None and _compiles_silently(cell, line):
+        steady = seconds["median"]
+        found["compile"], how = steady if cell["task"] == "compile" else max(0.0, found["first"] - steady), DERIVED
+    return {**found, "compile_how": how}
+
+
+def _compiles_silently(cell: Line, line: Line) -> bool:
+    """Whether PyTorch compiles in a cell: blocks where it is told to, and steps of streamed decoding with a cache."""
+    settings = line["settings"]
+    streams = cell["task"] == "decode" and cell["cached"] and settings.get("decode") == "streamed"
+    return line["wing"] == "torch" and settings.get("compile", streams)
 
 
 def impossible(found: Mapping[str, Any], what: str) -> str:
@@ -150,7 +172,10 @@ def _share(rate: float | None, peak: float | None) -> float | None:
 
 
 def _break_even(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """For two contenders of the same wing: how many calls it takes until the slower start of one is earned back."""
+    """For two contenders of the same wing: how many calls it takes until the slower start of one is earned back.
+    Beginnings have no calls that could."""
+    if cell["task"] in FRESH:
+        return []
     found = []
     ready = [one for one in cell["contenders"] if one["refused"] is None and one["seconds"] and one["phases"]]
     for a, b in itertools.permutations(ready, 2):

@@ -27,7 +27,7 @@ MEASURED = (
     "per_second", "multiplies", "flops_per_second", "mfu_full", "mfu_causal", "mfu_sheet", "bytes_per_second", "mbu",
     "mbu_sheet",
 )  # fmt: skip
-PHASES = ("import", "build", "trace", "compile", "first")
+PHASES = ("import", "build", "trace", "compile", "compile_how", "first")
 MEMORY = ("import", "build", "peak", "planned", "device")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from benchmarks.harness.summary import DERIVED
 from reports.perf.numbers import NONE, Found, Number, Sentence, tally
 from reports.perf.view import WINGS, BreakEven, Cell, Contender, Pair, cells
 
@@ -194,7 +195,14 @@ def costs(one: Contender) -> Costs:
     shares = [("MFU", ("mfu_full",)), ("MBU", ("mbu",))] if one.timed else []
     out: Costs = [(name, (Number(f"{one.at}/{key[0]}", "percent"),)) for name, key in shares]
     out.append(("peak memory", (peak(one),)))
-    return [*out, ("compile", (Number(f"{one.at}/phases/compile", "seconds"),))]
+    return [*out, ("compile", compiling(one))]
+
+
+def compiling(one: Contender) -> Sentence:
+    """Seconds of compiling, and where they are from if no framework told them."""
+    phases = one.one["phases"] or {}
+    seconds = Number(f"{one.at}/phases/compile", "seconds")
+    return (seconds, f" ({phases['compile_how']})") if phases.get("compile_how") == DERIVED else (seconds,)
 
 
 def peak(one: Contender) -> Number:

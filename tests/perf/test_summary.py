@@ -1,5 +1,8 @@
 """What the summary makes of a record: peaks, shares of them, and what is refused for them."""
 
+import csv
+import io
+
 import made
 import pytest
 
@@ -7,6 +10,7 @@ from benchmarks.harness import summary
 from benchmarks.harness.cells import Cell
 from benchmarks.suites.scope import wing
 from common.config import preset
+from reports.perf import page, table
 
 NARROW = Cell(
     "forward", "forward", made.MODEL, preset(made.MODEL), 4, 256, "bfloat16", (wing("torch", "fast+wide"), wing("jax"))
@@ -67,3 +71,36 @@ def test_more_than_the_data_sheet_says_is_not_published(key, share):
     assert "of the data sheet's 1e+09" in told[f"peak of {what}, torch"]
     peaks = found["peaks"]
     assert peaks["gemm"].get("float32") is None if key == "float32" else peaks["read"] is None
+
+
+def decoding(**options):
+    chosen = (wing("torch"), wing("torch", "fast"), wing("jax", "fast"))
+    return Cell("decode", "decode", made.MODEL, preset(made.MODEL), 1, 16, "float32", chosen, 4, **options)
+
+
+def test_what_pytorch_compiles_is_its_first_call_less_a_steady_one():
+    _, (forward, cached, plain) = summarised([next(made.cells()), decoding(), decoding(cached=False, part="no cache")])
+    for one in (forward["torch compiled"], cached["torch fast"]):
+        assert one["phases"]["compile"] == one["phases"]["first"] - one["seconds"]["median"] > 20
+        assert one["phases"]["compile_how"] == summary.DERIVED
+    for one in (forward["torch"], forward["transformers"], cached["torch"], plain["torch fast"]):
+        assert (one["phases"]["compile"], one["phases"]["compile_how"]) == (None, None)
+    assert (forward["jax"]["phases"]["compile"], forward["jax"]["phases"]["compile_how"]) == (9.0, summary.TOLD)
+
+
+def test_a_cell_that_times_compiling_is_such_a_difference_already():
+    found, every = summarised(None, suites=("compile",))
+    for own in every:
+        one = own["torch compiled"]
+        assert (one["phases"]["compile"], one["phases"]["compile_how"]) == (one["seconds"]["median"], summary.DERIVED)
+    assert found["break_even"] == []  # nobody compiles a program again and again
+
+
+def test_derived_seconds_of_compiling_are_told_as_such():
+    found = summary.summarise(made.lines(suites=("forward",)))
+    text = table.markdown(found)
+    derived = [line for line in text.splitlines() if f"({summary.DERIVED})" in line]
+    assert [line.split(" | ")[1] for line in derived] == ["PyTorch compiled"] * 2
+    assert f" s</data> ({summary.DERIVED})</td>" in page.render(found, {})
+    how = {row["name"]: row["phase_compile_how"] for row in csv.DictReader(io.StringIO(table.csv(found)))}
+    assert (how["torch compiled"], how["jax"], how["torch"]) == (summary.DERIVED, summary.TOLD, "")
