@@ -255,6 +255,7 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
     "fused norm": {_PLAIN: {"norm": "fused"}},
     "fused optimizer": {_PLAIN: {"optimizer": "fused"}},
     "chunked loss": {_PLAIN: {"loss": "chunked"}},
+    "streamed": {_PLAIN: {"decode": "streamed"}},
     "native rng": {_PLAIN: {"rng": "native"}},
     "wide": {"torch": {"products": "wide"}, _PLAIN: {}},
     # the best of each wing on a CPU; what each entry buys is what the ablation suite of `parallax bench` measures

@@ -1,8 +1,8 @@
 """A cell: one task at one size in one precision, and who is timed at it. Cells are data; suites list them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
@@ -20,7 +20,8 @@ class Cell:
     """`task` is one of `Model.prepare`, "decode" (generate `new` tokens), or one of FRESH, on `batch` x `length` ids.
 
     `part` says what of a suite this is, where suite, model and size do not tell cells apart ("no cache"). `group` is
-    the model's name without what the axis changes, if that is in it ("nano" of "nano × 6 layers").
+    the model's name without what the axis changes, if that is in it ("nano" of "nano × 6 layers"). `mixed` cells have
+    contenders in several precisions; `dtype` is that of those which name none.
     """
 
     suite: str
@@ -36,18 +37,31 @@ class Cell:
     part: str = ""
     axis: tuple[str, int] | None = None
     group: str = ""
+    mixed: bool = False
     memory: bool = False
     seed: int = 0
 
     @property
     def name(self) -> str:
         size = f"{self.batch}x{self.length}" + (f"+{self.new}" if self.new else "")
-        return "/".join(filter(None, (self.suite, self.part, self.model, size, self.dtype)))
+        return "/".join(filter(None, (self.suite, self.part, self.model, size, self._precision)))
 
     @property
     def title(self) -> str:
         size = f"{self.batch} × {self.length}" + (f" + {self.new}" if self.new else "")
-        return ", ".join(filter(None, (TITLES[self.task], self.part, self.model, size, self.dtype)))
+        return ", ".join(filter(None, (TITLES[self.task], self.part, self.model, size, self._precision)))
+
+    @property
+    def _precision(self) -> str:
+        return "both precisions" if self.mixed else self.dtype
+
+    def dtype_of(self, one: Contender) -> str:
+        """The precision in which a contender runs here, and by which it is judged."""
+        return one.dtype or self.dtype
+
+    def of(self, one: Contender) -> Self:
+        """The cell in a contender's precision."""
+        return replace(self, dtype=self.dtype_of(one))
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -70,7 +84,8 @@ class Cell:
 
     def line(self) -> dict[str, Any]:
         """The cell as its line of the record has it: what it is, its `work`, the bytes that it must keep (`ideal`), and
-        where it lies on an axis along which the cells of a group are compared."""
+        where it lies on an axis along which the cells of a group are compared. `own` is what differs for contenders in
+        a precision of their own, by name."""
         axis = None if self.axis is None else {"name": self.axis[0], "value": self.axis[1]}
         return {
             "cell": self.name,
@@ -85,9 +100,13 @@ class Cell:
             "cached": self.cached,
             "dtype": self.dtype,
             **work(self),
+            "own": {one.name: self._own(one.dtype) for one in self.contenders if one.dtype not in (None, self.dtype)},
             "ideal": ideal(self),
             "axis": axis,
         }
+
+    def _own(self, dtype: str) -> dict[str, Any]:
+        return {"dtype": dtype, "bytes": work(replace(self, dtype=dtype))["bytes"]}
 
 
 TITLES = {

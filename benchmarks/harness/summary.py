@@ -77,7 +77,7 @@ def _cell(lines: Sequence[Line], cell: Line, peaks: Mapping[str, Any]) -> dict[s
     contenders = [_contender(mine, blocks, cell, one, peaks) for one in of(mine, "contender")]
     timed = [one["name"] for one in contenders if one["seconds"] is not None and one["refused"] is None]
     return {
-        **_without(cell, "kind"),
+        **_without(cell, "kind", "own"),
         "blocks": len(blocks),
         "flops": [_without(line, "kind", "cell") for line in of(mine, "flops")],
         "contenders": contenders,
@@ -90,12 +90,14 @@ def _contender(mine, blocks, cell: Line, line: Line, peaks: Mapping[str, Any]) -
     refused = next((found["reason"] for found in of(mine, "refused", name=name)), None)
     ran = any(turn.name == name for block in blocks for turn in block)
     timed = timing.of_one(blocks, name) if ran else {"seconds": None, "self_ratio": None, "carry_over": None}
-    kind = multiplies(line["settings"])
+    kind, own = multiplies(line["settings"]), {**cell, **cell["own"].get(name, {})}
     found = {
         **_without(line, "kind", "cell"),
+        "dtype": own["dtype"],
+        "bytes": own["bytes"],
         "multiplies": kind,
         **timed,
-        **_rates(cell, kind, timed["seconds"], peaks),
+        **_rates(own, kind, timed["seconds"], peaks),
         "phases": _phases(mine, cell, line, timed["seconds"]),
         "gate": [_without(one, "kind", "cell", "name") for one in of(mine, "gate", name=name)],
         "memory": next((_without(one, "kind", "cell", "name") for one in of(mine, "memory", name=name)), None),

@@ -9,10 +9,11 @@ MAIN = {"nano": (64, 32), "gpt2-124m": (128, 64)}  # prompt and new tokens
 CONTEXTS = {"nano": (16, 64, 112), "gpt2-124m": (32, 256, 512, 960)}
 BATCHES = (1, 4, 16)
 SHORT = 16
+RUNGS = {"torch": ("default", "streamed", FASTEST), "jax": ("default", "streamed")}
 
 
 def cells(scope: Scope) -> Iterator[Cell]:
-    """One prompt first, then the sweeps."""
+    """One prompt first, each wing's precisions against each other, then the sweeps."""
     model = scope.main
     config, (prompt, new) = scope.config(model), MAIN.get(model, (128, 64))
     best = (wing("torch", FASTEST), wing("jax", FASTEST))
@@ -24,8 +25,24 @@ def cells(scope: Scope) -> Iterator[Cell]:
 
     yield cell(1, prompt, "float32", every, new, memory=True)
     yield cell(1, prompt, "bfloat16", narrow, new)
+    for name, modes in (("torch", scope.narrow), ("jax", (FASTEST,))):
+        both = (wing(name, FASTEST), *(wing(name, how, "bfloat16") for how in modes))
+        yield cell(1, prompt, "float32", both, new, part=name, mixed=True)
     yield cell(1, prompt, "float32", (*best, *transformers()), SHORT, cached=False, part="no cache")
     for length in CONTEXTS.get(model, (32, 256)):
         yield cell(1, length, "float32", best, part="context", axis=("context", length))
     for batch in BATCHES[: 2 if scope.quick else None]:
         yield cell(batch, prompt, "float32", best, part="batch", axis=("batch", batch))
+
+
+def ablations(scope: Scope) -> Iterator[Cell]:
+    """Streaming alone beside the plain form and everything together, one wing at a time; in bfloat16 where the device
+    multiplies 16 bits, on a CPU with wide products, too."""
+    model = scope.main
+    config, (prompt, new) = scope.config(model), MAIN.get(model, (128, 64))
+    for dtype in ("float32", "bfloat16") if scope.multiplies_16_bits else ("float32",):
+        for name, modes in RUNGS.items():
+            wide = [how for how in scope.narrow if name == "torch" and dtype == "bfloat16" and how not in modes]
+            wide = ["wide", *wide] if wide else []
+            chosen = tuple(wing(name, how) for how in (*modes, *wide))
+            yield Cell("ablation", "decode", model, config, 1, prompt, dtype, chosen, new, part=name)

@@ -51,11 +51,12 @@ class Scope:
         return self.small if self.quick else self.model
 
 
-def wing(name: str, how: str = "default", title: str | None = None) -> Contender:
-    """A wing in one of the modes of `common.config.MODES`."""
-    label = name if how == "default" else f"{name} {how}"
-    told = title or (TITLES[name] if how == "default" else f"{TITLES[name]} {how}")
-    return Contender(label, told, name, name, how, mode(how, name))
+def wing(name: str, how: str = "default", dtype: str | None = None) -> Contender:
+    """A wing in one of the modes of `common.config.MODES`, and in a precision of its own if one is named."""
+    label, told = (called if how == "default" else f"{called} {how}" for called in (name, TITLES[name]))
+    if dtype:
+        label, told = f"{label} {dtype}", f"{told}, {dtype}"
+    return Contender(label, told, name, name, how, mode(how, name), dtype=dtype)
 
 
 def outside(name: str, title: str, entry: str, framework: str, lower_bound: bool = False) -> tuple[Contender, ...]:

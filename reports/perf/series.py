@@ -38,13 +38,13 @@ def roofline(found: Found) -> list[Row]:
     peaks, rows = found["peaks"], []
     read = (peaks.get("read") or {}).get("value")
     for cell in cells(found):
-        flops, moved = cell.cell["flops_full"], cell.cell["bytes"]
-        if not (flops and moved and read) or cell.cell["suite"] in TINY:
+        flops = cell.cell["flops_full"]
+        if not (flops and read) or cell.cell["suite"] in TINY:
             continue
         for one in cell.contenders:
-            kind = one.one["multiplies"]
+            kind, moved = one.one["multiplies"], one.one["bytes"]
             gemm = ((peaks.get("gemm") or {}).get(kind) or {}).get("value")
-            if one.timed and gemm and one.one["flops_per_second"]:
+            if one.timed and gemm and moved:
                 rows.append({
                     "cell": cell.cell["cell"], "title": cell.title, "name": one.title, "wing": one.wing,
                     "multiplies": kind, "intensity": flops / moved, "flops_per_second": one.one["flops_per_second"],

@@ -18,9 +18,10 @@ HEADS = (
 )  # fmt: skip
 WIDE, NAMES = 75, 20  # characters of an indented line, and of a contender's name
 OF_CELL = (
-    "cell", "suite", "task", "model", "batch", "length", "dtype", "unit", "work", "flops_full", "flops_causal", "bytes",
+    "cell", "suite", "task", "model", "batch", "length", "unit", "work", "flops_full", "flops_causal",
 )  # fmt: skip
-OF_CONTENDER, CONDITIONS = ("name", "wing", "mode", "lower_bound"), ("precision", "threads", "attention")
+OF_CONTENDER = ("name", "wing", "mode", "dtype", "bytes", "lower_bound")
+CONDITIONS = ("precision", "threads", "attention")
 VERSUS = ("reference", "ratio", "low", "high", "floor", "carry_over", "state", "verdict")
 SPREAD = ("median", "p10", "p90", "min", "samples")
 MEASURED = (

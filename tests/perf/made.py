@@ -115,7 +115,8 @@ def settings(cell, one):
 
 def compiling(cell, one):
     """Seconds of it, None for those who do not."""
-    if one.wing == "torch" and not (one.options.get("compile") or (cell.task, one.mode) == ("decode", "fast")):
+    streams = cell.task == "decode" and cell.cached and one.options.get("decode") == "streamed"
+    if one.wing == "torch" and not (one.options.get("compile") or streams):
         return None
     if one.options.get("layers") == "scan":
         return COMPILING["scan"]

@@ -52,10 +52,19 @@ def test_every_cell_on_an_axis_is_drawn(found):
     assert groups == {cell["group"] for cell in found["cells"] if cell["suite"] == "compile"}
 
 
-def test_nobody_is_refused_and_cells_have_names_of_their_own(found):
+def test_nobody_is_refused(found):
     assert [one["refused"] for cell in found["cells"] for one in cell["contenders"] if one["refused"]] == []
-    names = [cell["cell"] for cell in found["cells"]]
-    assert len(set(names)) == len(names)
+
+
+def test_bfloat16_meets_float32(found):
+    """Once in each wing: decoding, with a ratio between them."""
+    for name in ("torch", "jax"):
+        cell = next(cell for cell in found["cells"] if cell["cell"].startswith(f"decode/{name}/"))
+        kinds = {one["name"]: one["dtype"] for one in cell["contenders"]}
+        assert next((kinds[pair["first"]], kinds[pair["second"]]) for pair in cell["pairs"]) == ("float32", "bfloat16")
+        for one in cell["contenders"]:
+            assert one["bytes_per_second"] == one["bytes"] / one["seconds"]["median"]
+        assert cell["contenders"][1]["bytes"] < 0.6 * cell["contenders"][0]["bytes"]
 
 
 @pytest.fixture(scope="module")
