@@ -174,14 +174,14 @@ def _share(rate: float | None, peak: float | None) -> float | None:
 
 
 def _break_even(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """For two contenders of the same wing: how many calls it takes until the slower start of one is earned back.
+    """For two contenders of the same wing: how many calls it takes until the longer compiling of one is earned back.
     Beginnings have no calls that could."""
     if cell["task"] in FRESH:
         return []
     found = []
     ready = [one for one in cell["contenders"] if one["refused"] is None and one["seconds"] and one["phases"]]
     for a, b in itertools.permutations(ready, 2):
-        extra = b["phases"]["first"] - a["phases"]["first"]
+        extra = _compiling(b) - _compiling(a)
         if a["wing"] != b["wing"] or extra <= 0:
             continue
         saved = a["seconds"]["median"] - b["seconds"]["median"]
@@ -197,3 +197,8 @@ def _break_even(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _compiling(one: Mapping[str, Any]) -> float:
+    """Seconds of tracing and compiling; who tells of none does neither."""
+    return sum(one["phases"][what] or 0.0 for what in ("trace", "compile"))

@@ -12,7 +12,7 @@ from reports.perf.view import Cell, Contender, break_evens, cells
 Row = dict[str, Any]
 PARTS = ("parameters", "gradients", "optimizer", "activations", "cache")
 CLOSED = "closed form"
-TINY = ("cases",)
+ELSEWHERE = ("cases", "ablation")  # suites of models so small that calling takes the time, and of what options buy
 
 
 def forest(found: Found) -> list[Row]:
@@ -34,12 +34,12 @@ def forest(found: Found) -> list[Row]:
 
 def roofline(found: Found) -> list[Row]:
     """Achieved FLOP/s by arithmetic intensity, with the measured peaks of the format that is multiplied in, where work,
-    bytes and peaks are all known; not of models so small that calling takes the time."""
+    bytes and peaks are all known; not of suites about other things."""
     peaks, rows = found["peaks"], []
     read = (peaks.get("read") or {}).get("value")
     for cell in cells(found):
         flops = cell.cell["flops_full"]
-        if not (flops and read) or cell.cell["suite"] in TINY:
+        if not (flops and read) or cell.cell["suite"] in ELSEWHERE:
             continue
         for one in cell.contenders:
             kind, moved = one.one["multiplies"], one.one["bytes"]

@@ -36,7 +36,7 @@ def test_every_plot_has_rows(found):
     assert set(rows) == set(series.SERIES)
     suites = {cell["cell"]: cell["suite"] for cell in found["cells"]}
     drawn = {name: {suites[row["cell"]] for row in own} for name, own in rows.items()}
-    assert drawn["roofline"] >= {"forward", "prefill", "train", "decode", "loss", "ablation"}
+    assert drawn["roofline"] >= {"forward", "prefill", "train", "decode", "loss"}
     assert drawn["ratio_forest"] >= {"forward", "prefill", "train", "decode", "ablation", "cases", "compile"}
     assert {row["axis"] for row in rows["scaling"]} == {"context", "batch"}
     parts = {(suites[row["cell"]], row["what"]) for row in rows["memory"] if row["name"] == series.CLOSED}

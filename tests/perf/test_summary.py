@@ -104,3 +104,16 @@ def test_derived_seconds_of_compiling_are_told_as_such():
     assert f" s</data> ({summary.DERIVED})</td>" in page.render(found, {})
     how = {row["name"]: row["phase_compile_how"] for row in csv.DictReader(io.StringIO(table.csv(found)))}
     assert (how["torch compiled"], how["jax"], how["torch"]) == (summary.DERIVED, summary.TOLD, "")
+
+
+def test_only_compiling_has_to_be_earned_back():
+    """First calls of who compiles nothing differ, too."""
+    chosen = (wing("torch"), wing("torch", "fast"), wing("torch", "compiled"), wing("jax"), wing("jax", "scan"))
+    cell = Cell("forward", "forward", made.MODEL, preset(made.MODEL), 4, 256, "float32", chosen)
+    found, (own,) = summarised([cell])
+    entries = {(row["first"], row["second"]): row for row in found["break_even"]}
+    assert set(entries) == {("torch", "torch compiled"), ("torch fast", "torch compiled"), ("jax scan", "jax")}
+    for (first, second), row in entries.items():
+        phases = [own[name]["phases"] for name in (second, first)]
+        spent = [(phase["compile"] or 0) + (phase["trace"] or 0) for phase in phases]
+        assert row["extra_compile"] == spent[0] - spent[1]
