@@ -47,7 +47,7 @@ def recipe(cell: Cell) -> Recipe:
 
 def check(cell: Cell, one: Contender) -> None:
     """Raises AssertionError with the gate's sentence if the contender's result is not the judge's."""
-    own = Here(one.source)
+    own, mine = Here(one.source), cell.of(one)
     own.ask("start")
     own.ask("build", MODEL, recipe(cell), one.execution(cell.dtype, "cpu", None))
     if cell.task in FRESH:
@@ -56,8 +56,8 @@ def check(cell: Cell, one: Contender) -> None:
     _, shown = own.ask("begin", MODEL, cell.task, contest.GATE_CALLS.get(cell.task, 1))
     if cell.task in DECODING:
         judge, ids = _judge(contest.ORACLE, recipe(cell)), cell.tokens()[0]
-        found = contest.choice(cell, shown["tokens"], lambda tokens: judge.ask("regret", MODEL, ids, tokens))
+        found = contest.choice(mine, shown["tokens"], lambda tokens: judge.ask("regret", MODEL, ids, tokens))
     else:
-        found = contest.verdicts(cell, one, shown, _wanted(cell))
-    refusal = gate.refusal(found, cell.dtype, contest.judge_title(cell))
+        found = contest.verdicts(mine, one, shown, _wanted(cell))
+    refusal = gate.refusal(found, mine.dtype, contest.judge_title(cell))
     assert refusal is None, refusal

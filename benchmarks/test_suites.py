@@ -19,7 +19,7 @@ def pytest_generate_tests(metafunc):
     pairs = [(cell, one) for suite in SUITES.values() for cell in suite(scope) for one in cell.contenders]
     marked = []
     for cell, one in pairs:
-        quick = cell.suite in QUICK and cell.dtype == "float32" and one.mode not in SLOW and not cell.axis
+        quick = cell.suite in QUICK and cell.dtype_of(one) == "float32" and one.mode not in SLOW and not cell.axis
         slow = not (option.parallax_run or quick)
         marks = [pytest.mark.full] if slow else []
         marked.append(pytest.param((cell, one), id=f"{cell.name}-{one.name}".replace(" ", "_"), marks=marks))

@@ -262,6 +262,7 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
     "fused norm": {_PLAIN: {"norm": "fused"}},
     "fused optimizer": {_PLAIN: {"optimizer": "fused"}},
     "chunked loss": {_PLAIN: {"loss": "chunked"}},
+    "streamed": {_PLAIN: {"decode": "streamed"}},
     "native rng": {_PLAIN: {"rng": "native"}},
     "kept": {_PLAIN: {"allocator": "kept"}},
     "wide": {"torch": {"products": "wide"}, _PLAIN: {}},

@@ -1,15 +1,15 @@
 """A cell: one task at one size in one precision, and who is timed at it. Cells are data; suites list them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
 from benchmarks.harness.contenders import Contender
 from common import params
 from common.accounting import activations, flops, memory
-from common.config import ModelConfig, SamplingConfig, TrainConfig
+from common.config import PRECISIONS, ModelConfig, SamplingConfig, TrainConfig
 
 TRAIN = TrainConfig(schedule="constant", learning_rate=1e-4, clip_norm=1.0)
 FRESH = ("compile", "start-up", "load")  # every turn in a process of its own, which measures a beginning
@@ -19,7 +19,9 @@ FRESH = ("compile", "start-up", "load")  # every turn in a process of its own, w
 class Cell:
     """`task` is one of `Model.prepare`, "decode" (generate `new` tokens), or one of FRESH, on `batch` x `length` ids.
 
-    `part` says what of a suite this is, where suite, model and size do not tell cells apart ("no cache").
+    `part` says what of a suite this is, where suite, model and size do not tell cells apart ("no cache"). `group` is
+    the model's name without what the axis changes, if that is in it ("nano" of "nano × 6 layers"). `mixed` cells have
+    contenders in several precisions; `dtype` is that of those which name none.
     """
 
     suite: str
@@ -34,18 +36,32 @@ class Cell:
     cached: bool = True
     part: str = ""
     axis: tuple[str, int] | None = None
+    group: str = ""
+    mixed: bool = False
     memory: bool = False
     seed: int = 0
 
     @property
     def name(self) -> str:
         size = f"{self.batch}x{self.length}" + (f"+{self.new}" if self.new else "")
-        return "/".join(filter(None, (self.suite, self.part, self.model, size, self.dtype)))
+        return "/".join(filter(None, (self.suite, self.part, self.model, size, self._precision)))
 
     @property
     def title(self) -> str:
         size = f"{self.batch} × {self.length}" + (f" + {self.new}" if self.new else "")
-        return ", ".join(filter(None, (TITLES[self.task], self.part, self.model, size, self.dtype)))
+        return ", ".join(filter(None, (TITLES[self.task], self.part, self.model, size, self._precision)))
+
+    @property
+    def _precision(self) -> str:
+        return "both precisions" if self.mixed else self.dtype
+
+    def dtype_of(self, one: Contender) -> str:
+        """The precision in which a contender runs here, and by which it is judged."""
+        return one.dtype or self.dtype
+
+    def of(self, one: Contender) -> Self:
+        """The cell in a contender's precision."""
+        return replace(self, dtype=self.dtype_of(one))
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -67,7 +83,9 @@ class Cell:
         return self.tokens()
 
     def line(self) -> dict[str, Any]:
-        """The cell as its line of the record has it."""
+        """The cell as its line of the record has it: what it is, its `work`, the bytes that it must keep (`ideal`), and
+        where it lies on an axis along which the cells of a group are compared. `own` is what differs for contenders in
+        a precision of their own, by name."""
         axis = None if self.axis is None else {"name": self.axis[0], "value": self.axis[1]}
         return {
             "cell": self.name,
@@ -75,14 +93,20 @@ class Cell:
             "task": self.task,
             "title": self.title,
             "model": self.model,
+            "group": self.group or self.model,
             "batch": self.batch,
             "length": self.length,
             "new": self.new,
+            "cached": self.cached,
             "dtype": self.dtype,
             **work(self),
+            "own": {one.name: self._own(one.dtype) for one in self.contenders if one.dtype not in (None, self.dtype)},
             "ideal": ideal(self),
             "axis": axis,
         }
+
+    def _own(self, dtype: str) -> dict[str, Any]:
+        return {"dtype": dtype, "bytes": work(replace(self, dtype=dtype))["bytes"]}
 
 
 TITLES = {
@@ -90,6 +114,7 @@ TITLES = {
     "prefill": "Prefill",
     "train": "Training step",
     "decode": "Decoding",
+    "continue": "Decoding after a filled cache",
     "gradients": "Loss and gradients",
     "loss": "Loss",
     "optimizer": "AdamW step",
@@ -102,48 +127,110 @@ TITLES = {
 
 
 def work(cell: Cell) -> dict[str, Any]:
-    """What one call has to do: units, FLOPs with full and with causal scores, least bytes; None where it has none."""
+    """What one call has to do: units, FLOPs with full and with causal scores, least bytes; None where it has none.
+
+    Least bytes are what has to pass between memory and processor however it is programmed: every weight is read once in
+    a pass through the model, in the format of compute, and what a call leaves behind is written. Whatever may stay in a
+    cache of the processor (activations, scores) counts nothing, so a real program moves more.
+    """
     rule = WORK.get(cell.task)
     found = {"unit": "calls", "work": 1, "flops_full": None, "flops_causal": None, "bytes": None}
     return found | (rule(cell) if rule else {})
 
 
+def _tokens(count: int, found: tuple[int, int], moved: int) -> dict[str, Any]:
+    return {"unit": "tokens", "work": count, "flops_full": found[0], "flops_causal": found[1], "bytes": moved}
+
+
+def _flops(rule: Any, *sizes: Any, **options: Any) -> tuple[int, int]:
+    """(full, causal)"""
+    full, causal = (sum(rule(*sizes, causal=c, **options).values()) for c in (False, True))
+    return full, causal
+
+
+def _read(cell: Cell) -> int:
+    """Bytes of the weights that one pass reads; of tables that are looked up, a row for every position."""
+    return memory.decode_bytes(cell.config, cell.length, 0, cell.dtype)["weights read"]
+
+
+def _logits(cell: Cell, rows: int) -> int:
+    return rows * cell.config.vocab_size * memory.ITEM_BYTES[PRECISIONS[cell.dtype].compute]
+
+
+def _cache(cell: Cell) -> int:
+    """Bytes of a cache of `length` slots."""
+    return memory.kv_cache(cell.config, cell.batch, cell.length, PRECISIONS[cell.dtype].compute)
+
+
+def _kept(cell: Cell) -> int:
+    """Bytes of all parameters as they are kept: those of their gradients, and of each average, too."""
+    return memory.weights(cell.config, PRECISIONS[cell.dtype].param)
+
+
 def _forward(cell: Cell) -> dict[str, Any]:
-    return {"unit": "tokens", "work": cell.batch * cell.length, **_flops(flops.forward, cell)}
+    """The weights are read, all logits written."""
+    count, found = cell.batch * cell.length, _flops(flops.forward, cell.config, cell.batch, cell.length)
+    return _tokens(count, found, _read(cell) + _logits(cell, count))
 
 
-def _training(cell: Cell) -> dict[str, Any]:
-    return {"unit": "tokens", "work": cell.batch * cell.length, **_flops(flops.training, cell)}
+def _prefill(cell: Cell) -> dict[str, Any]:
+    """The weights are read, a cache that is full afterwards and the last logits written."""
+    count, found = cell.batch * cell.length, _flops(flops.prefill, cell.config, cell.batch, cell.length)
+    return _tokens(count, found, _read(cell) + _cache(cell) + _logits(cell, cell.batch))
 
 
-def _flops(rule: Any, cell: Cell) -> dict[str, int]:
-    full, causal = (sum(rule(cell.config, cell.batch, cell.length, causal=c).values()) for c in (False, True))
-    return {"flops_full": full, "flops_causal": causal}
+def _gradients(cell: Cell) -> dict[str, Any]:
+    """The weights are read forwards and backwards, the gradients written; logits need not be."""
+    count, found = cell.batch * cell.length, _flops(flops.training, cell.config, cell.batch, cell.length)
+    return _tokens(count, found, 2 * _read(cell) + _kept(cell))
 
 
-def _decode(cell: Cell) -> dict[str, Any]:
-    """With a cache, every new token needs all weights and the cache so far."""
-    found: dict[str, Any] = {"unit": "tokens", "work": cell.batch * cell.new}
-    if cell.cached:
-        kind = cell.dtype
-        steps = [
-            sum(memory.decode_bytes(cell.config, cell.batch, cell.length + step, kind).values())
-            for step in range(cell.new)
-        ]
-        found["bytes"] = sum(steps)
-    return found
+def _train(cell: Cell) -> dict[str, Any]:
+    """As for gradients, and then the optimizer's pass, which waits for the norm of all of them."""
+    found = _gradients(cell)
+    return {**found, "bytes": found["bytes"] + _optimizer(cell)["bytes"]}
 
 
 def _optimizer(cell: Cell) -> dict[str, Any]:
     """Weights, gradients and two averages are read, and all but the gradients written."""
-    return {"unit": "parameters", "work": params.count(cell.config), "bytes": 7 * memory.weights(cell.config)}
+    return {"unit": "parameters", "work": params.count(cell.config), "bytes": 7 * _kept(cell)}
+
+
+def _decode(cell: Cell) -> dict[str, Any]:
+    """With a cache: a prefill, which gives the first token, and a step for every other one, which reads all weights and
+    the cache so far and writes a slot; "full" FLOPs are those on a cache as large as it becomes. Without: a pass over
+    all tokens so far for every token, of which the head predicts the last."""
+    config, batch, lengths = cell.config, cell.batch, [cell.length + step for step in range(cell.new)]
+    if not cell.cached:
+        passes = [_flops(flops.prefill, config, batch, length) for length in lengths]
+        full, causal = (sum(kind) for kind in zip(*passes, strict=True))
+        return _tokens(batch * cell.new, (full, causal), cell.new * _read(cell))
+    full, causal = _flops(flops.prefill, config, batch, cell.length, slots=lengths[-1])
+    moved, steps = _read(cell) + _cache(cell), lengths[1:]
+    if steps:  # FLOPs are linear in what a step sees, so the first and the last step tell of all
+        ends = [_flops(flops.decode_step, config, batch, lengths[-1], visible=seen) for seen in (steps[0], steps[-1])]
+        full, causal = full + len(steps) * ends[0][0], causal + len(steps) * (ends[0][1] + ends[1][1]) // 2
+        moved += sum(sum(memory.decode_bytes(config, batch, seen, cell.dtype).values()) for seen in steps)
+    return _tokens(batch * cell.new, (full, causal), moved)
+
+
+def _continue(cell: Cell) -> dict[str, Any]:
+    """The first token is chosen from what the prompt left behind; every other one takes a step."""
+    config, batch, seen = cell.config, cell.batch, [cell.length + step for step in range(1, cell.new)]
+    if not seen:
+        return _tokens(batch, (0, 0), 0)
+    ends = [_flops(flops.decode_step, config, batch, seen[-1], visible=own) for own in (seen[0], seen[-1])]
+    moved = sum(sum(memory.decode_bytes(config, batch, own, cell.dtype).values()) for own in seen)
+    return _tokens(batch * cell.new, (len(seen) * ends[0][0], len(seen) * (ends[0][1] + ends[1][1]) // 2), moved)
 
 
 WORK: Mapping[str, Any] = {
     "forward": _forward,
-    "gradients": _training,
-    "train": _training,
+    "prefill": _prefill,
+    "gradients": _gradients,
+    "train": _train,
     "decode": _decode,
+    "continue": _continue,
     "optimizer": _optimizer,
 }
 

@@ -21,7 +21,8 @@ class Contender:
     """One arm of a contest. `source` is the name of a backend, of an entry point in OUTSIDE, or "module:attribute";
     `mode` says how it runs and `options` are the fields of `Execution` that make it so. A `lower_bound` is as
     little as its framework needs for the task: others are held against it, and it wins nothing. `allowed` are
-    relative errors of outputs that its library computes worse than the precision could.
+    relative errors of outputs that its library computes worse than the precision could. `dtype` is its own precision,
+    where that is not its cell's.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Contender:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     lower_bound: bool = False
     allowed: Mapping[str, float] = field(default_factory=dict, hash=False)
+    dtype: str | None = None
 
     def line(self, settings: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, Any]:
         """Who this is and how it computes, as its line of the record has it."""
@@ -39,7 +41,8 @@ class Contender:
         return {**about, "lower_bound": self.lower_bound, "settings": settings, "versions": versions}
 
     def execution(self, dtype: str, device: str, threads: int) -> Execution:
-        return Execution(dtype=dtype, device=device, threads=threads, **self.options)
+        """How it runs in a cell of that precision."""
+        return Execution(dtype=self.dtype or dtype, device=device, threads=threads, **self.options)
 
 
 @functools.cache

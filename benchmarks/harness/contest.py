@@ -162,8 +162,9 @@ def _cell(cell: Cell, own, begun, wanted, recipe: Recipe, rules: Rules, record: 
     refuse = Refusals(cell, record)
     shown = _first_calls(cell, own, begun, refuse, record)
     steady: dict[str, float] = {}
+    of_name = {one.name: one for one in cell.contenders}
     for name, all_verdicts in _verdicts(cell, shown, wanted, recipe, rules).items():
-        reason = _entered(cell, name, all_verdicts, record)
+        reason = _entered(cell.of(of_name[name]), name, all_verdicts, record)
         if reason is not None:
             refuse.add(name, reason)
             continue
@@ -278,10 +279,10 @@ def judge_title(cell: Cell) -> str:
 
 def _verdicts(cell: Cell, shown: Mapping[str, list[Any]], wanted, recipe: Recipe, rules: Rules):
     """The gate's verdicts on what every process of every contender gave: {name: [[verdict, …], …]}."""
+    own = {one.name: one for one in cell.contenders}
     if cell.task not in DECODING:
-        own = {one.name: one for one in cell.contenders}
         return {
-            name: [verdicts(cell, own[name], digests, wanted[cell.name]) for digests in all_digests]
+            name: [verdicts(cell.of(own[name]), own[name], digests, wanted[cell.name]) for digests in all_digests]
             for name, all_digests in shown.items()
         }
     if not shown:
@@ -295,7 +296,9 @@ def _verdicts(cell: Cell, shown: Mapping[str, list[Any]], wanted, recipe: Recipe
         def regret(tokens: tuple[tuple[int, ...], ...]) -> float:
             return worker.ask("regret", MODEL, ids, tokens)
 
-        return {name: [choice(cell, rows, regret) for rows in all_rows] for name, all_rows in shown.items()}
+        return {
+            name: [choice(cell.of(own[name]), rows, regret) for rows in all_rows] for name, all_rows in shown.items()
+        }
 
 
 def _entered(cell: Cell, name: str, all_verdicts: Sequence[list[gate.Verdict]], record: Record) -> str | None:

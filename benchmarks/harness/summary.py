@@ -7,9 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.harness import timing
+from benchmarks.harness.cells import FRESH
 from benchmarks.harness.record import Line, of, written
 
 SCHEMA = 1
+TOLD, DERIVED = "as the framework tells it", "first call less a steady one"  # where seconds of compiling are from
+WIDER = {"bfloat16": "float32"}  # in which wide products multiply
+SHORT = ("tf32", "tensorfloat32")  # what the frameworks' flags call products of float32 numbers cut short
+SHARES = {
+    **dict.fromkeys(("mfu_full", "mfu_causal", "mbu"), "this machine's measured peak"),
+    **dict.fromkeys(("mfu_sheet", "mbu_sheet"), "the data sheet's peak"),
+}
 
 
 def summarise(lines: Sequence[Line], sha256: str | None = None) -> dict[str, Any]:
@@ -17,7 +25,7 @@ def summarise(lines: Sequence[Line], sha256: str | None = None) -> dict[str, Any
     how many calls on a compilation pays. `sha256` is that of their file, if they have one."""
     lines = list(lines)
     run, end = lines[0], next(of(lines, "end"), {"finished": None, "partial": "not finished", "load": None})
-    peaks = _peaks(lines)
+    peaks, beyond = _peaks(lines)
     cells = [_cell(lines, cell, peaks) for cell in of(lines, "cell")]
     kept = ("command", "started", "device", "machine", "threads", "quick", "suites")
     return {
@@ -30,7 +38,7 @@ def summarise(lines: Sequence[Line], sha256: str | None = None) -> dict[str, Any
         "peaks": peaks,
         "cells": cells,
         "break_even": list(itertools.chain.from_iterable(map(_break_even, cells))),
-        "skipped": [_without(line, "kind") for line in of(lines, "skipped")],
+        "skipped": [_without(line, "kind") for line in of(lines, "skipped")] + beyond,
     }
 
 
@@ -38,13 +46,20 @@ def _without(line: Line, *names: str) -> dict[str, Any]:
     return {name: value for name, value in line.items() if name not in names}
 
 
-def _peaks(lines: Sequence[Line]) -> dict[str, Any]:
-    """The best of every measured peak: GEMM in FLOP/s by dtype, reading and copying in bytes/s; the data sheet's."""
-    found: dict[str, Any] = {"gemm": {}, "read": None, "copy": None, "sheet": None}
+def _peaks(lines: Sequence[Line]) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """The best of every measured peak: GEMM in FLOP/s by dtype, reading and copying in bytes/s; the data sheet's. And
+    those that exceed the data sheet, which are left out: what was skipped, and why."""
+    sheet = next((line["value"] for line in of(lines, "peak", what="sheet")), None)
+    found: dict[str, Any] = {"gemm": {}, "read": None, "copy": None, "sheet": sheet}
+    beyond = []
     for line in of(lines, "peak"):
         what, value = line["what"], line["value"]
         if what == "sheet":
-            found["sheet"] = value
+            continue
+        most = (sheet or {}).get(line["dtype"] if what == "gemm" else "bandwidth")
+        if most is not None and not 0 < value / most <= 1:
+            told = f"{value:.3g} is {value / most:.0%} of the data sheet's {most:.3g}: one of them is wrong"
+            beyond.append({"what": f"peak of {what}, {line['dtype']}, {line['wing']}", "reason": told})
             continue
         if what == "gemm":
             entry = found["gemm"].setdefault(line["dtype"], {"value": 0.0, "by": {}})
@@ -52,7 +67,7 @@ def _peaks(lines: Sequence[Line]) -> dict[str, Any]:
             entry = found[what] = found[what] or {"value": 0.0, "by": {}}
         entry["by"][line["wing"]] = max(value, entry["by"].get(line["wing"], 0.0))
         entry["value"] = max(value, entry["value"])
-    return found
+    return found, beyond
 
 
 def _cell(lines: Sequence[Line], cell: Line, peaks: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +76,7 @@ def _cell(lines: Sequence[Line], cell: Line, peaks: Mapping[str, Any]) -> dict[s
     contenders = [_contender(mine, blocks, cell, one, peaks) for one in of(mine, "contender")]
     timed = [one["name"] for one in contenders if one["seconds"] is not None and one["refused"] is None]
     return {
-        **_without(cell, "kind"),
+        **_without(cell, "kind", "own"),
         "blocks": len(blocks),
         "flops": [_without(line, "kind", "cell") for line in of(mine, "flops")],
         "contenders": contenders,
@@ -74,55 +89,98 @@ def _contender(mine, blocks, cell: Line, line: Line, peaks: Mapping[str, Any]) -
     refused = next((found["reason"] for found in of(mine, "refused", name=name)), None)
     ran = any(turn.name == name for block in blocks for turn in block)
     timed = timing.of_one(blocks, name) if ran else {"seconds": None, "self_ratio": None, "carry_over": None}
+    kind, own = multiplies(line["settings"]), {**cell, **cell["own"].get(name, {})}
     found = {
         **_without(line, "kind", "cell"),
+        "dtype": own["dtype"],
+        "bytes": own["bytes"],
+        "multiplies": kind,
         **timed,
-        **_rates(cell, timed["seconds"], peaks),
-        "phases": next((_without(one, "kind", "cell", "name") for one in of(mine, "phase", name=name)), None),
+        **_rates(own, kind, timed["seconds"], peaks),
+        "phases": _phases(mine, cell, line, timed["seconds"]),
         "gate": [_without(one, "kind", "cell", "name") for one in of(mine, "gate", name=name)],
         "memory": next((_without(one, "kind", "cell", "name") for one in of(mine, "memory", name=name)), None),
         "refused": refused,
     }
-    over = [what for what in ("mfu_full", "mfu_causal", "mbu") if (found[what] or 0) > 1]
+    over = [what for what in SHARES if found[what] is not None and not 0 < found[what] <= 1]
     if over and refused is None:
         found["refused"] = impossible(found, over[0])
     return found
 
 
+def _phases(mine, cell: Line, line: Line, seconds: Mapping[str, float] | None) -> dict[str, Any] | None:
+    """Seconds before the steady state. PyTorch tells nothing of its compiling, so where it compiles that is its first
+    call less a steady one (the median); `compile_how` says which it is. What compiling cells time is that already."""
+    found = next((_without(one, "kind", "cell", "name") for one in of(mine, "phase", name=line["name"])), None)
+    if found is None:
+        return None
+    how = None if found["compile"] is None else TOLD
+    if found["compile"] is None and seconds is not None and _compiles_silently(cell, line):
+        steady = seconds["median"]
+        found["compile"], how = steady if cell["task"] == "compile" else max(0.0, found["first"] - steady), DERIVED
+    return {**found, "compile_how": how}
+
+
+def _compiles_silently(cell: Line, line: Line) -> bool:
+    """Whether PyTorch compiles in a cell: blocks where it is told to, and steps of streamed decoding with a cache."""
+    settings = line["settings"]
+    streams = cell["task"] == "decode" and cell["cached"] and settings.get("decode") == "streamed"
+    return line["wing"] == "torch" and settings.get("compile", streams)
+
+
 def impossible(found: Mapping[str, Any], what: str) -> str:
     """More than the machine can do means a wrong peak, wrong work or work that was not waited for."""
     return (
-        f"{found['name']} would use {found[what]:.0%} of this machine's measured peak ({what}): its time, its work or"
-        " the peak is wrong, so it is not published."
+        f"{found['name']} would use {found[what]:.0%} of {SHARES[what]} ({what}): its time, its work or the peak is"
+        " wrong, so it is not published."
     )
 
 
-def _rates(cell: Line, seconds: Mapping[str, float] | None, peaks: Mapping[str, Any]) -> dict[str, float | None]:
-    """Units, FLOPs and bytes per second at the median, and their shares of the measured peaks."""
-    names = ("per_second", "flops_per_second", "mfu_full", "mfu_causal", "bytes_per_second", "mbu")
-    found: dict[str, float | None] = dict.fromkeys(names)
+def multiplies(settings: Mapping[str, Any]) -> str | None:
+    """The format in which linear layers multiply, as a contender's settings have it: the one whose peak holds. None
+    where they are not known."""
+    kind = settings.get("compute")
+    if settings.get("products") == "wide":
+        kind = WIDER.get(kind, kind)
+    cut = any(value in SHORT for value in settings.values())
+    return "tf32" if kind == "float32" and cut else kind
+
+
+def _rates(
+    cell: Line, kind: str | None, seconds: Mapping[str, float] | None, peaks: Mapping[str, Any]
+) -> dict[str, float | None]:
+    """Units, FLOPs and bytes per second at the median, and their shares of the measured peaks and of the data sheet's,
+    those of matrix products in the format that is multiplied in."""
+    found: dict[str, float | None] = dict.fromkeys(("per_second", "flops_per_second", "bytes_per_second", *SHARES))
     if seconds is None:
         return found
-    median = seconds["median"]
-    gemm, read = peaks["gemm"].get(cell["dtype"]), peaks["read"]
+    median, sheet = seconds["median"], peaks["sheet"] or {}
     found["per_second"] = cell["work"] / median if cell.get("work") else None
     if cell.get("flops_full"):
-        found["flops_per_second"] = cell["flops_full"] / median
-        if gemm:
-            found["mfu_full"] = cell["flops_full"] / median / gemm["value"]
-            found["mfu_causal"] = cell["flops_causal"] / median / gemm["value"] if cell.get("flops_causal") else None
+        rate, gemm = cell["flops_full"] / median, (peaks["gemm"].get(kind) or {}).get("value")
+        causal = cell["flops_causal"] / median if cell.get("flops_causal") else None
+        found |= {"flops_per_second": rate, "mfu_full": _share(rate, gemm), "mfu_causal": _share(causal, gemm)}
+        found["mfu_sheet"] = _share(rate, sheet.get(kind))
     if cell.get("bytes"):
-        found["bytes_per_second"] = cell["bytes"] / median
-        found["mbu"] = cell["bytes"] / median / read["value"] if read else None
+        rate, read = cell["bytes"] / median, (peaks["read"] or {}).get("value")
+        found |= {"bytes_per_second": rate, "mbu": _share(rate, read)}
+        found["mbu_sheet"] = _share(rate, sheet.get("bandwidth"))
     return found
 
 
+def _share(rate: float | None, peak: float | None) -> float | None:
+    return None if rate is None or peak is None else rate / peak
+
+
 def _break_even(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """For two contenders of the same wing: how many calls it takes until the slower start of one is earned back."""
+    """For two contenders of the same wing: how many calls it takes until the longer compiling of one is earned back.
+    Beginnings have no calls that could."""
+    if cell["task"] in FRESH:
+        return []
     found = []
     ready = [one for one in cell["contenders"] if one["refused"] is None and one["seconds"] and one["phases"]]
     for a, b in itertools.permutations(ready, 2):
-        extra = b["phases"]["first"] - a["phases"]["first"]
+        extra = _compiling(b) - _compiling(a)
         if a["wing"] != b["wing"] or extra <= 0:
             continue
         saved = a["seconds"]["median"] - b["seconds"]["median"]
@@ -138,3 +196,8 @@ def _break_even(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _compiling(one: Mapping[str, Any]) -> float:
+    """Seconds of tracing and compiling; who tells of none does neither."""
+    return sum(one["phases"][what] or 0.0 for what in ("trace", "compile"))

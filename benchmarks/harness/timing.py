@@ -142,16 +142,18 @@ def compare(blocks: Sequence[Block], first: str, second: str) -> dict[str, Any]:
     """What the blocks say of two contenders: ratio of seconds (first over second), its interval, the floor, a verdict.
 
     The floor is the largest ratio that either cannot be told from itself by: the far end of the A/A intervals. One is
-    faster only if the interval excludes 1 and the ratio lies beyond the floor and beyond the carry-over.
+    faster only if the interval excludes 1 and the ratio lies beyond the floor and beyond the carry-over, the larger of
+    theirs; `carried` says that it is the carry-over alone that withholds the verdict.
     """
     ratio, low, high = between(blocks, first, second)
     selves = [interval(log_ratios(blocks, name, name)) for name in (first, second)]
     floor = max(max(abs(low_), abs(high_)) for _, low_, high_ in selves)
-    beyond = max(floor, *(abs(carry_over(blocks, name) or 0.0) for name in (first, second)))
+    known = (carry_over(blocks, name) for name in (first, second))
+    carry = max((abs(found) for found in known if found is not None), default=None)
     enough = len(blocks) >= ENOUGH
-    faster = None
-    if enough and (low > 0 or high < 0) and abs(ratio) > beyond:
-        faster = second if ratio > 0 else first
+    differ = enough and (low > 0 or high < 0) and abs(ratio) > floor
+    carried = differ and carry is not None and abs(ratio) <= carry
+    faster = (second if ratio > 0 else first) if differ and not carried else None
     return {
         "first": first,
         "second": second,
@@ -161,6 +163,8 @@ def compare(blocks: Sequence[Block], first: str, second: str) -> dict[str, Any]:
         "floor": math.expm1(floor),
         "noisy": floor > NOISY,
         "enough": enough,
+        "carry_over": None if carry is None else math.expm1(carry),
+        "carried": carried,
         "faster": faster,
     }
 

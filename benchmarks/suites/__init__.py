@@ -3,6 +3,12 @@
 from benchmarks.suites import decode, depth, forward, parts, starting, train
 from benchmarks.suites.scope import Scope
 
+
+def _ablations(scope: Scope):
+    yield from train.ablations(scope)
+    yield from decode.ablations(scope)
+
+
 SUITES = {
     "forward": forward.cells,
     "prefill": forward.prefills,
@@ -12,7 +18,7 @@ SUITES = {
     "optimizer": parts.optimizers,
     "random": parts.random_numbers,
     "cases": parts.cases,
-    "ablation": train.ablations,
+    "ablation": _ablations,
     "compile": depth.cells,
     "start-up": starting.starts,
     "load": starting.loads,

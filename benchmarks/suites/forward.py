@@ -14,7 +14,8 @@ def contenders(scope: Scope, dtype: str) -> tuple:
     decoding), and from outside."""
     ours, more = [wing("torch"), wing("torch", "compiled")], []
     if dtype == "float32":
-        ours += [wing("torch", FASTEST), *plain()]
+        ours += [wing("torch", FASTEST), wing("torch", "compiled+fused+kept"), *plain()]
+        more += [wing("jax", "scan+kept")]
     else:
         ours += [wing("torch", how) for how in (*scope.narrow, *scope.flash)]
         more += [wing("jax", how) for how in scope.flash]

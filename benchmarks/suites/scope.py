@@ -1,6 +1,6 @@
 """What a run is about: device, sizes, and the contenders that every suite chooses from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from benchmarks.harness import machine
@@ -56,11 +56,12 @@ class Scope:
         return self.small if self.quick else self.model
 
 
-def wing(name: str, how: str = "default", title: str | None = None) -> Contender:
-    """A wing in one of the modes of `common.config.MODES`."""
-    label = name if how == "default" else f"{name} {how}"
-    told = title or (TITLES[name] if how == "default" else f"{TITLES[name]} {how}")
-    return Contender(label, told, name, name, how, mode(how, name))
+def wing(name: str, how: str = "default", dtype: str | None = None) -> Contender:
+    """A wing in one of the modes of `common.config.MODES`, and in a precision of its own if one is named."""
+    label, told = (called if how == "default" else f"{called} {how}" for called in (name, TITLES[name]))
+    if dtype:
+        label, told = f"{label} {dtype}", f"{told}, {dtype}"
+    return Contender(label, told, name, name, how, mode(how, name), dtype=dtype)
 
 
 def outside(name: str, title: str, entry: str, framework: str, lower_bound: bool = False) -> tuple[Contender, ...]:
@@ -81,6 +82,13 @@ def plain() -> tuple[Contender, ...]:
     )
 
 
-def transformers() -> tuple[Contender, ...]:
-    """Hugging Face's GPT-2, where it is installed."""
-    return outside("transformers", "transformers", "transformers", "transformers")
+def transformers(kept: bool = False) -> tuple[Contender, ...]:
+    """Hugging Face's GPT-2, where it is installed; `kept` adds it in a process that keeps its memory."""
+    found = outside("transformers", "transformers", "transformers", "transformers")
+    more = {
+        "name": "transformers kept",
+        "title": "transformers, kept memory",
+        "mode": "kept",
+        "options": mode("kept", ""),
+    }
+    return found + tuple(replace(one, **more) for one in found if kept)

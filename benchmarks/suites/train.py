@@ -7,9 +7,10 @@ from benchmarks.suites.scope import FASTEST, Scope, plain, transformers, wing
 
 SIZES = {"nano": (8, 128), "gpt2-124m": (4, 256)}
 ABLATION = {"nano": (8, 128), "gpt2-124m": (2, 128)}
+BEST = {"torch": f"{FASTEST}+fused+kept", "jax": f"{FASTEST}+kept"}
 RUNGS = {
-    "torch": ("default", "fused", "fused norm", "fused optimizer", "chunked loss", "compiled", FASTEST),
-    "jax": ("default", "fused", "chunked loss", "scan", FASTEST),
+    "torch": ("default", "fused", "fused norm", "fused optimizer", "chunked loss", "compiled", "kept", FASTEST),
+    "jax": ("default", "fused", "chunked loss", "scan", "checkpointed", "kept", FASTEST),
 }
 
 
@@ -24,8 +25,11 @@ def cells(scope: Scope) -> Iterator[Cell]:
             flash = () if single else scope.flash
             fast = ((FASTEST,) if single else scope.narrow) + flash
             best = (*(wing("torch", how) for how in fast), *(wing("jax", how) for how in (FASTEST, *flash)))
+            if single:
+                kept = tuple(wing(name, how) for name, how in BEST.items())
+                best = (*best, *kept) if small else kept
             # theirs would keep bfloat16 parameters
-            more = (*(plain() if small else ()), *transformers()) if single else ()
+            more = (*(plain() if small else ()), *transformers(kept=not small)) if single else ()
             size = SIZES.get(model, (4, 256))
             yield Cell("train", "train", model, scope.config(model), *size, dtype, (*ours, *best, *more), memory=True)
 
@@ -37,5 +41,5 @@ def ablations(scope: Scope) -> Iterator[Cell]:
         config = config.with_(num_layers=config.num_layers // 2)
         model = f"{model} × {config.num_layers} layers"
     for name, modes in RUNGS.items():
-        chosen = tuple(wing(name, mode) for mode in modes)
+        chosen = tuple(wing(name, mode) for mode in (*modes, BEST[name]))
         yield Cell("ablation", "train", model, config, *size, "float32", chosen, part=name, memory=True)

@@ -6,7 +6,7 @@ import numpy as np
 
 from reports.drawing import NARROW
 from reports.perf.ink import LETTER, Ink, ratio_ticks
-from reports.perf.numbers import factor
+from reports.perf.numbers import factor, percent
 from reports.perf.series import CLOSED, PARTS, Row
 
 LINE = 0.2  # inches of height for each line
@@ -53,7 +53,7 @@ def forest_size(rows: list[Row]) -> tuple[float, float]:
 
 
 def forest(figure: Any, rows: list[Row], ink: Ink) -> None:
-    """Ratios with interval, over the noise floor as a band."""
+    """Ratios with interval, over the noise floor as a band; what is void is named in their place."""
     axes = figure.subplots()
     axes.set_xscale("log")
     at, labels, heads = 0.0, [], []
@@ -64,7 +64,8 @@ def forest(figure: Any, rows: list[Row], ink: Ink) -> None:
             _ratio(axes, at, row, ink)
             labels.append((at, row["name"]))
         at += 2
-    ends = [value for row in rows for value in (row["low"], row["high"], 1 + row["floor"], 1 / (1 + row["floor"]))]
+    ends = [1 + row["floor"] for row in rows] + [1 / (1 + row["floor"]) for row in rows]
+    ends += [row[end] for row in rows for end in ("low", "high") if row[end] is not None]
     low, high = min(*ends, 0.9), max(*ends, 1.1)
     margin = (high / low) ** 0.05
     low, high = low / margin, high * margin
@@ -82,11 +83,15 @@ def forest(figure: Any, rows: list[Row], ink: Ink) -> None:
 def _ratio(axes: Any, at: float, row: Row, ink: Ink) -> None:
     reach, colour = 1 + row["floor"], ink.wing(row["wing"])
     axes.barh(at, reach - 1 / reach, left=1 / reach, height=0.8, color=ink.band)
+    aside = {"transform": axes.get_yaxis_transform(), "va": "center", "color": colour, "fontsize": LETTER}
+    if row["state"] == "carried":
+        axes.text(1.015, at, f"void: carry-over of {percent(row['carry_over'])}", **aside)
+        return
     axes.plot([row["low"], row["high"]], [at, at], color=colour, linewidth=2.4, solid_capstyle="butt")
     face = "none" if row["state"] == "same" else colour
     axes.plot([row["ratio"]], [at], "o", color=colour, markersize=5.5, markerfacecolor=face)
     text = f"{factor(row['ratio'])} ({factor(row['low'])} to {factor(row['high'])})"
-    axes.text(1.015, at, text, transform=axes.get_yaxis_transform(), va="center", color=colour, fontsize=LETTER)
+    axes.text(1.015, at, text, **aside)
 
 
 def memory_size(rows: list[Row]) -> tuple[float, float]:

@@ -36,7 +36,7 @@ def roofline(figure: Any, rows: list[Row], ink: Ink) -> None:
     low = 10 ** math.floor(math.log10(min(row["intensity"] for row in rows)) - 0.1)
     high = 10 ** math.ceil(math.log10(max(*(row["intensity"] for row in rows), *crests)) + 0.1)
     across = np.geomspace(low, high, 200)
-    for (dtype, gemm, read), _ in _by(rows, "dtype", "peak_gemm", "peak_read").items():
+    for (dtype, gemm, read), _ in _by(rows, "multiplies", "peak_gemm", "peak_read").items():
         axes.plot(across, np.minimum(gemm, read * across), color=ink.ink, linewidth=1.2)
         axes.text(
             high, gemm * 1.08, f"{dtype}: {FORMS['flops'](gemm)} ", color=ink.ink, ha="right", va="bottom",
@@ -60,18 +60,29 @@ def roofline(figure: Any, rows: list[Row], ink: Ink) -> None:
 
 
 def _numbers(axes: Any, below: Any, rows: list[Row], ink: Ink) -> None:
-    """A number under each column of points, aside where two would meet; their names stand below the plot."""
+    """A number under each column of points, aside where two would meet, and one range under columns side by side; their
+    names stand below the plot."""
     cells = sorted(_by(rows, "cell").values(), key=lambda own: own[0]["intensity"])
+    columns: list[list[int]] = []
+    for number, own in enumerate(cells):
+        x = math.log10(own[0]["intensity"])
+        if columns and x - math.log10(cells[columns[-1][0]][0]["intensity"]) < 0.06:
+            columns[-1].append(number)
+        else:
+            columns.append([number])
     taken = [(math.log10(row["intensity"]), math.log10(row["flops_per_second"])) for row in rows]
     placed: list[tuple[float, float]] = []
-    for number, own in enumerate(cells, 1):
-        x, y = math.log10(own[0]["intensity"]), math.log10(min(row["flops_per_second"] for row in own)) - 0.13
+    for numbers in columns:
+        own = [row for number in numbers for row in cells[number]]
+        ends = [math.log10(cells[numbers[end]][0]["intensity"]) for end in (0, -1)]
+        x, y = sum(ends) / 2, math.log10(min(row["flops_per_second"] for row in own)) - 0.13
         while any(abs(x - a) < 0.09 and abs(y - b) < 0.14 for a, b in placed) or any(
             abs(x - a) < 0.05 and abs(y - b) < 0.08 for a, b in taken
         ):
             x += 0.03
         placed.append((x, y))
-        axes.text(10**x, 10**y, str(number), color=ink.ink, fontsize=LETTER, ha="center", va="center")
+        told = "–".join(str(number + 1) for number in sorted({numbers[0], numbers[-1]}))
+        axes.text(10**x, 10**y, told, color=ink.ink, fontsize=LETTER, ha="center", va="center")
     names = [f"{number}{NARROW}{own[0]['title']}" for number, own in enumerate(cells, 1)]
     half = math.ceil(len(names) / 2)
     below.set_axis_off()

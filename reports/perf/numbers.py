@@ -5,11 +5,12 @@ number carries its address and raw value, so that anybody can hold the page agai
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 Found = Mapping[str, Any]
+TALLY = "tally"  # the form of a number that counts what lies at its addresses
 NONE = "—"  # not measured, or not known
 
 
@@ -25,6 +26,11 @@ class Number:
 Sentence = tuple[str | Number, ...]
 
 
+def tally(addresses: Iterable[str]) -> Number:
+    """How many there are: a number whose address is all of theirs."""
+    return Number(" ".join(addresses), TALLY)
+
+
 def look(found: Found, at: str) -> Any:
     """The value at an address; None where the summary has nothing there."""
     value: Any = found
@@ -36,7 +42,9 @@ def look(found: Found, at: str) -> Any:
 
 
 def value_of(found: Found, number: Number) -> Any:
-    """The value of a number, divided by its divisor if it has one."""
+    """The value of a number, divided by its divisor if it has one; of a tally, how many of its addresses are there."""
+    if number.form == TALLY:
+        return sum(look(found, at) is not None for at in number.at.split())
     value = look(found, number.at)
     over = look(found, number.over) if number.over else None
     return value / over if over and value is not None else value
@@ -125,4 +133,5 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "bandwidth": _scaled("B/s"),
     "sci": lambda value: "0" if value == 0 else f"{value:.1e}",
     "text": str,
+    TALLY: str,
 }

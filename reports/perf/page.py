@@ -1,6 +1,6 @@
 """One self-contained page: every number on it is an address in summary.json, nothing comes from outside."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from reports import html
@@ -12,16 +12,19 @@ from reports.perf.plots import PLOTS
 TOLD = {
     "ratio_forest": "A point is how many times as fast a contender is as its cell's reference, the line its 95 %"
     " interval, the band the noise floor: what this machine calls a difference between a function and itself. A hollow"
-    " point: no difference seen. Pairs that are noisy or have too few samples are not drawn.",
-    "roofline": "What was reached, by closed-form FLOPs with full scores, under the roofs of the best matrix product"
-    " and the best reading that were measured on this machine. Cells whose least traffic is not known are not drawn.",
+    " point: no difference seen. Carry-over is how much a contender's turn depends on whose turn came before it; what"
+    " does not exceed it is void, and has no point. Pairs that are noisy or have too few samples are not drawn.",
+    "roofline": "What was reached, by closed-form FLOPs with full scores over the least bytes that must move, under the"
+    " roofs of the best matrix product (in the format that is multiplied in) and the best reading that were measured on"
+    " this machine. What stays in the processor's caches counts nothing, so programs move more than the least.",
     "scaling": "Medians; whiskers are the 10th and 90th percentile.",
     "memory": "Above, what must be held by closed form. Below it, what each contender took beyond the import of its"
     " framework, which stands pale left of zero; on a device, its own peak.",
     "breakeven": "Total time of calling, counted from where the contender that compiles less is ready. A line drops"
     " where compiling has paid, with the number of calls. Seen from the reference; all other pairs, and those"
     " where it never pays, are in the table below.",
-    "depth": "Seconds of tracing and compiling before the first result.",
+    "depth": "The first training step less the next one, each time in a process of its own: tracing and compiling."
+    " Medians; whiskers are the 10th and 90th percentile.",
 }
 PHASES = {"import": "Import", "build": "Build", "trace": "Trace", "compile": "Compile", "first": "First call"}
 PEAKS = (("gemm", "Matrix product", "flops"), ("read", "Reading", "bandwidth"), ("copy", "Copying", "bandwidth"))
@@ -53,7 +56,6 @@ def render(found: Found, drawn: Mapping[str, str]) -> str:
         plots=[(name, PLOTS[name].title, TOLD[name], Markup(svg)) for name, svg in drawn.items()],
         machine=_machine(found),
         versions=_versions(cells),
-        sheet=_sheet(found),
         break_evens=view.break_evens(found),
     )
 
@@ -78,12 +80,6 @@ def _peaks(found: Found) -> list[tuple[str, str, str, str | None, list[tuple[str
             on_sheet = f"peaks/sheet/{named}" if sheet.get(named) else None
             out.append((f"{title} {dtype}".strip(), f"{at}/value", form, on_sheet, by))
     return out
-
-
-def _sheet(found: Found) -> Callable[[view.Cell], str | None]:
-    """The address of the data sheet's peak for the precision of a cell."""
-    sheet = found["peaks"].get("sheet") or {}
-    return lambda cell: f"peaks/sheet/{cell.cell['dtype']}" if sheet.get(cell.cell["dtype"]) else None
 
 
 def _versions(cells: list[view.Cell]) -> dict[str, str]:

@@ -12,42 +12,44 @@ from reports.perf.view import Cell, Contender, break_evens, cells
 Row = dict[str, Any]
 PARTS = ("parameters", "gradients", "optimizer", "activations", "cache")
 CLOSED = "closed form"
+ELSEWHERE = ("cases", "ablation")  # suites of models so small that calling takes the time, and of what options buy
 
 
 def forest(found: Found) -> list[Row]:
-    """Every ratio to its cell's reference that may be shown; above 1 the contender is faster than the reference."""
+    """Every ratio to its cell's reference that may be shown; above 1 the contender is faster than the reference. What
+    carry-over voids is named, without a ratio."""
     rows = []
     for cell in cells(found):
         for one in cell.contenders:
             pair = cell.versus(one)
-            if pair is not None and pair.usable:
-                ratio, low, high = pair.values
+            if pair is not None and (pair.usable or pair.state == "carried"):
+                ratio, low, high = pair.values if pair.usable else (None, None, None)
                 rows.append({
                     "cell": cell.cell["cell"], "title": cell.title, "reference": pair.base.title, "name": one.title,
                     "wing": one.wing, "reference_wing": pair.base.wing, "ratio": ratio, "low": low, "high": high,
-                    "floor": pair.pair["floor"], "state": pair.state,
+                    "floor": pair.pair["floor"], "carry_over": pair.pair["carry_over"], "state": pair.state,
                 })  # fmt: skip
     return rows
 
 
 def roofline(found: Found) -> list[Row]:
-    """Achieved FLOP/s by arithmetic intensity, with the measured peaks, where work, bytes and peaks are all known."""
+    """Achieved FLOP/s by arithmetic intensity, with the measured peaks of the format that is multiplied in, where work,
+    bytes and peaks are all known; not of suites about other things."""
     peaks, rows = found["peaks"], []
     read = (peaks.get("read") or {}).get("value")
     for cell in cells(found):
-        flops, moved = cell.cell["flops_full"], cell.cell["bytes"]
-        gemm = ((peaks.get("gemm") or {}).get(cell.cell["dtype"]) or {}).get("value")
-        if not (flops and moved and read and gemm):
+        flops = cell.cell["flops_full"]
+        if not (flops and read) or cell.cell["suite"] in ELSEWHERE:
             continue
-        rows += [
-            {
-                "cell": cell.cell["cell"], "title": cell.title, "name": one.title, "wing": one.wing,
-                "dtype": cell.cell["dtype"], "intensity": flops / moved,
-                "flops_per_second": one.one["flops_per_second"], "peak_gemm": gemm, "peak_read": read,
-            }
-            for one in cell.contenders
-            if one.timed and one.one["flops_per_second"]
-        ]  # fmt: skip
+        for one in cell.contenders:
+            kind, moved = one.one["multiplies"], one.one["bytes"]
+            gemm = ((peaks.get("gemm") or {}).get(kind) or {}).get("value")
+            if one.timed and gemm and moved:
+                rows.append({
+                    "cell": cell.cell["cell"], "title": cell.title, "name": one.title, "wing": one.wing,
+                    "multiplies": kind, "intensity": flops / moved, "flops_per_second": one.one["flops_per_second"],
+                    "peak_gemm": gemm, "peak_read": read,
+                })  # fmt: skip
     return rows
 
 
@@ -88,15 +90,14 @@ def breakeven(found: Found) -> list[Row]:
 
 
 def depth(found: Found) -> list[Row]:
-    """Seconds before the first result (trace and compile) by number of layers."""
+    """Seconds of compiling a training step, as its cells time it, by number of layers."""
     rows = []
     for group, value, cell, one in _along(found, ("layers",)):
-        phases = one.one["phases"]
-        if phases is not None and phases["compile"] is not None:
-            spent = phases["compile"] + (phases["trace"] or 0.0)
+        if one.timed:
+            spread = one.one["seconds"]
             rows.append({
                 "group": group, "axis": "layers", "value": value, "cell": cell.cell["cell"], "name": one.title,
-                "wing": one.wing, "seconds": spent,
+                "wing": one.wing, "seconds": spread["median"], "low": spread["p10"], "high": spread["p90"],
             })  # fmt: skip
     return _with_two_places(rows)
 
@@ -121,7 +122,7 @@ def _along(found: Found, names: Sequence[str]) -> list[tuple[str, float, Cell, C
     for cell in cells(found):
         axis = cell.cell["axis"]
         if axis is not None and axis["name"] in names:
-            parts = [cell.cell["task"].capitalize(), cell.cell["model"], cell.cell["dtype"]]
+            parts = [cell.cell["task"].capitalize(), cell.cell["group"], cell.cell["dtype"]]
             parts += [f"batch {cell.cell['batch']}"] if axis["name"] != "batch" else []
             out += [(", ".join(parts), axis["value"], cell, one) for one in cell.contenders if not _refused(one)]
     return sorted(out, key=lambda entry: entry[1])

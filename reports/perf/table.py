@@ -18,13 +18,17 @@ HEADS = (
 )  # fmt: skip
 WIDE, NAMES = 75, 20  # characters of an indented line, and of a contender's name
 OF_CELL = (
-    "cell", "suite", "task", "model", "batch", "length", "dtype", "unit", "work", "flops_full", "flops_causal", "bytes",
+    "cell", "suite", "task", "model", "batch", "length", "unit", "work", "flops_full", "flops_causal",
 )  # fmt: skip
-OF_CONTENDER, CONDITIONS = ("name", "wing", "mode", "lower_bound"), ("precision", "threads", "attention")
-VERSUS = ("reference", "ratio", "low", "high", "floor", "state", "verdict")
+OF_CONTENDER = ("name", "wing", "mode", "dtype", "bytes", "lower_bound")
+CONDITIONS = ("precision", "threads", "attention")
+VERSUS = ("reference", "ratio", "low", "high", "floor", "carry_over", "state", "verdict")
 SPREAD = ("median", "p10", "p90", "min", "samples")
-MEASURED = ("per_second", "flops_per_second", "mfu_full", "mfu_causal", "bytes_per_second", "mbu")
-PHASES = ("import", "build", "trace", "compile", "first")
+MEASURED = (
+    "per_second", "multiplies", "flops_per_second", "mfu_full", "mfu_causal", "mfu_sheet", "bytes_per_second", "mbu",
+    "mbu_sheet",
+)  # fmt: skip
+PHASES = ("import", "build", "trace", "compile", "compile_how", "first")
 MEMORY = ("import", "build", "peak", "planned", "device")
 
 
@@ -44,7 +48,7 @@ def build(found: Found) -> Group:
 
 
 def _head(found: Found) -> Text:
-    line = Text(say.headline(found), style="bold")
+    line = Text(plain(found, say.headline(found)), style="bold")
     line.append(f"\n{plain(found, say.footer(found))}", style="not bold dim")
     for warning in say.warnings(found):
         line.append(f"\n{warning}", style="bold red")
@@ -109,7 +113,7 @@ def _ratio(pair: Pair) -> Sentence:
 
 def markdown(found: Found) -> str:
     """table.md: a table for each suite, what was refused and skipped, and how to measure it again."""
-    lines = [f"# {say.headline(found)}", "", f"{plain(found, say.footer(found))}.", ""]
+    lines = [f"# {plain(found, say.headline(found))}", "", f"{plain(found, say.footer(found))}.", ""]
     for warning in say.warnings(found):
         lines += [f"**{warning}**", ""]
     lines += ["Ratio: seconds of the cell's reference over seconds of the row; above 1 the row is faster.", ""]
@@ -168,5 +172,5 @@ def _versus(found: Found, cell: Cell, one: Contender) -> list[Any]:
     pair = cell.versus(one) if one.timed else None
     ratio = pair.values if pair is not None and pair.usable else (None, None, None)
     base = cell.reference.name if cell.reference is not None else None
-    floor, state = (pair.pair["floor"], pair.state) if pair is not None else (None, None)
-    return [base, *ratio, floor, state, plain(found, say.standing(cell, one))]
+    floor, carry = (pair.pair[key] if pair is not None else None for key in ("floor", "carry_over"))
+    return [base, *ratio, floor, carry, pair.state if pair is not None else None, plain(found, say.standing(cell, one))]

@@ -1,9 +1,10 @@
 """What the summary says, looked at cell by cell: the reference, how others stand to it, and who is fastest.
 
-A contender that was refused has no numbers; a pair that is noisy or has too few samples has no ratio. Both rules stand
-here and nowhere else, so no table, plot or sentence can break them.
+A contender that was refused has no numbers; a pair that is noisy, has too few samples or is void for carry-over has no
+ratio. Both rules stand here and nowhere else, so no table, plot or sentence can break them.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,13 +55,15 @@ class Pair:
 
     @property
     def state(self) -> str:
-        """void, few, noisy, same, faster or slower (the other, than the base)."""
+        """void (not measured), few, noisy, carried (carry-over), same, faster or slower (the other, than the base)."""
         if not (self.base.timed and self.other.timed) or self.pair["ratio"] is None:
             return "void"
         if not self.pair["enough"]:
             return "few"
         if self.pair["noisy"]:
             return "noisy"
+        if self.pair["carried"]:
+            return "carried"
         if self.pair["faster"] is None:
             return "same"
         return "faster" if self.pair["faster"] == self.other.name else "slower"
@@ -120,12 +123,38 @@ class Cell:
         return self.between(self.reference, one)
 
     @cached_property
+    def _usable(self) -> list[Pair]:
+        """The pairs of rivals that may be shown."""
+        return [pair for pair in self.pairs if pair.usable and pair.base.rival and pair.other.rival]
+
+    @cached_property
+    def front(self) -> list[Contender]:
+        """Rivals than which no other was found faster: one of them is the fastest."""
+        decided = [pair for pair in self._usable if pair.state != "same"]
+        beaten = {(pair.base if pair.state == "faster" else pair.other).name for pair in decided}
+        return [one for one in self.contenders if one.rival and one.name not in beaten]
+
+    @cached_property
+    def firm(self) -> list[Contender]:
+        """Those of the front that could be held against any rival at all."""
+        held = {one.name for pair in self._usable for one in (pair.base, pair.other)}
+        return [one for one in self.front if one.name in held]
+
+    @cached_property
+    def open(self) -> list[tuple[Contender, Contender]]:
+        """Two of the front each that could not be held against each other."""
+        found = []
+        for one, other in itertools.combinations(self.front, 2):
+            pair = self.between(one, other)
+            if pair is None or not pair.usable:
+                found.append((one, other))
+        return found
+
+    @cached_property
     def leaders(self) -> list[Contender]:
-        """Rivals in a usable pair than which no other was found faster; if several, nobody can tell them apart."""
-        usable = [pair for pair in self.pairs if pair.usable and pair.base.rival and pair.other.rival]
-        seen = {one.name for pair in usable for one in (pair.base, pair.other)}
-        beaten = {(pair.base if pair.state == "faster" else pair.other).name for pair in usable if pair.state != "same"}
-        return [one for one in self.contenders if one.name in seen - beaten]
+        """The front, if all of it could be held against each other: if several, nobody is faster. None where any rival
+        may be faster still."""
+        return [] if self.open else self.firm
 
     def runner_up(self, leader: Contender) -> Pair | None:
         """The leader seen from the best of another wing, or of its own where no other was measured against it."""

@@ -1,12 +1,14 @@
 """How findings are put into words: sentences of words and addressed numbers, one place for table, page and plots."""
 
-from collections import Counter
 from collections.abc import Iterable
 
-from reports.perf.numbers import NONE, Found, Number, Sentence
+from benchmarks.harness.summary import DERIVED
+from reports.perf.numbers import NONE, Found, Number, Sentence, tally
 from reports.perf.view import WINGS, BreakEven, Cell, Contender, Pair, cells
 
 Costs = list[tuple[str, Sentence]]
+# what PyTorch ("ieee", "tf32") and JAX ("highest", …) say of products of float32
+PRODUCTS = {"fp32_precision": "fp32", "matmul_precision": "matmul"}
 
 
 def listed(words: Iterable[str]) -> str:
@@ -20,14 +22,16 @@ def wing(name: str) -> str:
 
 
 def precision(one: Found) -> str:
-    """In what a contender stores, computes and sums."""
+    """In what a contender stores, computes, sums and multiplies, by its settings and its framework's flags."""
     settings = one["settings"]
     kinds = [settings.get(key) or NONE for key in ("param", "compute", "reduce")]
     param, compute, reduce = kinds
     told = [compute]
     told += [f"{param} weights"] if param != compute else []
     told += [f"{reduce} sums"] if reduce != compute else []
-    return ", ".join(told + (["TF32"] if settings.get("tf32") else []))
+    told += ["wide products"] if settings.get("products") == "wide" else []
+    told += [f"{words} {settings[flag]}" for flag, words in PRODUCTS.items() if settings.get(flag)]
+    return ", ".join(told)
 
 
 def threads(one: Found) -> str:
@@ -62,13 +66,16 @@ def interval(pair: Pair) -> Sentence:
 
 
 def verdict(pair: Pair) -> Sentence:
-    """ "JAX scan 1.21 × as fast", "no difference seen (floor 2 %)", "noisy (floor 8 %)", "too few samples"."""
+    """ "JAX scan 1.21 × as fast", "no difference seen (floor 2 %)", "noisy (floor 8 %)", "too few samples", "void:
+    carry-over of 12 %"."""
     if pair.state == "void":
         return ("not measured",)
     if pair.state == "few":
         return ("too few samples",)
     if pair.state == "noisy":
         return ("noisy (", *floor(pair), ")")
+    if pair.state == "carried":
+        return ("void: carry-over of ", Number(f"{pair.at}/carry_over", "percent"))
     if pair.state == "same":
         return ("no difference seen (", *floor(pair), ")")
     seen = pair if pair.state == "faster" else Pair(pair.at, pair.pair, pair.other, pair.base, not pair.inverse)
@@ -92,17 +99,40 @@ def finding(cell: Cell) -> Sentence:
     """Who is fastest in a cell, and by how much; or that nobody can say."""
     leaders = cell.leaders
     if not leaders:
-        return _silence(cell)
-    best = min(leaders, key=lambda one: one.one["seconds"]["median"])
-    pair = cell.runner_up(best)
-    ahead = pair is not None and pair.state == "faster"
-    told = (*verdict(pair), f" as {pair.base.title} (", *interval(pair), "; ", *floor(pair), ")") if ahead else ()
+        return _undecided(cell) if cell.firm else _silence(cell)
+    best = _quickest(leaders)
+    told = _ahead(cell, best)
     if len(leaders) == 1:
         return told or (f"no one was found faster than {best.title}",)
     even: Sentence = (f"no difference seen between {listed(one.title for one in leaders)}",)
     seen = cell.between(leaders[0], leaders[1])
     even += (" (", *floor(seen), ")") if seen is not None and seen.usable else ()
     return (*told, "; ", *even) if told else even
+
+
+def _quickest(some: list[Contender]) -> Contender:
+    return min(some, key=lambda one: one.one["seconds"]["median"])
+
+
+def _ahead(cell: Cell, best: Contender) -> Sentence:
+    """How far somebody is ahead of the best of the others; nothing if not at all."""
+    pair = cell.runner_up(best)
+    if pair is None or pair.state != "faster":
+        return ()
+    return (*verdict(pair), f" as {pair.base.title} (", *interval(pair), "; ", *floor(pair), ")")
+
+
+def _undecided(cell: Cell) -> Sentence:
+    """What was found, and who could not be held against the best (or the best against each other), so may be faster."""
+    best = _quickest(cell.firm)
+    told = list(_ahead(cell, best))
+    told += ["; nobody is called fastest (" if told else "nobody is called fastest ("]
+    names = [(one, other) for one, other in cell.open if best.name in (one.name, other.name)] or cell.open
+    for number, (one, other) in enumerate(names):
+        pair = cell.between(one, other)
+        told += [", " if number else "", f"{one.title} against {other.title}: "]
+        told += verdict(pair) if pair is not None else ["not paired"]
+    return (*told, ")")
 
 
 def _silence(cell: Cell) -> Sentence:
@@ -112,6 +142,9 @@ def _silence(cell: Cell) -> Sentence:
         worst = max((pair for pair in cell.pairs if pair.state == "noisy"), key=lambda pair: pair.pair["floor"])
         by = Number(f"{worst.at}/floor", "percent")
         return ("noisy: this machine differs from itself by up to ", by, ", so no ratio is shown")
+    if "carried" in states:
+        worst = max((pair for pair in cell.pairs if pair.state == "carried"), key=lambda pair: pair.pair["carry_over"])
+        return ("void: carry-over of up to ", Number(f"{worst.at}/carry_over", "percent"), ", so no ratio is shown")
     if "few" in states:
         return ("too few samples to tell",)
     if not any(one.timed for one in cell.contenders):
@@ -120,23 +153,31 @@ def _silence(cell: Cell) -> Sentence:
 
 
 def winner(cell: Cell) -> str | None:
-    """The wing that all leaders belong to; None if they are of several, or if there is none."""
-    wings = {one.wing for one in cell.leaders}
+    """The wing of everybody who may be the fastest; None if they are of several, or if nobody knows."""
+    wings = {one.wing for one in cell.front if cell.firm}
     return wings.pop() if len(wings) == 1 else None
 
 
-def headline(found: Found) -> str:
-    """The one sentence a person should take away."""
+def headline(found: Found) -> Sentence:
+    """The one sentence a person should take away; its counts carry the addresses of the cells that they count."""
     contests = [cell for cell in cells(found) if cell.mixed]
     if not contests:
-        return "Nothing was timed in two frameworks."
-    wins = Counter(winner(cell) for cell in contests if winner(cell))
-    parts = [f"{wing(name)} is fastest in {number}" for name, number in wins.most_common()]
-    even = sum(len(cell.leaders) > 1 and winner(cell) is None for cell in contests)
-    parts += [f"no difference between them in {even}"] if even else []
-    silent = sum(not cell.leaders for cell in contests)
-    parts += [f"no answer in {silent}"] if silent else []
-    return f"Of {len(contests)} cell{'' if len(contests) == 1 else 's'}: {', '.join(parts)}."
+        return ("Nothing was timed in two frameworks.",)
+    won: dict[str, list[Cell]] = {}
+    for cell in contests:
+        won.setdefault(winner(cell) or "", []).append(cell)
+    open_ = won.pop("", [])
+    parts = [(f"{wing(name)} is fastest in ", own) for name, own in sorted(won.items(), key=lambda item: -len(item[1]))]
+    parts.append(("no difference between them in ", [cell for cell in open_ if cell.leaders]))
+    parts.append(("no answer in ", [cell for cell in open_ if not cell.leaders]))
+    told: list[str | Number] = ["Of ", _number(contests), f" cell{'' if len(contests) == 1 else 's'}"]
+    for number, (words, own) in enumerate(part for part in parts if part[1]):
+        told += [", " if number else ": ", words, _number(own)]
+    return (*told, ".")
+
+
+def _number(some: list[Cell]) -> Number:
+    return tally(cell.at for cell in some)
 
 
 def warnings(found: Found) -> list[str]:
@@ -154,7 +195,14 @@ def costs(one: Contender) -> Costs:
     shares = [("MFU", ("mfu_full",)), ("MBU", ("mbu",))] if one.timed else []
     out: Costs = [(name, (Number(f"{one.at}/{key[0]}", "percent"),)) for name, key in shares]
     out.append(("peak memory", (peak(one),)))
-    return [*out, ("compile", (Number(f"{one.at}/phases/compile", "seconds"),))]
+    return [*out, ("compile", compiling(one))]
+
+
+def compiling(one: Contender) -> Sentence:
+    """Seconds of compiling, and where they are from if no framework told them."""
+    phases = one.one["phases"] or {}
+    seconds = Number(f"{one.at}/phases/compile", "seconds")
+    return (seconds, f" ({phases['compile_how']})") if phases.get("compile_how") == DERIVED else (seconds,)
 
 
 def peak(one: Contender) -> Number:

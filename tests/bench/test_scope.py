@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.harness import machine
+from benchmarks import job
+from benchmarks.harness import contest, gate, machine
 from benchmarks.suites import SUITES, Scope
 
 CPUINFO = "processor\t: 0\nmodel name\t: A Processor\nflags\t\t: fpu {flags} sse\n"
@@ -46,3 +47,68 @@ def test_a_gpus_own_attention_is_asked_for_in_16_bits(device, asked):
             found = [one.wing for one in cell.contenders if one.options.get("attention") == "fused"]
             expected = asked if suite in ("forward", "train") and cell.dtype == "bfloat16" else []
             assert found == expected, cell.name
+
+            assert fast == list(modes), cell.name
+
+
+def choice(cell):
+    return contest.choice(cell, [], lambda tokens: 0.0)[0]
+
+
+def found(suite, device="cpu", flags="", monkeypatch=None, **options):
+    monkeypatch.setattr(machine, "_read", lambda path: CPUINFO.format(flags=flags))
+    return list(SUITES[suite](Scope(device, **options)))
+
+
+@pytest.mark.parametrize(("device", "flags", "narrow"), [
+    ("cpu", "avx2", ("fast+wide",)), ("cpu", "avx512_bf16", ("fast", "fast+wide")), ("cuda", "", ("fast",)),
+])  # fmt: skip
+def test_decoding_meets_itself_in_both_precisions(device, flags, narrow, monkeypatch):
+    cells = [cell for cell in found("decode", device, flags, monkeypatch) if cell.mixed]
+    due = {"torch": narrow, "jax": ("fast",)}
+    assert {cell.part: [(one.mode, cell.dtype_of(one)) for one in cell.contenders] for cell in cells} == {
+        name: [("fast", "float32"), *((how, "bfloat16") for how in modes)] for name, modes in due.items()
+    }
+    for cell in cells:
+        assert (cell.model, cell.config.num_layers) == ("gpt2-124m", 12)
+        assert cell.name.endswith("/both precisions")
+        wide, *others = cell.contenders
+        for one in others:
+            assert (one.execution(cell.dtype, device, 1).dtype, cell.of(one).dtype) == ("bfloat16", "bfloat16")
+            assert one.title.endswith(", bfloat16")
+            own = cell.line()["own"][one.name]
+            assert own["bytes"] < 0.6 * cell.line()["bytes"]
+            assert choice(cell.of(one)).bound == 2 * gate.bounds("bfloat16", 12, 1)[1]
+        assert wide.name not in cell.line()["own"]
+        assert choice(cell.of(wide)).bound == 2 * gate.bounds("float32", 12, 1)[1]
+
+
+@pytest.mark.parametrize(("device", "flags", "narrow"), [
+    ("cpu", "avx2", None),
+    ("cpu", "avx512_bf16", ["default", "streamed", "fast", "wide", "fast+wide"]),
+    ("cuda", "", ["default", "streamed", "fast"]),
+])  # fmt: skip
+def test_what_streaming_alone_buys_in_decoding(device, flags, narrow, monkeypatch):
+    cells = [cell for cell in found("ablation", device, flags, monkeypatch) if cell.task == "decode"]
+    modes = {(cell.part, cell.dtype): [one.mode for one in cell.contenders] for cell in cells}
+    due = {("torch", "float32"): ["default", "streamed", "fast"], ("jax", "float32"): ["default", "streamed"]}
+    if narrow:
+        due |= {("torch", "bfloat16"): narrow, ("jax", "bfloat16"): ["default", "streamed"]}
+    assert modes == due
+
+
+def test_depth_is_measured_at_the_width_of_the_large_model(monkeypatch):
+    cells = found("compile", monkeypatch=monkeypatch)
+    large = [cell for cell in cells if cell.group == "gpt2-124m"]
+    assert [cell.axis for cell in large] == [("layers", 12), ("layers", 48)]
+    for cell in large:
+        assert (cell.config.embed_dim, cell.config.num_heads, cell.config.ff_dim) == (768, 12, 3072)
+        assert "jax scan" in [one.name for one in cell.contenders]
+        assert job.need(cell) < 10e9
+    assert {cell.axis[1] for cell in cells if cell.group == "nano"} == {2, 6, 12, 24}
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_cells_have_names_of_their_own(quick):
+    names = [cell.name for suite in SUITES.values() for cell in suite(Scope(quick=quick))]
+    assert len(set(names)) == len(names)

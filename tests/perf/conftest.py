@@ -14,8 +14,8 @@ JAX_SCAN = ("forward/gpt2-124m/4x256/bfloat16", "jax scan")
 
 @pytest.fixture(scope="session")
 def whole():
-    """Every suite: training is noisy, depth has too few samples, one contender is refused."""
-    return summarise(made.lines(few=("depth",), refused=[JAX_SCAN]))
+    """Several suites: training is noisy, compiling has too few samples, one contender is refused."""
+    return summarise(made.lines(few=("compile",), refused=[JAX_SCAN]))
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def written(tmp_path_factory):
     """A small run's folder with all of its report."""
     folder = tmp_path_factory.mktemp("perf") / "cpu-some"
     folder.mkdir()
-    lines = list(made.lines(suites=("forward",), refused=[JAX_SCAN]))
+    lines = list(made.lines(suites=("forward", "train"), refused=[JAX_SCAN]))
     (folder / job.RAW).write_text(made.text(lines), encoding="utf-8")
     job.write(folder, summarise(lines))
     return folder

@@ -1,98 +1,96 @@
-"""A run that never happened: raw lines from a seeded generator."""
+"""A run that never happened: the lines that real cells and contenders write, with times from a seeded generator."""
 
+import functools
 import json
 import math
 import random
+from types import SimpleNamespace
 
-PARAMETERS = 124_439_808
-SUITES = ("forward", "train", "decode", "depth")
-CONTENDERS = {  # name: (title, wing, mode, kernel, speed, seconds of compiling)
-    "torch eager": ("PyTorch eager", "torch", "eager", "flash (CPU)", 1.00, None),
-    "torch compiled": ("PyTorch compiled", "torch", "compiled", "flash (CPU)", 1.17, 21.0),
-    "jax loop": ("JAX loop", "jax", "jit", "XLA", 1.21, 9.0),
-    "jax scan": ("JAX scan", "jax", "jit, scan", "XLA", 1.208, 2.8),
-    "transformers": ("Transformers", "transformers", "eager", "flash (CPU)", 0.93, None),
-}
+from benchmarks.harness import contenders, timing
+from benchmarks.harness.cells import FRESH, Cell
+from benchmarks.harness.contenders import Contender
+from benchmarks.harness.contest import judge_title
+from benchmarks.suites.scope import wing
+from common.accounting import counters
+from common.config import preset
+
+MODEL = "gpt2-124m"
+SUITES = ("forward", "train", "decode", "compile")
+OURS = (wing("torch"), wing("torch", "compiled"), wing("jax"), wing("jax", "scan"))
+TRANSFORMERS = Contender("transformers", "transformers", "transformers", "transformers", "as it is")
+SPEED = {"torch": 1.0, "torch compiled": 1.17, "jax": 1.21, "jax scan": 1.208, "transformers": 0.93}
+USUAL = 1.1  # speed of everybody else
+COMPILING = {"torch": 21.0, "jax": 9.0, "scan": 2.8}  # seconds, of twelve layers in a loop
+RATE, BANDWIDTH = 1.3e11, 2.2e10  # what the reference reaches
 WRONG = "The logits are 3.1e-02 from the oracle's, and the bound is 1.0e-05: a faster wrong answer is no result."
 PEAKS = {"gemm": {"float32": {"torch": 1.9e11, "jax": 1.8e11}, "bfloat16": {"torch": 6.1e11, "jax": 2.2e11}}}
 PEAKS |= {"read": {"torch": 3.1e10, "jax": 2.9e10}, "copy": {"torch": 2.2e10, "jax": 2.3e10}}
-
-
-def cell(suite, task, title, dtype="float32", batch=1, length=256, *, seconds, work, axis=None, flops=None, least=None):
-    """A cell line, and the seconds that the reference takes in it."""
-    where = "" if axis is None else f"/{axis[0]}-{axis[1]}"
-    size = 4 if dtype == "float32" else 2
-    ideal = dict.fromkeys(("parameters", "gradients", "optimizer", "activations", "cache"), 0)
-    ideal["parameters"] = size * PARAMETERS
-    if suite == "train":
-        ideal |= {"gradients": size * PARAMETERS, "optimizer": 8 * PARAMETERS, "activations": 610_000_000}
-    if suite == "decode":
-        ideal["cache"] = 75_497_472 * batch
-    return {
-        "kind": "cell", "cell": f"{suite}/gpt2-124m/{batch}x{length}/{dtype}{where}", "suite": suite, "task": task,
-        "title": f"{title}, GPT-2 124M, {batch} × {length}, {dtype}", "model": "gpt2-124m", "batch": batch,
-        "length": length, "dtype": dtype, "unit": "tokens", "work": work, "flops_full": flops,
-        "flops_causal": None if flops is None else int(0.98 * flops), "bytes": least, "ideal": ideal,
-        "axis": None if axis is None else {"name": axis[0], "value": axis[1]},
-    }, seconds  # fmt: skip
+FLAGS = {"torch": {"fp32_precision": "ieee", "deterministic": False}}
+FLAGS["jax"] = {"matmul_precision": "highest", "x64": "in float64 only", "threefry_partitionable": True}
 
 
 def cells():
-    """Forward, training, decoding by context and batch, and depth."""
-    forward = 2.9e11
-    yield cell("forward", "forward", "Forward", batch=4, seconds=2.1, work=1024, flops=int(forward), least=498_000_000)
-    yield cell(
-        "forward", "forward", "Forward", "bfloat16", 4, seconds=0.9, work=1024, flops=int(forward), least=249_000_000
-    )
-    yield cell(
-        "train", "train", "Training step", batch=2, seconds=3.9, work=512, flops=int(1.5 * forward), least=int(2e9)
-    )
-    for context in (16, 256, 512, 1023):
-        about = {"seconds": 0.021 + 9e-6 * context, "flops": 247_000_000 + 36_864 * context}
-        title, least = f"Decoding at context {context}", 498_000_000 + 73_728 * context
-        yield cell("decode", "decode", title, length=1024, work=1, axis=("context", context), least=least, **about)
+    """Forward, training, decoding by context and batch, and compiling by depth."""
+    config, small = preset(MODEL), preset("nano")
+    for dtype in ("float32", "bfloat16"):
+        yield Cell("forward", "forward", MODEL, config, 4, 256, dtype, (*OURS, TRANSFORMERS))
+    yield Cell("train", "train", MODEL, config, 2, 256, "float32", OURS, memory=True)
+    for length in (16, 256, 512, 960):
+        along = {"part": "context", "axis": ("context", length)}
+        yield Cell("decode", "decode", MODEL, config, 1, length, "float32", OURS, 16, **along)
     for batch in (2, 4, 8):
-        about = {"seconds": 0.021 + 0.003 * batch, "flops": batch * 260_000_000}
-        about["least"] = 498_000_000 + batch * 9_000_000
-        yield cell("decode", "decode", "Decoding", "float32", batch, 512, work=batch, axis=("batch", batch), **about)
+        along = {"part": "batch", "axis": ("batch", batch)}
+        yield Cell("decode", "decode", MODEL, config, batch, 128, "float32", OURS, 16, **along)
     for layers in (2, 6, 12, 24):
-        about = {"seconds": 0.1 * layers, "axis": ("layers", layers)}
-        yield cell("depth", "loss + gradient", f"Gradient, {layers} layers", work=256, **about)
+        deep, along = small.with_(num_layers=layers), {"axis": ("layers", layers), "group": "nano"}
+        chosen = (OURS[2], OURS[3], OURS[1])
+        yield Cell("compile", "compile", f"nano × {layers} layers", deep, 2, 64, "float32", chosen, **along)
 
 
-def lines(seed=0, *, suites=SUITES, partial=None, quick=False, noisy=("train",), few=(), refused=(), blocks=8):
+def lines(
+    seed=0, *, chosen=None, suites=SUITES, partial=None, quick=False, noisy=("train",), few=(), refused=(), blocks=8,
+    peaks=PEAKS, sheet=None,
+):  # fmt: skip
     """The lines of raw.jsonl, as objects."""
-    coin = random.Random(seed)
-    yield _run(suites, quick)
-    for what, by in PEAKS.items():
+    coin, every = random.Random(seed), list(cells() if chosen is None else chosen)
+    if chosen is None:
+        every = [cell for cell in every if cell.suite in suites]
+    yield run(suites, quick)
+    for what, by in peaks.items():
         for dtype, own in by.items() if what == "gemm" else [("float32", by)]:
-            for wing, value in own.items():
+            for name, value in own.items():
                 size = 2048 if what == "gemm" else 2**28
-                yield {"kind": "peak", "what": what, "wing": wing, "dtype": dtype, "size": size, "value": value}
-    for made, seconds in cells():
-        if made["suite"] not in suites:
-            continue
-        yield made
-        if made["flops_full"] and made["task"] in ("forward", "train"):
-            yield from _flops(made)
-        yield from _contest(coin, made, seconds, noisy, few, refused, blocks)
-    yield {"kind": "skipped", "what": "GPU cells", "reason": "this machine has no GPU"}
+                yield {"kind": "peak", "what": what, "wing": name, "dtype": dtype, "size": size, "value": value}
+    if sheet is not None:
+        yield {"kind": "peak", "what": "sheet", "value": sheet}
+    for cell in every:
+        yield {"kind": "cell", **told(cell)}
+        yield from _contest(coin, cell, noisy, few, refused, blocks)
+    for cell in every:
+        if cell.task in counters.TASKS and cell.dtype == "float32":
+            yield from _flops(cell)
+    yield {"kind": "skipped", "what": "GPU", "reason": "this machine has none"}
     yield {"kind": "end", "finished": "2026-11-24T16:41:07+00:00", "partial": partial, "load": [1.9, 1.7, 1.2]}
 
 
-def _flops(made):
-    closed = made["flops_full"]
+@functools.cache
+def told(cell):
+    """What a cell writes."""
+    return cell.line()
+
+
+def _flops(cell):
+    closed, causal = (told(cell)[key] for key in ("flops_full", "flops_causal"))
     figures = {"loop": (1.1 * closed, "XLA adds elementwise work, 9.1% here"), "scan": (None, "XLA gives no figure")}
     for layers, (xla, reason) in figures.items():
-        counts = {"closed": closed, "causal": made["flops_causal"], "torch": closed, "jaxpr": closed, "equal": True}
-        about = {"kind": "flops", "cell": made["cell"], "task": made["task"], "layers": layers}
-        yield {**about, **counts, "xla": xla, "reason": reason}
+        row = counters.Row(cell.task, layers, closed, causal, closed, closed, xla, reason)
+        yield {"kind": "flops", "cell": cell.name, **vars(row), "equal": row.equal}
 
 
-def _run(suites, quick):
+def run(suites, quick):
     machine = {
-        "cpu": "AMD EPYC 7B13", "cores": 2, "usable_cores": 2, "governor": None, "memory_bytes": 16_782_934_016,
-        "system": "Linux 6.1.0", "architecture": "x86_64", "python": "CPython 3.11.2",
+        "cpu": "AMD EPYC 7B13", "instructions": ["avx2"], "cores": 2, "usable_cores": 2, "governor": None,
+        "memory_bytes": 16_782_934_016, "system": "Linux 6.1.0", "architecture": "x86_64", "python": "CPython 3.11.2",
         "versions": {"numpy": "2.3.1", "torch": "2.13.0+cpu", "jax": "0.10.2"},
         "environment": {"OMP_NUM_THREADS": "2"}, "gpus": [],
         "commit": {"id": "82e4ef6a0b1c2d3e4f5061728394a5b6c7d8e9f0", "changed": False},
@@ -105,52 +103,82 @@ def _run(suites, quick):
     }  # fmt: skip
 
 
-def _contest(coin, made, seconds, noisy, few, refused, blocks):
-    depth = made["axis"]["value"] if made["axis"] and made["axis"]["name"] == "layers" else 12
-    names = [name for name in CONTENDERS if name != "transformers" or made["suite"] == "forward"]
-    timed = [name for name in names if (made["cell"], name) not in refused]
-    for name in names:
-        title, wing, mode, kernel, _, compiling = CONTENDERS[name]
-        key = {"cell": made["cell"], "name": name}
-        low = {"param": made["dtype"], "compute": made["dtype"], "reduce": "float32"}
-        settings = {**low, "threads": 2, "attention": "fused", "kernel": kernel, "loss": "chunked", "tf32": False}
-        yield {
-            "kind": "contender", **key, "title": title, "wing": wing, "mode": mode, "lower_bound": False,
-            "settings": settings, "versions": {wing: "2.13.0" if wing != "jax" else "0.10.2"},
-        }  # fmt: skip
-        if compiling is not None and name != "jax scan":
-            compiling *= depth / 12
-        trace = None if wing != "jax" else 0.1 * depth
-        yield {
-            "kind": "phase", **key, "import": 2.4 + coin.random(), "build": 1.1 + coin.random(), "trace": trace,
-            "compile": compiling, "first": seconds + (compiling or 0.2) + (trace or 0),
-        }  # fmt: skip
-        error = coin.uniform(2e-7, 8e-7)
-        gate = {"against": "oracle", "what": "logits", "error": error, "bound": 1e-5, "passed": True}
-        yield {"kind": "gate", **key, **gate}
-        yield _memory(coin, key, made, wing)
-        if name not in timed:
-            yield {"kind": "refused", **key, "reason": WRONG}
-    swing = 0.12 if made["suite"] in noisy else 0.006
-    for block in range(2 if made["suite"] in few else blocks):
-        order = [(name, copy) for name in timed for copy in (0, 1)]
+def settings(cell, one):
+    """What `contenders.settings` reads back from a model."""
+    about = {}
+    if one.wing == "transformers":
+        about = {"param": cell.dtype, "compute": cell.dtype, "reduce": "float32 (softmax, loss)", "attention": "sdpa"}
+    backend = SimpleNamespace(threads=lambda: 2, flags=lambda: FLAGS.get(one.wing, FLAGS["torch"]))
+    model = SimpleNamespace(execution=one.execution(cell.dtype, "cpu", 2), about=lambda: about)
+    return contenders.settings(backend, model)
+
+
+def compiling(cell, one):
+    """Seconds of it, None for those who do not."""
+    streams = cell.task == "decode" and cell.cached and one.options.get("decode") == "streamed"
+    if one.wing == "torch" and not (one.options.get("compile") or streams):
+        return None
+    if one.options.get("layers") == "scan":
+        return COMPILING["scan"]
+    return COMPILING[one.wing] * cell.config.num_layers / 12 if one.wing in COMPILING else None
+
+
+def typical(cell, one):
+    """Seconds of a steady call; of a beginning, what its cell times."""
+    line, speed = told(cell), SPEED.get(one.name, USUAL)
+    if cell.task == "compile":
+        return compiling(cell, one)
+    if cell.task in FRESH:
+        return 2.5 / speed
+    return (1e-4 + max((line["flops_full"] or 0) / RATE, (line["bytes"] or 0) / BANDWIDTH)) / speed
+
+
+def _contest(coin, cell, noisy, few, refused, blocks):
+    timed = [one for one in cell.contenders if (cell.name, one.name) not in refused]
+    for one in cell.contenders:
+        key, versions = {"cell": cell.name}, {one.wing: "0.10.2" if one.wing == "jax" else "2.13.0"}
+        yield {"kind": "contender", **key, **one.line(settings(cell, one), versions)}
+        if cell.task != "load":
+            yield {"kind": "phase", **key, "name": one.name, **_phases(coin, cell, one)}
+        if cell.task not in FRESH:
+            error = {"error": coin.uniform(2e-7, 8e-7), "least": 5e-8, "bound": 1e-5, "passed": True}
+            yield {"kind": "gate", **key, "name": one.name, "against": judge_title(cell), "what": "logits", **error}
+        if one not in timed:
+            yield {"kind": "refused", **key, "name": one.name, "reason": WRONG}
+    steady = {one.name: typical(cell, one) for one in timed}
+    mirrored = cell.task not in FRESH and max(steady.values()) < timing.LONG_CALL
+    swing = 0.12 if cell.suite in noisy else 0.006
+    for block in range(2 if cell.suite in few else blocks):
+        order = [(name, copy) for name in steady for copy in (0, 1)]
         coin.shuffle(order)
         drift = math.exp(coin.gauss(0, 0.03))
-        turns = [
-            [n, c, seconds * drift / CONTENDERS[n][4] * math.exp(coin.gauss(0, swing))]
-            for n, c in order + order[::-1]
-        ]  # fmt: skip
-        calls = {name: max(1, math.ceil(0.02 / seconds)) for name in timed}
-        yield {"kind": "block", "cell": made["cell"], "block": block, "calls": calls, "turns": turns}
+        order += order[::-1] if mirrored else []
+        turns = [[name, copy, steady[name] * drift * math.exp(coin.gauss(0, swing))] for name, copy in order]
+        calls = {name: timing.turns(seconds)[0] for name, seconds in steady.items()}
+        yield {"kind": "block", "cell": cell.name, "block": block, "calls": calls, "turns": turns}
+    if cell.memory:
+        yield from (_memory(coin, cell, one) for one in timed)
 
 
-def _memory(coin, key, made, wing):
-    base = {"torch": 228_000_000, "jax": 194_000_000}.get(wing, 301_000_000)
-    peak = base + int(sum(made["ideal"].values()) * coin.uniform(1.15, 1.5))
+def _phases(coin, cell, one):
+    """Only JAX tells what it spent."""
+    spent = compiling(cell, one) or 0.0
+    trace = 0.1 * cell.config.num_layers if one.wing == "jax" else 0.0
+    steady = 0.5 if cell.task in FRESH else typical(cell, one)
     return {
-        "kind": "memory", **key, "import": base, "build": base + int(1.05 * made["ideal"]["parameters"]), "peak": peak,
-        "how": "VmHWM of a process of its own", "planned": peak - base if wing == "jax" else None,
-        "planned_how": "XLA planned" if wing == "jax" else "", "device": None,
+        "import": 2.4 + coin.random(), "build": 1.1 + coin.random(), "trace": trace or None,
+        "compile": spent if one.wing == "jax" else None, "first": steady + spent + trace + 0.2 * coin.random(),
+    }  # fmt: skip
+
+
+def _memory(coin, cell, one):
+    base, ideal = {"torch": 228_000_000, "jax": 194_000_000}.get(one.wing, 301_000_000), told(cell)["ideal"]
+    peak, planned = base + int(sum(ideal.values()) * coin.uniform(1.15, 1.5)), one.wing == "jax"
+    return {
+        "kind": "memory", "cell": cell.name, "name": one.name, "import": base,
+        "build": base + int(1.05 * ideal["parameters"]), "peak": peak, "how": "VmHWM, reset before the work",
+        "planned": peak - base if planned else None, "planned_how": "XLA: arguments and more" if planned else "",
+        "device": None,
     }  # fmt: skip
 
 

@@ -10,13 +10,15 @@ import made
 import pytest
 from rich.console import Console
 
-from reports.perf import page, series, table
+from benchmarks.harness.summary import summarise
+from reports.perf import page, plots, series, table
 from reports.perf import wording as say
-from reports.perf.numbers import FORMS, look
+from reports.perf.numbers import FORMS, TALLY, look, plain
 from reports.perf.view import cells
 
 DATA = re.compile(r'<data value="([^"]*)" data-at="([^"]*)" data-form="(\w+)"(?: data-over="([^"]*)")?>([^<]*)</data>')
-SAID = ("95 %", "10th", "90th", "sha256", "3.1e-02", "1.0e-05")  # numbers of the page's own text, and of a refusal
+# numbers of the page's own text, and of a refusal
+SAID = ("95 %", "10th", "90th", "sha256", "fp32", "3.1e-02", "1.0e-05")
 
 
 def rendered(found):
@@ -45,7 +47,9 @@ def test_every_number_on_the_page_is_the_summarys(summary):
     found = DATA.findall(text)
     assert len(found) > 500
     for value, at, form, over, told in found:
-        due = look(summary, at) / (look(summary, over) if over else 1)
+        addresses = at.split()
+        assert all(look(summary, address) is not None for address in addresses), at
+        due = len(addresses) if form == TALLY else look(summary, at) / (look(summary, over) if over else 1)
         assert float(value) == due, at
         assert html.unescape(told) == FORMS[form](due), at
 
@@ -53,7 +57,7 @@ def test_every_number_on_the_page_is_the_summarys(summary):
 def test_no_other_number_stands_on_the_page(summary):
     """What is left without the marked numbers is words; digits in them are the summary's own texts, or a count."""
     text = DATA.sub(" ", rendered(summary))
-    text = re.sub(r"<style>.*?</style>|<pre>.*?</pre>|<h1>.*?</h1>", " ", text, flags=re.DOTALL)
+    text = re.sub(r"<style>.*?</style>|<pre>.*?</pre>", " ", text, flags=re.DOTALL)
     text = html.unescape(re.sub(r"<[^>]*>", " ", text))
     known = [*strings(summary), *SAID, "2 threads", ", ".join(map(str, summary["load"]["start"]))]
     known += [", ".join(map(str, summary["load"]["end"])), summary["started"][:10], "2 cores, 2 usable"]
@@ -75,20 +79,21 @@ def test_the_page_stands_alone(summary):
 
 def test_every_row_says_how_it_ran(summary):
     one = summary["cells"][0]["contenders"][3]
-    one["settings"] |= {"param": "float32", "compute": "bfloat16", "reduce": "float32", "tf32": True, "threads": 1}
-    due = "jit, scan; bfloat16, float32 weights, float32 sums, TF32; 1 thread; attention fused: XLA"
+    one["settings"] |= {"param": "float32", "compute": "bfloat16", "reduce": "float32", "threads": 1}
+    one["settings"] |= {"attention": "fused", "kernel": "XLA"}
+    due = "scan; bfloat16, float32 weights, float32 sums, matmul highest; 1 thread; attention fused: XLA"
     assert due in rendered(summary)
     assert due in shown(summary)
     row = next(r for r in csv.DictReader(io.StringIO(table.csv(summary))) if r["name"] == "jax scan")
     assert [row[key] for key in ("mode", "precision", "threads", "attention")] == [
-        "jit, scan", "bfloat16, float32 weights, float32 sums, TF32", "1", "fused: XLA",
+        "scan", "bfloat16, float32 weights, float32 sums, matmul highest", "1", "fused: XLA",
     ]  # fmt: skip
 
 
 def test_settings_that_are_not_known_are_not_made_up(summary):
     for one in summary["cells"][0]["contenders"]:
         one["settings"] = {"param": "float32", "compute": "float32", "reduce": "float32", "threads": None}
-    assert "eager; float32; — threads; attention —" in shown(summary)
+    assert "default; float32; — threads; attention —" in shown(summary)
 
 
 def test_the_csv_has_every_contender_with_the_summarys_numbers(summary):
@@ -97,20 +102,20 @@ def test_the_csv_has_every_contender_with_the_summarys_numbers(summary):
     assert len(rows) == len(due)
     for row, (cell, one) in zip(rows, due, strict=True):
         assert (row["cell"], row["name"]) == (cell["cell"], one["name"])
-        assert row["memory_peak"] == str(one["memory"]["peak"])
+        assert row["memory_peak"] == ("" if one["memory"] is None else str(one["memory"]["peak"]))
         if one["refused"]:
             assert (row["seconds_median"], row["ratio"], row["verdict"]) == ("", "", one["refused"])
             continue
         assert float(row["seconds_median"]) == one["seconds"]["median"]
-        pair = next((p for p in cell["pairs"] if (p["first"], p["second"]) == ("torch eager", one["name"])), None)
+        pair = next((p for p in cell["pairs"] if (p["first"], p["second"]) == ("torch", one["name"])), None)
         usable = pair is not None and pair["enough"] and not pair["noisy"]
         assert row["ratio"] == (repr(pair["ratio"]) if usable else "")
 
 
 def test_markdown_names_what_was_not_measured(summary):
     text = table.markdown(summary)
-    assert f"- Forward, GPT-2 124M, 4 × 256, bfloat16, JAX scan: {made.WRONG}" in text
-    assert "- GPU cells: this machine has no GPU" in text
+    assert f"- Forward, gpt2-124m, 4 × 256, bfloat16, JAX scan: {made.WRONG}" in text
+    assert "- GPU: this machine has none" in text
     assert f"```\n{summary['command']}\n```" in text
     assert {line.count("|") for line in text.splitlines() if line.startswith("| Forward")} == {16}
 
@@ -140,23 +145,22 @@ def test_a_run_without_an_end_and_without_cells(summary):
 
 def test_a_data_sheet_is_told_beside_what_was_measured(summary):
     assert "data sheet" not in rendered(summary).lower().replace("<th>data sheet</th>", "")
-    summary["peaks"]["sheet"] = {"name": "NVIDIA H200", "float32": 6.7e11, "bandwidth": 4.8e10}
-    text = rendered(summary)
+    sheet = {"name": "NVIDIA H200", "float32": 6.7e11, "bandwidth": 4.8e10}
+    text = rendered(summarise(made.lines(suites=("forward", "decode"), sheet=sheet)))
     assert "the data sheet is that of NVIDIA H200" in text
-    assert re.search(r'data-over="peaks/sheet/float32">21 %</data> of data sheet', text)
+    for share in ("mfu_sheet", "mbu_sheet"):
+        assert re.search(rf'/{share}" data-form="percent">[\d.]+ %</data> of data sheet', text)
     assert re.search(r'data-over="peaks/sheet/bandwidth">65 %</data> reached', text)
 
 
 def test_memory_on_a_device_is_told_instead_of_the_process(summary):
-    summary["cells"][0]["contenders"][0]["memory"]["device"] = 2**30
-    assert "1,024 MiB" in dict(zip(table.HEADS, table._row(summary, *_first(summary)), strict=True))["Peak memory"]
+    number = next(n for n, cell in enumerate(summary["cells"]) if cell["suite"] == "train")
+    summary["cells"][number]["contenders"][0]["memory"]["device"] = 2**30
+    cell = cells(summary)[number]
+    row = table._row(summary, cell, cell.contenders[0])
+    assert "1,024 MiB" in dict(zip(table.HEADS, row, strict=True))["Peak memory"]
     rows = [row for row in series.memory(summary) if row["what"] == "device"]
     assert [row["bytes"] for row in rows] == [2**30]
-
-
-def _first(summary):
-    cell = cells(summary)[0]
-    return cell, cell.contenders[0]
 
 
 def test_plots_draw_only_what_may_be_shown(summary):
@@ -164,11 +168,25 @@ def test_plots_draw_only_what_may_be_shown(summary):
     assert list(every) == list(series.SERIES)
     drawn = {row["cell"] for row in every["ratio_forest"]}
     by_suite = {suite: {c["cell"] for c in summary["cells"] if c["suite"] == suite} for suite in made.SUITES}
-    assert not drawn & (by_suite["train"] | by_suite["depth"])  # noisy; too few samples
+    assert not drawn & (by_suite["train"] | by_suite["compile"])  # noisy; too few samples
     assert by_suite["forward"] | by_suite["decode"] == drawn
     for name, rows in every.items():
         refused = [r for r in rows if r["cell"] == "forward/gpt2-124m/4x256/bfloat16" and "JAX scan" in r.values()]
         assert not refused or name == "memory"
+
+
+def test_what_carry_over_voids_is_named_in_tables_page_and_plot(summary):
+    own = next(p for p in summary["cells"][0]["pairs"] if (p["first"], p["second"]) == ("torch", "jax"))
+    own.update(carried=True, faster=None, carry_over=0.312)
+    words = "void: carry-over of 31 %"
+    for text in (rendered(summary), shown(summary), table.markdown(summary)):
+        assert words in re.sub(r"<[^>]*>", "", text)
+    (row,) = (row for row in csv.DictReader(io.StringIO(table.csv(summary))) if row["verdict"] == words)
+    assert (row["ratio"], row["carry_over"], row["state"]) == ("", "0.312", "carried")
+    rows = [row for row in series.forest(summary) if row["cell"] == summary["cells"][0]["cell"]]
+    assert [row["ratio"] is None for row in rows] == [row["state"] == "carried" for row in rows]
+    assert words in plots.inline("ratio_forest", rows)
+    assert words in plots.inline("ratio_forest", [row for row in rows if row["ratio"] is None])
 
 
 def test_rows_of_plots_are_the_summarys_numbers(summary):
@@ -176,15 +194,15 @@ def test_rows_of_plots_are_the_summarys_numbers(summary):
     for row in series.roofline(summary):
         cell, one = by_name[row["cell"], row["name"]]
         assert row["flops_per_second"] == one["flops_per_second"]
-        assert row["intensity"] == cell["flops_full"] / cell["bytes"]
-        assert row["peak_gemm"] == summary["peaks"]["gemm"][cell["dtype"]]["value"]
+        assert row["intensity"] == cell["flops_full"] / one["bytes"]
+        assert row["peak_gemm"] == summary["peaks"]["gemm"][one["multiplies"]]["value"]
     for row in series.scaling(summary):
         cell, one = by_name[row["cell"], row["name"]]
         assert (row["per_second"], row["value"]) == (one["per_second"], cell["axis"]["value"])
         assert row["low"] <= row["per_second"] <= row["high"]
     for row in series.depth(summary):
         _, one = by_name[row["cell"], row["name"]]
-        assert row["seconds"] == one["phases"]["compile"] + (one["phases"]["trace"] or 0)
+        assert (row["seconds"], row["low"]) == (one["seconds"]["median"], one["seconds"]["p10"])
     entries = {
         (e["cell"], *(title_of(summary, e, end) for end in ("first", "second"))): e for e in summary["break_even"]
     }
@@ -202,11 +220,11 @@ def title_of(found, entry, end):
 
 @pytest.mark.parametrize(("name", "forget"), [
     ("roofline", lambda found: found["peaks"].pop("gemm")),
-    ("roofline", lambda found: [cell.update(bytes=None) for cell in found["cells"]]),
+    ("roofline", lambda found: [one.update(bytes=None) for cell in found["cells"] for one in cell["contenders"]]),
     ("breakeven", lambda found: [entry.update(calls=None) for entry in found["break_even"]]),
     ("memory", lambda found: [one.update(memory=None) for cell in found["cells"] for one in cell["contenders"]]),
     ("scaling", lambda found: [cell.update(axis=None) for cell in found["cells"]]),
-    ("depth", lambda found: [one.update(phases=None) for cell in found["cells"] for one in cell["contenders"]]),
+    ("depth", lambda found: [one.update(seconds=None) for cell in found["cells"] for one in cell["contenders"]]),
     ("ratio_forest", lambda found: [pair.update(noisy=True) for cell in found["cells"] for pair in cell["pairs"]]),
 ])  # fmt: skip
 def test_a_plot_without_data_is_left_out(summary, name, forget):
@@ -228,3 +246,30 @@ def test_everything_is_made_from_json_alone(summary):
     assert rendered(again) == rendered(summary)
     assert table.csv(again) == table.csv(summary)
     assert say.headline(again) == say.headline(summary)
+
+
+def test_the_headline_counts_cells_that_the_pairs_bear_out(summary):
+    """Its numbers carry the cells that they count; who wins is found here by another way, from the pairs alone."""
+    heading = re.search(r"<h1>(.*?)</h1>", rendered(summary))[1]
+    parts = dict(re.findall(r'([A-Za-z ]+) <data [^>]*data-at="([^"]*)"', heading))
+    assert re.sub(r"<[^>]*>", "", heading) == plain(summary, say.headline(summary))
+    due = {}
+    for number, cell in enumerate(summary["cells"]):
+        due.setdefault(outcome(cell), []).append(f"cells/{number}")
+    assert {words.strip(): at.split() for words, at in parts.items() if words.strip() != "Of"} == due
+    assert sum(map(len, due.values())) == len(summary["cells"]) == len(parts["Of"].split())
+
+
+def outcome(cell):
+    """What is said of a cell of the summary as it is made: all of its contenders are rivals."""
+    wings = {one["name"]: one["wing"] for one in cell["contenders"] if one["refused"] is None}
+    clear = [pair for pair in cell["pairs"] if pair["enough"] and not pair["noisy"] and not pair["carried"]]
+    losers = {pair["first"] if pair["faster"] == pair["second"] else pair["second"] for pair in clear if pair["faster"]}
+    best = set(wings) - losers
+    if not clear:
+        return "no answer in"
+    if len({wings[name] for name in best}) == 1:
+        return {"jax": "JAX", "torch": "PyTorch"}[wings[best.pop()]] + " is fastest in"
+    between = [pair for pair in clear if {pair["first"], pair["second"]} <= best]
+    settled = len(between) == len(best) * (len(best) - 1) / 2
+    return "no difference between them in" if settled else "no answer in"

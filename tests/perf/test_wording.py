@@ -23,25 +23,35 @@ def pair(found, first, second, number=FIRST):
 
 
 def test_the_faster_one_is_named_with_its_ratio(summary):
-    pair(summary, "torch eager", "jax loop").update(ratio=1.2149, low=1.17, high=1.26, floor=0.02)
-    assert told(summary, name="jax loop") == "JAX loop 1.21 × as fast"
-    assert told(summary, name="transformers") == "PyTorch eager 1.08 × as fast"
-    assert told(summary, name="torch eager") == "reference"
+    pair(summary, "torch", "jax").update(ratio=1.2149, low=1.17, high=1.26, floor=0.02)
+    pair(summary, "torch", "transformers").update(ratio=0.93, low=0.91, high=0.95)
+    assert told(summary, name="jax") == "JAX 1.21 × as fast"
+    assert told(summary, name="transformers") == "PyTorch 1.08 × as fast"
+    assert told(summary, name="torch") == "reference"
 
 
 def test_no_one_is_faster_inside_the_floor(summary):
-    pair(summary, "torch eager", "jax loop").update(faster=None, floor=0.0204)
-    assert told(summary, name="jax loop") == "no difference seen (floor 2.0 %)"
+    pair(summary, "torch", "jax").update(faster=None, floor=0.0204)
+    assert told(summary, name="jax") == "no difference seen (floor 2.0 %)"
 
 
 def test_noise_has_no_ratio(summary):
-    pair(summary, "torch eager", "jax loop").update(noisy=True, faster=None, floor=0.0831)
-    assert told(summary, name="jax loop") == "noisy (floor 8.3 %)"
+    pair(summary, "torch", "jax").update(noisy=True, faster=None, floor=0.0831)
+    assert told(summary, name="jax") == "noisy (floor 8.3 %)"
     training = next(n for n, cell in enumerate(summary["cells"]) if cell["suite"] == "train")
     largest = percent(max(p["floor"] for p in summary["cells"][training]["pairs"]))
     assert told(summary, training) == (
         f"noisy: this machine differs from itself by up to {largest}, so no ratio is shown"
     )
+
+
+def test_what_carry_over_voids_is_said_to_be_void(summary):
+    pair(summary, "torch", "jax").update(carried=True, faster=None, carry_over=0.312)
+    assert told(summary, name="jax") == "void: carry-over of 31 %"
+    for number, own in enumerate(summary["cells"][FIRST]["pairs"]):
+        own.update(carried=True, faster=None, carry_over=0.1 + 0.01 * number)
+    most = percent(0.09 + 0.01 * len(summary["cells"][FIRST]["pairs"]))
+    assert told(summary) == f"void: carry-over of up to {most}, so no ratio is shown"
 
 
 def test_a_noisy_pair_has_no_winner_whatever_it_says(summary):
@@ -56,34 +66,81 @@ def test_too_few_samples(summary):
     assert told(summary, len(summary["cells"]) - 1, "jax scan") == "too few samples"
 
 
+def unclear(summary, name, **why):
+    """Nothing is known of a contender of the first cell."""
+    for own in summary["cells"][FIRST]["pairs"]:
+        if name in (own["first"], own["second"]):
+            own.update(faster=None, **why)
+
+
+def test_nobody_is_called_fastest_while_a_rival_may_be_faster(summary):
+    """And who that is is named; what could be compared is still told."""
+    only(summary, FIRST)
+    assert plain(summary, say.headline(summary)) == "Of 1 cell: JAX is fastest in 1."
+    unclear(summary, "torch compiled", noisy=True, floor=0.0831)
+    cell = Cell(summary, FIRST)
+    assert cell.leaders == []
+    assert {one.name for one in cell.front} == {"torch compiled", "jax", "jax scan"}
+    best = min(cell.firm, key=lambda one: one.one["seconds"]["median"])
+    text = told(summary)
+    assert text.startswith(f"{best.title} ")
+    assert " × as fast as PyTorch (" in text
+    assert text.endswith(f"; nobody is called fastest (PyTorch compiled against {best.title}: noisy (floor 8.3 %))")
+    assert plain(summary, say.headline(summary)) == "Of 1 cell: no answer in 1."
+
+
+def test_a_rival_of_the_same_framework_that_may_be_faster_costs_a_leader_but_no_win(summary):
+    only(summary, FIRST)
+    unclear(summary, "jax", carried=True, carry_over=0.12)
+    assert told(summary).endswith("nobody is called fastest (JAX against JAX scan: void: carry-over of 12 %)")
+    pair(summary, "torch", "jax").update(carried=False, faster="jax")
+    pair(summary, "torch compiled", "jax").update(carried=False, faster="jax")
+    assert Cell(summary, FIRST).leaders == []
+    assert plain(summary, say.headline(summary)) == "Of 1 cell: JAX is fastest in 1."
+
+
+def test_a_rival_that_is_slower_than_somebody_keeps_nobody_from_leading(summary):
+    pair(summary, "jax scan", "transformers").update(carried=True, faster=None)
+    assert "nobody" not in told(summary)
+    assert [one.name for one in Cell(summary, FIRST).leaders] == ["jax", "jax scan"]
+
+
+def only(summary, number):
+    """The summary with one cell alone."""
+    summary["cells"][:] = [summary["cells"][number]]
+
+
 def test_a_refusal_is_told_in_its_own_words(summary):
     assert told(summary, 1, "jax scan").startswith("The logits are 3.1e-02 from the oracle's")
 
 
 def test_a_refused_contender_has_no_ratio_even_if_it_was_timed(summary):
-    one = next(c for c in summary["cells"][FIRST]["contenders"] if c["name"] == "jax loop")
+    one = next(c for c in summary["cells"][FIRST]["contenders"] if c["name"] == "jax")
     one["refused"] = "Something was compiled inside the timed region."
     cell = Cell(summary, FIRST)
-    assert all(not p.usable for p in cell.pairs if "jax loop" in (p.base.name, p.other.name))
-    assert told(summary, name="jax loop") == one["refused"]
-    assert "JAX loop" not in told(summary)
+    assert all(not p.usable for p in cell.pairs if "jax" in (p.base.name, p.other.name))
+    assert told(summary, name="jax") == one["refused"]
+    assert "JAX scan" in told(summary)
+    assert "JAX " not in told(summary).replace("JAX scan", "")
 
 
 def test_the_best_of_each_wing_meet(summary):
     text = told(summary)
-    pairs = [pair(summary, "torch compiled", name) for name in ("jax loop", "jax scan")]
-    best = max(pairs, key=lambda p: p["ratio"])
-    title = {"jax loop": "JAX loop", "jax scan": "JAX scan"}[best["second"]]
+    medians = {one["name"]: one["seconds"]["median"] for one in summary["cells"][FIRST]["contenders"]}
+    best = pair(summary, "torch compiled", min(("jax", "jax scan"), key=medians.get))
+    title = {"jax": "JAX", "jax scan": "JAX scan"}[best["second"]]
     assert text.startswith(f"{title} {best['ratio']:.2f} × as fast as PyTorch compiled ({best['low']:.2f} to ")
-    own = pair(summary, "jax loop", "jax scan")
-    assert text.endswith(f"no difference seen between JAX loop and JAX scan (floor {100 * own['floor']:.1f} %)")
+    own = pair(summary, "jax", "jax scan")
+    assert text.endswith(f"no difference seen between JAX and JAX scan (floor {100 * own['floor']:.1f} %)")
 
 
 def test_what_bounds_others_wins_nothing(summary):
     for one in summary["cells"][FIRST]["contenders"]:
         one["lower_bound"] = one["wing"] == "jax"
-    assert told(summary).startswith("PyTorch compiled 1.26 × as fast as Transformers (")
-    assert told(summary, name="jax loop") == "JAX loop 1.21 × as fast; a lower bound, no rival"
+    pair(summary, "torch compiled", "transformers").update(ratio=0.795)
+    pair(summary, "torch", "jax").update(ratio=1.2149)
+    assert told(summary).startswith("PyTorch compiled 1.26 × as fast as transformers (")
+    assert told(summary, name="jax") == "JAX 1.21 × as fast; a lower bound, no rival"
 
 
 def test_the_reference_is_timed(summary):
@@ -101,12 +158,13 @@ def test_a_pair_can_be_looked_at_from_both_sides(summary):
 
 
 def test_the_headline_counts_contests_of_several_wings(summary):
-    assert say.headline(summary) == "Of 14 cells: JAX is fastest in 8, no difference between them in 1, no answer in 5."
+    text = plain(summary, say.headline(summary))
+    assert text == "Of 14 cells: JAX is fastest in 9, no answer in 5."
     for cell in summary["cells"][1:]:
         cell["contenders"] = [one for one in cell["contenders"] if one["wing"] == "jax"]
-    assert say.headline(summary) == "Of 1 cell: JAX is fastest in 1."
+    assert plain(summary, say.headline(summary)) == "Of 1 cell: JAX is fastest in 1."
     summary["cells"] = []
-    assert say.headline(summary) == "Nothing was timed in two frameworks."
+    assert plain(summary, say.headline(summary)) == "Nothing was timed in two frameworks."
 
 
 def test_break_even(summary):
@@ -114,6 +172,15 @@ def test_break_even(summary):
     assert plain(summary, say.break_even(one)) == f"{one.entry['calls']} calls"
     one.entry["calls"] = None
     assert plain(summary, say.break_even(one)) == "never"
+
+
+def test_products_are_told_as_the_frameworks_flags_have_them(summary):
+    first = [say.precision(one) for one in summary["cells"][FIRST]["contenders"]]
+    assert first == ["float32, fp32 ieee"] * 2 + ["float32, matmul highest"] * 2 + [first[4]]
+    assert first[4] == "float32, float32 (softmax, loss) sums, fp32 ieee"
+    one = summary["cells"][FIRST]["contenders"][0]
+    one["settings"] |= {"compute": "bfloat16", "products": "wide", "fp32_precision": "tf32"}
+    assert say.precision(one) == "bfloat16, float32 weights, float32 sums, wide products, fp32 tf32"
 
 
 def test_a_saving_inside_the_noise_pays_for_nothing(summary):

@@ -1,0 +1,75 @@
+"""What a cell's call has to do, in closed form: by hand for a small model, and against the accounts it is made of."""
+
+import pytest
+
+from benchmarks.harness.cells import Cell, work
+from common import params
+from common.accounting import flops
+from common.config import GPTConfig
+
+CONFIG = GPTConfig(31, 16, 12, 2, 3, ff_dim=20)
+BATCH, LENGTH = 3, 8
+POSITIONS = CONFIG.context_length * CONFIG.embed_dim
+VECTORS = sum(p.size for p in params.table(CONFIG).values() if len(p.shape) == 1)
+
+
+def told(task, dtype="float32", length=LENGTH, **options):
+    return work(Cell(task, task, "tiny", CONFIG, BATCH, length, dtype, (), **options))
+
+
+def read(dtype="float32"):
+    """Everything once, but of positions one row each: the tied head reads the whole token table."""
+    numbers = params.count(CONFIG) - POSITIONS + LENGTH * CONFIG.embed_dim
+    return 4 * numbers if dtype == "float32" else 2 * (numbers - VECTORS) + 4 * VECTORS
+
+
+@pytest.mark.parametrize(("dtype", "item"), [("float32", 4), ("bfloat16", 2)])
+def test_least_bytes_by_hand(dtype, item):
+    kept, logits = 4 * params.count(CONFIG), item * BATCH * CONFIG.vocab_size
+    cache = item * 2 * 2 * BATCH * LENGTH * 12
+    due = {
+        "forward": read(dtype) + LENGTH * logits,
+        "prefill": read(dtype) + cache + logits,
+        "gradients": 2 * read(dtype) + kept,
+        "train": 2 * read(dtype) + 8 * kept,
+        "optimizer": 7 * kept,
+    }
+    assert {task: told(task, dtype)["bytes"] for task in due} == due
+
+
+@pytest.mark.parametrize(("task", "counted"), [
+    ("forward", "forward"), ("prefill", "prefill"), ("gradients", "train"), ("train", "train"),
+])  # fmt: skip
+def test_passes_count_tokens_and_both_kinds_of_flops(task, counted):
+    found = told(task)
+    assert (found["unit"], found["work"]) == ("tokens", BATCH * LENGTH)
+    assert found["flops_full"] == flops.flops_full(CONFIG, counted, BATCH, LENGTH)
+    assert found["flops_causal"] == flops.flops_causal(CONFIG, counted, BATCH, LENGTH)
+
+
+def test_decoding_is_a_prefill_and_steps():
+    one = told("decode", new=1)
+    assert (one["unit"], one["work"]) == ("tokens", BATCH)
+    assert one["flops_full"] == told("prefill")["flops_full"]
+    assert one["bytes"] == told("prefill")["bytes"] - 4 * BATCH * CONFIG.vocab_size
+    slot, row = 4 * 2 * 2 * BATCH * 12, 4 * (LENGTH - BATCH) * CONFIG.embed_dim  # of a slot; a step looks up its rows
+    three = told("decode", new=3)
+    assert three["bytes"] == one["bytes"] + 2 * (read() - row) + slot * (LENGTH + 1 + LENGTH + 2 + 2)
+    whole = flops.flops_full(CONFIG, "prefill", BATCH, LENGTH, slots=LENGTH + 2)
+    assert three["flops_full"] == whole + 2 * flops.flops_full(CONFIG, "decode", BATCH, LENGTH + 2)
+    assert one["flops_causal"] < three["flops_causal"] < three["flops_full"]
+
+
+def test_decoding_from_one_token_is_one_causal_pass():
+    found = told("decode", length=1, new=9)
+    assert found["flops_causal"] == flops.flops_causal(CONFIG, "forward", BATCH, 9)
+
+
+def test_without_a_cache_every_token_is_a_pass():
+    found, lengths = told("decode", new=3, cached=False), (LENGTH, LENGTH + 1, LENGTH + 2)
+    assert found["flops_full"] == sum(flops.flops_full(CONFIG, "prefill", BATCH, length) for length in lengths)
+    assert found["bytes"] == 3 * read()
+
+
+def test_beginnings_have_no_work():
+    assert told("start-up") == {"unit": "calls", "work": 1, "flops_full": None, "flops_causal": None, "bytes": None}
