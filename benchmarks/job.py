@@ -24,7 +24,7 @@ from benchmarks.harness.contest import Rules
 from benchmarks.harness.record import RAW, Line, Record, now, of, read
 from benchmarks.harness.worker import Worker, WorkerFault, environment, usable_cores
 from benchmarks.suites import SUITES, Scope
-from common import files
+from common import allocator, files
 from common.accounting import activations, counters, memory, peaks
 from common.config import PRESETS
 from common.errors import UserError, unknown
@@ -377,11 +377,12 @@ def _flops(work: Work, record: Record) -> None:
 
 
 def _peaks(work: Work, record: Record) -> None:
-    for wing in ("torch", "jax"):
-        with Worker(wing, threads=work.rules.threads, device=work.rules.device) as worker:
+    allocators = ("plain", "kept") if work.device["kind"] == "cpu" and allocator.available() else ("plain",)
+    for wing, kept in itertools.product(("torch", "jax"), allocators):
+        with Worker(wing, threads=work.rules.threads, device=work.rules.device, memory=kept) as worker:
             worker.ask("start")
             for found in worker.ask("peaks", work.rules.device, work.rules.quick):
-                record.add("peak", wing=wing, **found)
+                record.add("peak", wing=wing, memory=kept, **found)
     sheet = peaks.peak(work.device["name"])
     if sheet is not None:
         record.add(

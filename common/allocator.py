@@ -25,11 +25,16 @@ KEPT = {
 
 def environment(own: Mapping[str, str]) -> dict[str, str]:
     """What to add to the environment `own` of a process that is to keep its memory; raises UserError without glibc."""
-    libc = platform.libc_ver()[0]
-    if libc != "glibc":
-        raise UserError(f"allocator='kept' is a setting of glibc, and this system's C library is {libc or 'another'}.")
+    if not available():
+        libc = platform.libc_ver()[0] or "another"
+        raise UserError(f"allocator='kept' is a setting of glibc, and this system's C library is {libc}.")
     there = dict(part.split("=", 1) for part in own.get(VARIABLE, "").split(":") if "=" in part)
     return {VARIABLE: ":".join(f"{name}={value}" for name, value in {**there, **KEPT}.items())}
+
+
+def available() -> bool:
+    """Whether this system's C library knows these settings."""
+    return platform.libc_ver()[0] == "glibc"
 
 
 def is_kept() -> bool:

@@ -20,6 +20,7 @@ GAP = 0.02  # seconds: OpenMP's threads spin on for a while after a call and wou
 LONG_ENOUGH = 0.02  # seconds a timed sample should last at least
 LONG_CALL = 0.5  # seconds from which a turn is one call, neither warmed up nor mirrored
 NOISY = math.log(1.05)
+STUDENT = 4.30  # standard errors that hold 95 % of Student's t with two degrees of freedom
 ENOUGH = 6  # blocks below which there is no verdict: an interval of so few says nothing
 FEW = 4  # turns of a kind below which nothing is said about carry-over
 
@@ -111,10 +112,10 @@ def interval(values: np.ndarray, rounds: int = 5, draws: int = 2000, seed: int =
 
 def between(blocks: Sequence[Block], first: str, second: str) -> tuple[float, float, float]:
     """(estimate, low, high) of the log seconds of one contender over another's: the interval of blocks, and of
-    processes where copies are processes. One that is started anew is off by about as much as its copies are from each
-    other, their mean by half of that; two such deviations of each contender widen the interval (in squares)."""
+    processes where copies are processes: the standard error of a mean of two is half of what they differ by, and with
+    one difference for each contender (two degrees of freedom) 4.30 of it make 95 % (Student 1908). Squares add up."""
     ratio, low, high = interval(log_ratios(blocks, first, second))
-    apart = math.hypot(*(float(np.median(log_ratios(blocks, name, name))) for name in (first, second)))
+    apart = STUDENT / 2 * math.hypot(*(float(np.median(log_ratios(blocks, name, name))) for name in (first, second)))
     return ratio, ratio - math.hypot(ratio - low, apart), ratio + math.hypot(high - ratio, apart)
 
 

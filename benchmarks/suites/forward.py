@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from benchmarks.harness.cells import Cell
-from benchmarks.suites.scope import FASTEST, Scope, plain, transformers, wing
+from benchmarks.suites.scope import FASTEST, Scope, kept, plain, transformers, wing
 
 SIZES = {"nano": (8, 128), "gpt2-124m": (4, 256)}
 PREFILL = {"nano": (1, 96), "gpt2-124m": (1, 512)}
@@ -14,8 +14,8 @@ def contenders(scope: Scope, dtype: str) -> tuple:
     decoding), and from outside."""
     ours, more = [wing("torch"), wing("torch", "compiled")], []
     if dtype == "float32":
-        ours += [wing("torch", FASTEST), wing("torch", "compiled+fused+kept"), *plain()]
-        more += [wing("jax", "scan+kept")]
+        ours += [wing("torch", FASTEST), *plain()]
+        more += kept(scope, torch="compiled+fused", jax="scan")
     else:
         ours += [wing("torch", how) for how in (*scope.narrow, *scope.flash)]
         more += [wing("jax", how) for how in scope.flash]

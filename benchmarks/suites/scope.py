@@ -82,6 +82,11 @@ def plain() -> tuple[Contender, ...]:
     )
 
 
+def kept(scope: Scope, **modes: str) -> tuple[Contender, ...]:
+    """Wings in a mode, in a process that keeps its memory: on a CPU, for a GPU's memory is the framework's own."""
+    return tuple(wing(name, f"{how}+kept") for name, how in modes.items()) if scope.device == "cpu" else ()
+
+
 def transformers(kept: bool = False) -> tuple[Contender, ...]:
     """Hugging Face's GPT-2, where it is installed; `kept` adds it in a process that keeps its memory."""
     found = outside("transformers", "transformers", "transformers", "transformers")

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from benchmarks.harness.cells import Cell
-from benchmarks.suites.scope import FASTEST, Scope, plain, transformers, wing
+from benchmarks.suites.scope import FASTEST, Scope, kept, plain, transformers, wing
 
 SIZES = {"nano": (8, 128), "gpt2-124m": (4, 256)}
 ABLATION = {"nano": (8, 128), "gpt2-124m": (2, 128)}
-BEST = {"torch": f"{FASTEST}+fused+kept", "jax": f"{FASTEST}+kept"}
+BEST = {"torch": f"{FASTEST}+fused", "jax": FASTEST}
 RUNGS = {
     "torch": ("default", "fused", "fused norm", "fused optimizer", "chunked loss", "compiled", "kept", FASTEST),
     "jax": ("default", "fused", "chunked loss", "scan", "checkpointed", "kept", FASTEST),
@@ -25,11 +25,10 @@ def cells(scope: Scope) -> Iterator[Cell]:
             flash = () if single else scope.flash
             fast = ((FASTEST,) if single else scope.narrow) + flash
             best = (*(wing("torch", how) for how in fast), *(wing("jax", how) for how in (FASTEST, *flash)))
-            if single:
-                kept = tuple(wing(name, how) for name, how in BEST.items())
-                best = (*best, *kept) if small else kept
+            held = kept(scope, **BEST) if single else ()
+            best = (*best, *held) if small or not held else held
             # theirs would keep bfloat16 parameters
-            more = (*(plain() if small else ()), *transformers(kept=not small)) if single else ()
+            more = (*(plain() if small else ()), *transformers(kept=bool(held) and not small)) if single else ()
             size = SIZES.get(model, (4, 256))
             yield Cell("train", "train", model, scope.config(model), *size, dtype, (*ours, *best, *more), memory=True)
 
@@ -41,5 +40,5 @@ def ablations(scope: Scope) -> Iterator[Cell]:
         config = config.with_(num_layers=config.num_layers // 2)
         model = f"{model} × {config.num_layers} layers"
     for name, modes in RUNGS.items():
-        chosen = tuple(wing(name, mode) for mode in (*modes, BEST[name]))
+        chosen = (*(wing(name, mode) for mode in modes), *kept(scope, **{name: BEST[name]}))
         yield Cell("ablation", "train", model, config, *size, "float32", chosen, part=name, memory=True)

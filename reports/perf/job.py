@@ -23,7 +23,7 @@ KEYS = {  # by the kind of a line: what the report cannot do without
     "peak": ("what", "value"),
     "cell": (
         "cell", "suite", "task", "title", "model", "batch", "length", "dtype", "unit", "work", "flops_full",
-        "flops_causal", "bytes", "ideal", "axis",
+        "flops_causal", "bytes", "ideal", "axis", "group", "own", "cached",
     ),
     "contender": ("cell", "name", "title", "wing", "mode", "lower_bound", "settings"),
     "phase": ("cell", "name", "import", "build", "trace", "compile", "first"),

@@ -71,7 +71,8 @@ def test_a_sample_has_the_devices_milliseconds_beside_the_hosts_seconds(device):
     sample = worker(device).sample("model", "task", 3, 2, 0.0)
     assert sample.device_ms == pytest.approx(4.0)
     assert 0 < sample < 1
-    assert device.told == ["stream of cuda:1"] * 2 + ["cuda:1 waited for", "event waited for"]
+    waited = "cuda:1 waited for"
+    assert device.told == [waited] * 2 + ["stream of cuda:1"] * 2 + [waited, "event waited for"]
 
 
 @pytest.mark.parametrize(("on", "there"), [("cpu", True), ("cuda", False)])
@@ -85,7 +86,7 @@ def test_without_events_there_is_host_time_alone(device, on, there, monkeypatch)
 
 
 def test_events_do_not_hide_work_that_nobody_waited_for(device, monkeypatch):
-    monkeypatch.setattr(service.waiting, "rest", lambda device: 0.5)
+    monkeypatch.setattr(service.waiting, "rest", lambda device, outputs=None: 0.5)
     with pytest.raises(UserError, match="not waited for is not timed"):
         worker(device).sample("model", "task", 3, 2, 0.0)
 
@@ -110,8 +111,8 @@ def contested(folder, **arms):
 
 def test_a_record_has_the_devices_milliseconds_turn_by_turn(tmp_path):
     """Where anybody has some; what reads only seconds finds them as before."""
-    plain = contested(tmp_path / "a", one=lambda: 0.004, other=lambda: 0.008)
-    both = contested(tmp_path / "b", one=lambda: events.Sample(0.004, 3.5), other=lambda: 0.008)
+    plain = contested(tmp_path / "a", one=lambda copy: 0.004, other=lambda copy: 0.008)
+    both = contested(tmp_path / "b", one=lambda copy: events.Sample(0.004, 3.5), other=lambda copy: 0.008)
     assert not any("device_ms" in line for line in plain)
     for line in record.of(both, "block"):
         assert line["device_ms"] == [3.5 if name == "one" else None for name, _, _ in line["turns"]]
