@@ -2,7 +2,7 @@
 
 import functools
 
-from benchmarks.harness import contest, gate
+from benchmarks.harness import contest, fresh, gate
 from benchmarks.harness.cells import FRESH, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.contest import MODEL
@@ -41,6 +41,11 @@ def _wanted(cell: Cell) -> dict[str, gate.Digest]:
     return judge.ask("begin", MODEL, cell.task, contest.GATE_CALLS.get(cell.task, 1))[1]
 
 
+@functools.lru_cache(maxsize=8)
+def _beginning(cell: Cell) -> dict[str, gate.Digest]:
+    return fresh.outputs(_judge(contest.ORACLE, recipe(cell)), cell)
+
+
 def recipe(cell: Cell) -> Recipe:
     return Recipe("uneven", cell.config, cell.seed)
 
@@ -49,8 +54,13 @@ def check(cell: Cell, one: Contender) -> None:
     """Raises AssertionError with the gate's sentence if the contender's result is not the judge's."""
     own, mine = Here(one.source), cell.of(one)
     own.ask("start")
-    own.ask("build", MODEL, recipe(cell), one.execution(cell.dtype, "cpu", None))
+    here = one.execution(cell.dtype, "cpu", None).with_(allocator="plain")  # of this process, whatever it has
+    own.ask("build", MODEL, recipe(cell), here)
     if cell.task in FRESH:
+        fresh.prepare(own, cell)
+        _, shown = own.ask("begin", MODEL, fresh.TASKS[cell.task], 1)
+        refusal = gate.refusal(contest.verdicts(mine, one, shown, _beginning(cell)), mine.dtype, "the oracle")
+        assert refusal is None, refusal
         return
     contest.prepare(own, cell)
     _, shown = own.ask("begin", MODEL, cell.task, contest.GATE_CALLS.get(cell.task, 1))

@@ -45,8 +45,13 @@ def judged(cell: Cell, recipe: Recipe, rules: Rules) -> dict[str, gate.Digest]:
     with Worker(ORACLE, threads=rules.threads) as worker:
         worker.ask("start")
         worker.ask("build", MODEL, recipe, Execution(dtype="float64"))
-        worker.ask("prepare", MODEL, JUDGED[cell.task], *cell.tokens())
-        return worker.ask("begin", MODEL, JUDGED[cell.task], 1)[1]
+        return outputs(worker, cell)
+
+
+def outputs(judge: Worker, cell: Cell) -> dict[str, gate.Digest]:
+    """The same of a judge whose model is built."""
+    judge.ask("prepare", MODEL, JUDGED[cell.task], *cell.tokens())
+    return judge.ask("begin", MODEL, JUDGED[cell.task], 1)[1]
 
 
 def _told(one: Contender, cell: Cell, recipe: Recipe, rules: Rules, record: Record) -> dict[str, gate.Digest]:
@@ -58,7 +63,7 @@ def _told(one: Contender, cell: Cell, recipe: Recipe, rules: Rules, record: Reco
             versions = started["versions"]
             build = worker.ask("build", MODEL, recipe, one.execution(cell.dtype, rules.device, rules.threads))
             settings = worker.ask("settings", MODEL)
-            _prepare(worker, cell)
+            prepare(worker, cell)
             phases, outputs = worker.ask("begin", MODEL, TASKS[cell.task], 1)
             begun = {"import": started["import_seconds"], "build": build}
             record.add("phase", cell=cell.name, name=one.name, **begun, **phases)
@@ -71,7 +76,7 @@ TASKS = {"compile": "train", "start-up": "forward", "load": "forward"}
 JUDGED = {**TASKS, "compile": "loss"}
 
 
-def _prepare(worker: Worker, cell: Cell) -> None:
+def prepare(worker: Worker, cell: Cell) -> None:
     if cell.task == "compile":
         worker.ask("start_training", MODEL, TRAIN)
     worker.ask("prepare", MODEL, TASKS[cell.task], *cell.tokens())
@@ -88,7 +93,7 @@ def _turn(one: Contender, cell: Cell, recipe: Recipe, rules: Rules) -> Turn:
             build = worker.ask("build", MODEL, recipe, one.execution(cell.dtype, rules.device, rules.threads))
             if cell.task == "load":
                 return build
-            _prepare(worker, cell)
+            prepare(worker, cell)
             first = worker.ask("first", MODEL, TASKS[cell.task])
             if cell.task == "start-up":
                 return time.perf_counter() - begun

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from common import backend, params
 from common.accounting import flops
-from common.config import STACKS, Execution, ModelConfig
+from common.config import Execution, ModelConfig
 
 TASKS = {"forward": "forward", "train": "gradients"}  # ours -> the door's
+WAYS = ("loop", "scan")  # of JAX's layers
 ONCE = "XLA counts the body of the scan once, not {layers} times, and adds elementwise work"
 MORE = "XLA adds elementwise work, {share:.1%} here"
 LESS = "XLA does not know what is multiplied inside a library's kernel"
@@ -41,7 +42,7 @@ def rows(config: ModelConfig, batch: int, length: int, path: str = "", device: s
     """
     weights, found = params.initialise(config, 0), []
     torch = backend.load("torch").build(config, weights, Execution(device=device))
-    for layers in ("loop",) if path else STACKS:
+    for layers in ("loop",) if path else WAYS:
         jax = backend.load("jax").build(config, weights, Execution(device=device, layers=layers))
         for task, counted in TASKS.items():
             closed = flops.flops_full(config, task, batch, length, path=path)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from common import params
+from common import allocator, params
 from common.cases import Case
 from common.compare import UNIT_ROUNDOFF, difference
 from common.config import FAMILIES, Execution
@@ -40,6 +40,7 @@ UNREAD = {
     "Execution.optimizer": "another kernel of the same step",
     "Execution.products": "the same products of the same numbers",
     "Execution.decode": "the same products, read otherwise",
+    "Execution.allocator": "the same work in other memory",
     "Execution.rng": "only training and sampling draw",
 }
 SLOW = ("Execution.compile",)  # PyTorch's compiler takes half a minute
@@ -98,6 +99,8 @@ def _tier(probe: Probe, key: str) -> str:
 def _applies(session: Session, key: str) -> bool:
     if key == "Execution.device":
         return any(_device(session, subject) for subject in session.subjects)
+    if key == "Execution.allocator":  # chosen when a process starts
+        return allocator.is_kept()
     return not (session.quick and key in SLOW)
 
 

@@ -120,7 +120,7 @@ def test_a_mode_and_what_is_said_beside_it(tmp_path):
     assert (made.execution("jax").attention, made.execution("torch").compile) == ("plain", True)
     fast = plan.make(settings(tmp_path, mode="fast"))
     assert fast.execution("torch").optimizer == "fused"
-    assert fast.execution("jax").layers == "scan"
+    assert fast.execution("jax").layers == "checkpointed"
     assert fast.execution("torch", "float64").optimizer == "plain"
     assert any("loss" in row["what"] and "'fast'" in row["reason"] for row in fast.skipped)
 
