@@ -34,8 +34,8 @@ SLACK = 1.3
 INTERRUPTED = "interrupted"
 NOBODY = "not a single contender could be timed"
 STOPS = ("SIGTERM", "SIGHUP")
-SECONDS = {False: 30.0, True: 2.0}
-LEAST = {False: 8, True: 6}
+SECONDS = {False: 20.0, True: 2.0}
+LEAST = {False: 6, True: 6}
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def need(cell: Cell) -> int:
 
 
 def processes(cells: Sequence[Cell]) -> int:
-    """Of every contender: two, if memory holds them all with a third to spare, or one."""
+    """Of every contender: two, if memory holds them all with half as much to spare, or one."""
     return 2 if 1.5 * 2 * max(map(need, cells)) < psutil.virtual_memory().available else 1
 
 
@@ -350,7 +350,7 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
         if group[0].task in FRESH:
             fresh.run(group[0], work.rules, record, told)
         else:
-            contest.run(group, work.rules, record, told, processes(group))
+            contest.run(group, work.rules, record, told, 1 if work.asked.quick else processes(group))
     report("FLOPs as they are counted", 1.0)
     _flops(work, record)
     return None

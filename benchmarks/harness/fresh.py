@@ -1,6 +1,7 @@
 """Cells whose every turn is a beginning in a process of its own: compiling, starting up, loading weights."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -37,6 +38,8 @@ def run(cell: Cell, rules: Rules, record: Record, report: Report) -> None:
                     refuse.add(one.name, reason)
                     continue
                 arms[one.name] = _turn(one, cell, recipe, rules)
+        if cell.task == "compile":  # half a minute and more a turn: enough for medians
+            rules = replace(rules, least=min(rules.least, FEW))
         contend(cell, arms, dict.fromkeys(arms, 1), False, rules, record)
 
 
@@ -72,6 +75,7 @@ def _told(one: Contender, cell: Cell, recipe: Recipe, rules: Rules, record: Reco
         record.add("contender", cell=cell.name, **one.line(settings, versions))
 
 
+FEW = 2  # blocks of turns that take long and differ little
 TASKS = {"compile": "train", "start-up": "forward", "load": "forward"}
 JUDGED = {**TASKS, "compile": "loss"}
 

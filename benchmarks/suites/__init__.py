@@ -11,17 +11,17 @@ def _ablations(scope: Scope):
 
 SUITES = {
     "forward": forward.cells,
-    "prefill": forward.prefills,
     "train": train.cells,
     "decode": decode.cells,
+    "prefill": forward.prefills,
+    "compile": depth.cells,
     "loss": parts.losses,
     "optimizer": parts.optimizers,
     "random": parts.random_numbers,
-    "cases": parts.cases,
-    "ablation": _ablations,
-    "compile": depth.cells,
     "start-up": starting.starts,
     "load": starting.loads,
+    "ablation": _ablations,
+    "cases": parts.cases,
 }
 
 __all__ = ["SUITES", "Scope"]
