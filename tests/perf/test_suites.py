@@ -63,10 +63,10 @@ def test_bfloat16_meets_float32(found):
     for one in cell["contenders"]:
         assert one["bytes_per_second"] == one["bytes"] / one["seconds"]["median"]
     pairs = {(pair["first"], pair["second"]) for pair in cell["pairs"]}
-    for wing in ("torch", "jax"):
-        narrow = next(name for name in own if name.startswith(f"{wing} fast") and name.endswith(" bfloat16"))
-        assert (f"{wing} fast", narrow) in pairs
-        assert own[narrow]["bytes"] < 0.6 * own[f"{wing} fast"]["bytes"]
+    for name in ("torch", "jax"):
+        narrow = next(one for one in own if one.startswith(f"{name} fast") and one.endswith(" bfloat16"))
+        assert (f"{name} fast", narrow) in pairs
+        assert own[narrow]["bytes"] < 0.6 * own[f"{name} fast"]["bytes"]
     assert {one["dtype"] for one in cell["contenders"]} == {"float32", "bfloat16"}
 
 
