@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from benchmarks.harness import contest, fresh, machine
-from benchmarks.harness.cells import FRESH, Cell
+from benchmarks.harness.cells import DECODING, FRESH, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.contest import Rules
 from benchmarks.harness.record import RAW, Line, Record, now, of, read
@@ -196,26 +196,31 @@ def need(cell: Cell) -> int:
         each = 4 * weights + sum(activations.saved(cell.config, cell.batch, cell.length, cell.dtype).values())
     logits = 4 * cell.batch * cell.length * cell.config.vocab_size
     each += 3 * logits if cell.task in ("train", "gradients", "loss") else logits
-    if cell.task == "decode":
+    if cell.task in DECODING:
         each += memory.kv_cache(cell.config, cell.batch, cell.length + cell.new, cell.dtype)
     count = 1 if cell.task in FRESH else len(cell.contenders)
     return int(count * (SLACK * each + OVERHEAD))
 
 
-def processes(cells: Sequence[Cell]) -> int:
+def processes(cells: Sequence[Cell], device: str) -> int:
     """Of every contender: two, if memory holds them all with half as much to spare, or one."""
-    return 2 if 1.5 * 2 * max(map(need, cells)) < psutil.virtual_memory().available else 1
+    there = min(room for room in _room(device).values() if room is not None)
+    return 2 if 1.5 * 2 * max(map(need, cells)) < there else 1
+
+
+def _room(device: str) -> dict[str, int | None]:
+    """Free bytes of the host and, as far as its driver tells, of a GPU."""
+    places = {"": psutil.virtual_memory().available}
+    if device != "cpu":
+        places[f" on {device}"] = machine.free_gpu_bytes(int(device.partition(":")[2] or 0))
+    return places
 
 
 def _check_memory(cells: Sequence[Cell], device: str) -> None:
     """Against the host's free memory, where weights are made, and a GPU's too if its driver tells."""
     worst = max(cells, key=need)
     count, needed = len(worst.contenders), need(worst)
-    places = {"": psutil.virtual_memory().available}
-    if device != "cpu":
-        index = device.partition(":")[2]
-        places[f" on {device}"] = machine.free_gpu_bytes(int(index or 0))
-    for where, there in places.items():
+    for where, there in _room(device).items():
         if there is not None and needed > there:
             raise UserError(
                 f"{worst.title} needs about {needed / 1e9:.0f} GB for its {count} contenders at once,"
@@ -350,7 +355,7 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
         if group[0].task in FRESH:
             fresh.run(group[0], work.rules, record, told)
         else:
-            contest.run(group, work.rules, record, told, 1 if work.asked.quick else processes(group))
+            contest.run(group, work.rules, record, told, 1 if work.asked.quick else processes(group, work.asked.device))
     report("FLOPs as they are counted", 1.0)
     _flops(work, record)
     return None

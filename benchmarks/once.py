@@ -3,11 +3,11 @@
 import functools
 
 from benchmarks.harness import contest, fresh, gate
-from benchmarks.harness.cells import FRESH, Cell
+from benchmarks.harness.cells import DECODING, FRESH, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.contest import MODEL
 from benchmarks.harness.recipe import Recipe
-from benchmarks.harness.service import DECODING, Service
+from benchmarks.harness.service import Service
 from common.config import Execution
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.suites import SUITES, Scope
 
-SLOW = ("compiled",)  # modes whose compiler takes most of a minute
+SLOW = {"compiled", "kept"}  # compilers that take most of a minute; in other memory the same is computed
 QUICK = (
     "forward",
     "train",
@@ -19,7 +19,12 @@ def pytest_generate_tests(metafunc):
     pairs = [(cell, one) for suite in SUITES.values() for cell in suite(scope) for one in cell.contenders]
     marked = []
     for cell, one in pairs:
-        quick = cell.suite in QUICK and cell.dtype_of(one) == "float32" and one.mode not in SLOW and not cell.axis
+        quick = (
+            cell.suite in QUICK
+            and cell.dtype_of(one) == "float32"
+            and not (SLOW & set(one.mode.split("+")))
+            and not cell.axis
+        )
         slow = not (option.parallax_run or quick)
         marks = [pytest.mark.full] if slow else []
         marked.append(pytest.param((cell, one), id=f"{cell.name}-{one.name}".replace(" ", "_"), marks=marks))

@@ -28,8 +28,20 @@ def environment(own: Mapping[str, str]) -> dict[str, str]:
     if not available():
         libc = platform.libc_ver()[0] or "another"
         raise UserError(f"allocator='kept' is a setting of glibc, and this system's C library is {libc}.")
-    there = dict(part.split("=", 1) for part in own.get(VARIABLE, "").split(":") if "=" in part)
-    return {VARIABLE: ":".join(f"{name}={value}" for name, value in {**there, **KEPT}.items())}
+    return _written({**_read(own), **KEPT})
+
+
+def plain(own: Mapping[str, str]) -> dict[str, str]:
+    """The same for a process that is not to keep its memory, whatever its parent does."""
+    return _written({name: value for name, value in _read(own).items() if name not in KEPT}) if VARIABLE in own else {}
+
+
+def _read(own: Mapping[str, str]) -> dict[str, str]:
+    return dict(part.split("=", 1) for part in own.get(VARIABLE, "").split(":") if "=" in part)
+
+
+def _written(settings: Mapping[str, str]) -> dict[str, str]:
+    return {VARIABLE: ":".join(f"{name}={value}" for name, value in settings.items())}
 
 
 def available() -> bool:

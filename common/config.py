@@ -266,7 +266,7 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
     "native rng": {_PLAIN: {"rng": "native"}},
     "kept": {_PLAIN: {"allocator": "kept"}},
     "wide": {"torch": {"products": "wide"}, _PLAIN: {}},
-    # the best of each wing on a CPU; what each entry buys is what the ablation suite of `parallax bench` measures
+    # what pays on a CPU in each wing and can be looked into: the ablation suite of `parallax bench` measures each entry
     "fast": {
         "torch": {
             "loss": "chunked",

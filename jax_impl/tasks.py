@@ -101,17 +101,16 @@ def choose(model, inputs, targets, sampling):
 
 
 def go_on(model, inputs, targets, sampling):
-    """`max_new_tokens` tokens after prompts [B, T] that lie in a cache already: {"tokens"} [B, N]."""
+    """`max_new_tokens` tokens [B, N] after prompts [B, T] in a cache, whose first was chosen beforehand: {"tokens"}."""
     progress = Progress(crop_prompts(inputs, sampling, model.config), sampling, model.config)
-    own = model.programs, model.params, model.config, model.execution
-    logits_BV, caches = fill(*own, progress)
+    logits_BV, caches = fill(model.programs, model.params, model.config, model.execution, progress)
     used = [np.asarray(layer.used) for layer in caches]
     seed, steps = np.uint32(sampling.seed), sampling.max_new_tokens
     rest = progress.positions, progress.ended, seed, np.int32(steps - 1), bucket(steps - 1, 64), recipe(sampling)
+    first_B = model.programs.choose(logits_BV, progress.positions, seed, recipe(sampling))
 
     def run():
         nonlocal caches
-        first_B = model.programs.choose(logits_BV, progress.positions, seed, recipe(sampling))
         if steps == 1:
             return {"tokens": first_B[:, None]}
         # slots behind the prompts hold what the last call wrote: hidden, for they stand later than any query

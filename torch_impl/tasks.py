@@ -113,18 +113,23 @@ def choose(model, inputs, targets, sampling):
 
 
 def go_on(model, inputs, targets, sampling):
-    """`max_new_tokens` tokens after prompts [B, T] that lie in a cache already: {"tokens"} [B, N]."""
-    own = model.config, model.execution
-
-    def rows():
-        return Progress(crop_prompts(inputs, sampling, model.config), sampling, model.config)
-
-    hidden_BTE, caches = fill(model.net, *own, rows())
+    """`max_new_tokens` tokens [B, N] after prompts [B, T] in a cache, whose first was chosen beforehand: {"tokens"}."""
+    config, execution = model.config, model.execution
+    rows = crop_prompts(inputs, sampling, config)
+    begun = Progress(rows, sampling, config)
+    hidden_BTE, caches = fill(model.net, config, execution, begun)
+    first = next(continued(model.net, None, execution, begun, hidden_BTE, caches))
 
     def run():
-        # slots behind the prompts hold what the last call wrote: hidden, for they stand later than any query
-        steps = continued(model.net, model._serving, model.execution, rows(), hidden_BTE, caches)
-        return {"tokens": np.array(list(steps)).T}
+        progress, tokens = Progress(rows, sampling, config), [first]
+        progress.take(first)
+        if not progress.finished:
+            # slots behind the prompts hold what the last call wrote: hidden, for they stand later than any query
+            own, fed = model._serving(), (progress.last_tokens[:, None], progress.last_positions[:, None])
+            with torch.inference_mode():
+                hidden_BTE, layers = own.model(*(model._put(array) for array in fed), caches)
+            tokens += continued(own, model._serving, execution, progress, hidden_BTE, layers)
+        return {"tokens": np.array(tokens).T}
 
     return run
 

@@ -12,6 +12,7 @@ from common.accounting import activations, flops, memory
 from common.config import PRECISIONS, ModelConfig, SamplingConfig, TrainConfig
 
 TRAIN = TrainConfig(schedule="constant", learning_rate=1e-4, clip_norm=1.0)
+DECODING = ("decode", "continue")  # tasks that give tokens
 FRESH = ("compile", "start-up", "load")  # every turn in a process of its own, which measures a beginning
 
 
@@ -215,7 +216,7 @@ def _decode(cell: Cell) -> dict[str, Any]:
 
 
 def _continue(cell: Cell) -> dict[str, Any]:
-    """The first token is chosen from what the prompt left behind; every other one takes a step."""
+    """The first token was chosen beforehand; every other one takes a step."""
     config, batch, seen = cell.config, cell.batch, [cell.length + step for step in range(1, cell.new)]
     if not seen:
         return _tokens(batch, (0, 0), 0)
@@ -244,6 +245,6 @@ def ideal(cell: Cell) -> dict[str, int] | None:
     if cell.task == "train":
         found |= {"gradients": kept, "optimizer": 2 * kept}
         found["activations"] = sum(activations.saved(cell.config, cell.batch, cell.length, cell.dtype).values())
-    if cell.task == "decode" and cell.cached:
+    if cell.task in DECODING and cell.cached:
         found["cache"] = memory.kv_cache(cell.config, cell.batch, cell.length + cell.new, cell.dtype)
     return found

@@ -5,7 +5,6 @@ fails at anything is refused with a sentence, and the others go on.
 """
 
 import functools
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,11 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.harness import gate, timing
-from benchmarks.harness.cells import FRESH, TRAIN, Cell
+from benchmarks.harness.cells import DECODING, FRESH, TRAIN, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.recipe import Recipe
 from benchmarks.harness.record import Record
-from benchmarks.harness.service import DECODING
 from benchmarks.harness.worker import Worker, WorkerFault, usable_cores
 from common.config import Execution
 from common.errors import UserError
@@ -41,7 +39,7 @@ class Rules:
     threads: int
     device: str = "cpu"
     seconds: float = 30.0
-    least: int = 5
+    least: int = timing.ENOUGH
     quick: bool = False
     seed: int = 0
 
@@ -72,8 +70,8 @@ def run(cells: Sequence[Cell], rules: Rules, record: Record, report: Report, pro
     try:
         wanted = _judged(cells, recipe, rules, report)
     except (UserError, WorkerFault) as error:
-        for cell, one in itertools.product(cells, first.contenders):
-            Refusals(cell, record).add(one.name, f"there is nobody to judge it: {sentence(error)}")
+        for cell in cells:
+            unjudged(cell, error, record)
         return
     with workers(first.contenders, rules, processes) as own:
         begun = _begin(first, own, recipe, rules, cells, record)
@@ -84,6 +82,13 @@ def run(cells: Sequence[Cell], rules: Rules, record: Record, report: Report, pro
         if cell.memory:
             report(f"{cell.title}: memory", 1.0)
             _memory(cell, recipe, rules, record)
+
+
+def unjudged(cell: Cell, error: Exception, record: Record) -> None:
+    """Refuse everybody, for there is no judge."""
+    for one in cell.contenders:
+        record.add("contender", cell=cell.name, **one.line({}, {}))
+        Refusals(cell, record).add(one.name, f"there is nobody to judge it: {sentence(error)}")
 
 
 def _begin(first: Cell, own, recipe, rules: Rules, cells, record: Record) -> dict[str, dict[str, float]]:

@@ -8,11 +8,12 @@ from tempfile import TemporaryDirectory
 from benchmarks.harness import gate
 from benchmarks.harness.cells import TRAIN, Cell
 from benchmarks.harness.contenders import Contender
-from benchmarks.harness.contest import MODEL, ORACLE, Refusals, Report, Rules, Turn, contend, passed, process
+from benchmarks.harness.contest import MODEL, ORACLE, Refusals, Report, Rules, Turn, contend, passed, process, unjudged
 from benchmarks.harness.recipe import Recipe, write_arrays
 from benchmarks.harness.record import Record
-from benchmarks.harness.worker import Worker
+from benchmarks.harness.worker import Worker, WorkerFault
 from common.config import Execution
+from common.errors import UserError
 
 
 def run(cell: Cell, rules: Rules, record: Record, report: Report) -> None:
@@ -28,7 +29,11 @@ def run(cell: Cell, rules: Rules, record: Record, report: Report) -> None:
         arms = {}
         refuse = Refusals(cell, record)
         report(f"{cell.title}: the judge", 0.0)
-        wanted = judged(cell, recipe, rules)
+        try:
+            wanted = judged(cell, recipe, rules)
+        except (UserError, WorkerFault) as error:
+            unjudged(cell, error, record)
+            return
         for one in cell.contenders:
             with refuse.faults(one.name):
                 report(f"{cell.title}: {one.title}", 0.0)

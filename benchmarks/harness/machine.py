@@ -18,7 +18,7 @@ PACKAGES = ("numpy", "torch", "jax", "jaxlib", "flax", "optax", "transformers", 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # what products are made with
 NARROW = ("avx512_bf16", "amx_bf16", "bf16")
 PREFIXES = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "XLA_", "JAX_", "TORCH", "PYTORCH_", "CUDA_VISIBLE")
-SWITCHES = ("NPROC", "MALLOC_CONF", "LD_PRELOAD")
+SWITCHES = ("NPROC", "MALLOC_CONF", "LD_PRELOAD", "GLIBC_TUNABLES")
 
 
 def describe(env: Mapping[str, str] = os.environ) -> dict[str, Any]:

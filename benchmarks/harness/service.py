@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import compilation, contenders, events, gate, memory, peaks, timing, waiting
+from benchmarks.harness.cells import DECODING
 from benchmarks.harness.recipe import Recipe, write_arrays
 from common.accounting import counters
 from common.config import Execution, ModelConfig, SamplingConfig, TrainConfig
@@ -28,7 +29,6 @@ from common.errors import UserError
 PLANNED = ("forward", "train")
 PATIENCE = 3  # samples that may look unfinished in a row
 LATE, SETTLED = 0.05, 2e-3  # share of a sample, and seconds, that may be left to do after it; they count in any case
-DECODING = ("decode", "continue")  # tasks that give tokens
 
 
 class Service:
@@ -130,6 +130,7 @@ class Service:
         with self.watch as watch:
             begun = time.perf_counter()
             outputs = self.timed[handle, task]()
+            waiting.rest(self.models[handle].execution.device, outputs)
             first = time.perf_counter() - begun
         shown = {}
         for number in range(1, calls + 1):
@@ -208,7 +209,8 @@ class Service:
                 _seconds(run, burn_in, device)
                 with events.Span(device) as span:
                     begun = time.perf_counter()
-                    outputs = [run() for _ in range(calls)]
+                    for _ in range(calls):
+                        outputs = run()
                     spent = time.perf_counter() - begun
                 late, told = waiting.rest(device, outputs), span.milliseconds()
         finally:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.harness import timing
-from benchmarks.harness.cells import FRESH
+from benchmarks.harness.cells import DECODING, FRESH
 from benchmarks.harness.record import Line, of, written
 
 SCHEMA = 1
@@ -80,7 +80,7 @@ def _cell(lines: Sequence[Line], cell: Line, peaks: Mapping[str, Any]) -> dict[s
         "blocks": len(blocks),
         "flops": [_without(line, "kind", "cell") for line in of(mine, "flops")],
         "contenders": contenders,
-        "pairs": [timing.compare(blocks, *pair) for pair in itertools.combinations(timed, 2)],
+        "pairs": [timing.compare(blocks, *pair, cell.get("processes", 1)) for pair in itertools.combinations(timed, 2)],
     }
 
 
@@ -88,7 +88,11 @@ def _contender(mine, blocks, cell: Line, line: Line, peaks: Mapping[str, Any]) -
     name = line["name"]
     refused = next((found["reason"] for found in of(mine, "refused", name=name)), None)
     ran = any(turn.name == name for block in blocks for turn in block)
-    timed = timing.of_one(blocks, name) if ran else {"seconds": None, "self_ratio": None, "carry_over": None}
+    timed = (
+        timing.of_one(blocks, name, cell.get("processes", 1))
+        if ran
+        else {"seconds": None, "self_ratio": None, "carry_over": None}
+    )
     kind, own = multiplies(line["settings"]), {**cell, **cell["own"].get(name, {})}
     found = {
         **_without(line, "kind", "cell"),
@@ -124,7 +128,7 @@ def _phases(mine, cell: Line, line: Line, seconds: Mapping[str, float] | None) -
 def _compiles_silently(cell: Line, line: Line) -> bool:
     """Whether PyTorch compiles in a cell: blocks where it is told to, and steps of streamed decoding with a cache."""
     settings = line["settings"]
-    streams = cell["task"] == "decode" and cell["cached"] and settings.get("decode") == "streamed"
+    streams = cell["task"] in DECODING and cell["cached"] and settings.get("decode") == "streamed"
     return line["wing"] == "torch" and settings.get("compile", streams)
 
 

@@ -110,23 +110,26 @@ def interval(values: np.ndarray, rounds: int = 5, draws: int = 2000, seed: int =
     return float(np.mean([np.median(part) for part in parts])), float(low), float(high)
 
 
-def between(blocks: Sequence[Block], first: str, second: str) -> tuple[float, float, float]:
+def between(blocks: Sequence[Block], first: str, second: str, processes: int = 1) -> tuple[float, float, float]:
     """(estimate, low, high) of the log seconds of one contender over another's: the interval of blocks, and of
     processes where copies are processes: the standard error of a mean of two is half of what they differ by, and with
     one difference for each contender (two degrees of freedom) 4.30 of it make 95 % (Student 1908). Squares add up."""
     ratio, low, high = interval(log_ratios(blocks, first, second))
+    if processes < 2:
+        return ratio, low, high
     apart = STUDENT / 2 * math.hypot(*(float(np.median(log_ratios(blocks, name, name))) for name in (first, second)))
     return ratio, ratio - math.hypot(ratio - low, apart), ratio + math.hypot(high - ratio, apart)
 
 
-def carry_over(blocks: Sequence[Block], name: str) -> float | None:
-    """Log ratio of a contender's median turn after another to its median turn after itself; None where too few turns
-    tell, 0 where the difference is within twice its own standard error."""
+def carry_over(blocks: Sequence[Block], name: str, processes: int = 1) -> float | None:
+    """Log ratio of a contender's median turn after another to its median turn after itself (its own process); None
+    where too few turns tell, 0 where the difference is within twice its own standard error."""
     own, other = [], []
     for block in blocks:
         for before, turn in pairwise(block):
             if turn.name == name:
-                (own if before.name == name else other).append(math.log(turn.seconds))
+                same = before.name == name and (processes < 2 or before.copy == turn.copy)
+                (own if same else other).append(math.log(turn.seconds))
     if min(len(own), len(other)) < FEW:
         return None
     gap = float(np.median(other) - np.median(own))
@@ -139,17 +142,18 @@ def _error_of_median(values: Sequence[float]) -> float:
     return math.sqrt(math.pi / 2) * deviation / math.sqrt(len(values))
 
 
-def compare(blocks: Sequence[Block], first: str, second: str) -> dict[str, Any]:
+def compare(blocks: Sequence[Block], first: str, second: str, processes: int = 1) -> dict[str, Any]:
     """What the blocks say of two contenders: ratio of seconds (first over second), its interval, the floor, a verdict.
+    With two `processes` the copies of a contender are processes.
 
     The floor is the largest ratio that either cannot be told from itself by: the far end of the A/A intervals. One is
     faster only if the interval excludes 1 and the ratio lies beyond the floor and beyond the carry-over, the larger of
     theirs; `carried` says that it is the carry-over alone that withholds the verdict.
     """
-    ratio, low, high = between(blocks, first, second)
+    ratio, low, high = between(blocks, first, second, processes)
     selves = [interval(log_ratios(blocks, name, name)) for name in (first, second)]
     floor = max(max(abs(low_), abs(high_)) for _, low_, high_ in selves)
-    known = (carry_over(blocks, name) for name in (first, second))
+    known = (carry_over(blocks, name, processes) for name in (first, second))
     carry = max((abs(found) for found in known if found is not None), default=None)
     enough = len(blocks) >= ENOUGH
     differ = enough and (low > 0 or high < 0) and abs(ratio) > floor
@@ -170,9 +174,11 @@ def compare(blocks: Sequence[Block], first: str, second: str) -> dict[str, Any]:
     }
 
 
-def of_one(blocks: Sequence[Block], name: str) -> dict[str, Any]:
-    """What the blocks say of one contender: seconds per call, itself against itself [ratio, low, high], carry-over."""
-    carried = carry_over(blocks, name)
+def of_one(blocks: Sequence[Block], name: str, processes: int = 1) -> dict[str, Any]:
+    """What the blocks in which a contender ran say of it: seconds per call, itself against itself [ratio, low, high],
+    carry-over."""
+    blocks = [block for block in blocks if any(turn.name == name for turn in block)]
+    carried = carry_over(blocks, name, processes)
     return {
         "seconds": spread([turn.seconds for block in blocks for turn in block if turn.name == name]),
         "self_ratio": [math.exp(value) for value in interval(log_ratios(blocks, name, name))],

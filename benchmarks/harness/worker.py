@@ -48,7 +48,7 @@ def environment(threads: int, device: str, memory: str = "plain") -> dict[str, s
     else:
         env.pop("JAX_PLATFORMS", None)
         env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # JAX would take three quarters of the device, used or not
-    return env if memory == "plain" else {**env, **allocator.environment(env)}
+    return {**env, **(allocator.environment(env) if memory == "kept" else allocator.plain(env))}
 
 
 class Worker:

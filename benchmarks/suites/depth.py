@@ -22,7 +22,7 @@ def cells(scope: Scope) -> Iterator[Cell]:
         own = scope.config(scope.model).num_layers
         yield _cell(scope, scope.model, own, (*chosen, wing("jax", FASTEST)))
         if own < DEEP:
-            yield _cell(scope, scope.model, DEEP, (scan,))
+            yield _cell(scope, scope.model, DEEP, (scan, wing("jax", FASTEST)))
 
 
 def _cell(scope: Scope, model: str, layers: int, chosen: tuple[Contender, ...]) -> Cell:

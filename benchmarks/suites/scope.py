@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 from benchmarks.harness import machine
 from benchmarks.harness.contenders import Contender
+from common import allocator
 from common.config import ModelConfig, mode, preset
 
 TITLES = {"torch": "PyTorch", "jax": "JAX"}
@@ -83,8 +84,10 @@ def plain() -> tuple[Contender, ...]:
 
 
 def kept(scope: Scope, **modes: str) -> tuple[Contender, ...]:
-    """Wings in a mode, in a process that keeps its memory: on a CPU, for a GPU's memory is the framework's own."""
-    return tuple(wing(name, f"{how}+kept") for name, how in modes.items()) if scope.device == "cpu" else ()
+    """Wings in a mode, in a process that keeps its memory: on a CPU, for a GPU's memory is the framework's own, and
+    where the C library can be told so."""
+    there = scope.device == "cpu" and allocator.available()
+    return tuple(wing(name, f"{how}+kept") for name, how in modes.items()) if there else ()
 
 
 def transformers(kept: bool = False) -> tuple[Contender, ...]:

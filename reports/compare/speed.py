@@ -12,7 +12,6 @@ from reports.compare.plan import Plan
 
 TASKS = ("forward", "train", "decode")
 MEMORY_TASKS = ("train", "decode")
-LEAST = 5  # blocks
 STEADY_CALLS = 3
 
 
@@ -51,8 +50,7 @@ def duel(plan: Plan, workers: Mapping[str, Worker], progress: Callable[[float], 
             calls[wing], burn_in = timing.turns(steady)
             arms[wing] = _turn(worker, task, calls[wing], burn_in)
         fight = timing.Contest(arms, plan.settings.seed + number, mirrored=slowest < timing.LONG_CALL)
-        least = 4 if plan.settings.quick else LEAST
-        fight.run(plan.seconds_per_task, least, lambda share, n=number: progress((n + share) / len(TASKS)))
+        fight.run(plan.seconds_per_task, timing.ENOUGH, lambda share, n=number: progress((n + share) / len(TASKS)))
         found[task] = {
             "tokens": tokens(plan, task),
             "calls_per_sample": calls,

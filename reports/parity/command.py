@@ -43,7 +43,8 @@ def parity(
     if action == "mutants" and file is not None:
         _matrix(file, json)
         return
-    options.execution("torch", device, "float32", "plain", None, threads)
+    kept = any("kept" in text.partition("=")[2].split("+") for text in mode or ())
+    options.execution("torch", device, "float32", "plain", None, threads, mode="kept" if kept else "default")
 
     from common.parity import certificate
     from reports.parity import job, table

@@ -121,3 +121,4 @@ def test_draws_of_another_generator_are_held_to_what_they_can_be_held_to():
     tokens = {"tokens": gate.digest(np.array([3, 30]))}
     assert gate.judge_drawn(tokens, tokens, 31)[0].passed
     assert math.isinf(gate.judge_drawn(tokens, tokens, 30)[0].error)
+    assert math.isinf(gate.judge_drawn({"tokens": gate.digest(np.array([3, 3]))}, tokens, 31)[0].error)

@@ -18,7 +18,7 @@ def run(rng, blocks, noise, process, factor=1.0):
     contest = timing.Contest({name: turn(name) for name in "ab"}, int(rng.integers(1 << 30)))
     for _ in range(blocks):
         contest.block()
-    return timing.compare(contest.blocks, "a", "b")
+    return timing.compare(contest.blocks, "a", "b", processes=2)
 
 
 @pytest.mark.parametrize(("blocks", "noise", "process"), [(6, 0.03, 0.0), (6, 0.02, 0.02), (24, 0.05, 0.01)])

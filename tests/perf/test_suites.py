@@ -28,7 +28,9 @@ def every(quick):
 
 @pytest.fixture(scope="module", params=[True, False], ids=["quick", "whole"])
 def found(request):
-    return summarise(made.lines(chosen=every(request.param), noisy=(), blocks=timing.ENOUGH))
+    return summarise(
+        made.lines(chosen=every(request.param), noisy=(), blocks=timing.ENOUGH)
+    )  # more than compile cells have
 
 
 def test_every_plot_has_rows(found):
