@@ -255,9 +255,10 @@ def test_the_headline_counts_cells_that_the_pairs_bear_out(summary):
     assert re.sub(r"<[^>]*>", "", heading) == plain(summary, say.headline(summary))
     due = {}
     for number, cell in enumerate(summary["cells"]):
-        due.setdefault(outcome(cell), []).append(f"cells/{number}")
+        if cell["suite"] != "compile":  # two blocks: medians, no verdicts
+            due.setdefault(outcome(cell), []).append(f"cells/{number}")
     assert {words.strip(): at.split() for words, at in parts.items() if words.strip() != "Of"} == due
-    assert sum(map(len, due.values())) == len(summary["cells"]) == len(parts["Of"].split())
+    assert sum(map(len, due.values())) == len(parts["Of"].split()) < len(summary["cells"])
 
 
 def outcome(cell):
