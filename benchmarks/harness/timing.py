@@ -20,6 +20,7 @@ GAP = 0.02  # seconds: OpenMP's threads spin on for a while after a call and wou
 LONG_ENOUGH = 0.02  # seconds a timed sample should last at least
 LONG_CALL = 0.5  # seconds from which a turn is one call, neither warmed up nor mirrored
 NOISY = math.log(1.05)
+CLEAR = 3  # floors; so large a difference is one on a noisy machine too, and is shown with its interval
 STUDENT = 4.30  # standard errors that hold 95 % of Student's t with two degrees of freedom
 ENOUGH = 6  # blocks below which there is no verdict: an interval of so few says nothing
 FEW = 4  # turns of a kind below which nothing is said about carry-over
@@ -166,7 +167,7 @@ def compare(blocks: Sequence[Block], first: str, second: str, processes: int = 1
         "low": math.exp(low),
         "high": math.exp(high),
         "floor": math.expm1(floor),
-        "noisy": floor > NOISY,
+        "noisy": floor > NOISY and abs(ratio) < CLEAR * floor,
         "enough": enough,
         "carry_over": None if carry is None else math.expm1(carry),
         "carried": carried,

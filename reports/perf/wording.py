@@ -141,7 +141,7 @@ def _silence(cell: Cell) -> Sentence:
     if "noisy" in states:
         worst = max((pair for pair in cell.pairs if pair.state == "noisy"), key=lambda pair: pair.pair["floor"])
         by = Number(f"{worst.at}/floor", "percent")
-        return ("noisy: this machine differs from itself by up to ", by, ", so no ratio is shown")
+        return ("noisy: this machine differs from itself by up to ", by, ", so no ratio near that is shown")
     if "carried" in states:
         worst = max((pair for pair in cell.pairs if pair.state == "carried"), key=lambda pair: pair.pair["carry_over"])
         return ("void: carry-over of up to ", Number(f"{worst.at}/carry_over", "percent"), ", so no ratio is shown")

@@ -175,3 +175,11 @@ def test_a_difference_inside_the_floor_is_none():
     noisy = drawn(1.03, blocks=8, noise=0.2)
     assert noisy["faster"] is None
     assert noisy["noisy"]
+
+
+def test_a_difference_of_several_floors_is_one_on_a_noisy_machine_too():
+    clear = drawn(2.0, blocks=12, noise=0.15)
+    assert clear["floor"] > 0.05
+    assert not clear["noisy"]
+    assert clear["faster"] == "jax"
+    assert clear["low"] < 2.0 < clear["high"]

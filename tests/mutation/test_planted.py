@@ -46,10 +46,10 @@ def test_two_edits_can_be_planted_at_once():
 
 
 def test_traces_are_removed_after_an_error_too():
-    finders = list(sys.meta_path)
+    finders, modules = list(sys.meta_path), set(sys.modules)
     with pytest.raises(ZeroDivisionError), planted.edited("torch", *EPS):
         raise ZeroDivisionError
-    assert not [name for name in sys.modules if name.startswith("planted_")]
+    assert not [name for name in set(sys.modules) - modules if name.startswith("planted_")]
     assert sys.meta_path == finders
 
 
