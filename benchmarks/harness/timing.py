@@ -20,7 +20,6 @@ GAP = 0.02  # seconds: OpenMP's threads spin on for a while after a call and wou
 LONG_ENOUGH = 0.02  # seconds a timed sample should last at least
 LONG_CALL = 0.5  # seconds from which a turn is one call, neither warmed up nor mirrored
 NOISY = math.log(1.05)
-CLEAR = 3  # floors; so large a difference is one on a noisy machine too, and is shown with its interval
 STUDENT = 4.30  # standard errors that hold 95 % of Student's t with two degrees of freedom
 ENOUGH = 6  # blocks below which there is no verdict: an interval of so few says nothing
 FEW = 4  # turns of a kind below which nothing is said about carry-over
@@ -149,7 +148,8 @@ def compare(blocks: Sequence[Block], first: str, second: str, processes: int = 1
 
     The floor is the largest ratio that either cannot be told from itself by: the far end of the A/A intervals. One is
     faster only if the interval excludes 1 and the ratio lies beyond the floor and beyond the carry-over, the larger of
-    theirs; `carried` says that it is the carry-over alone that withholds the verdict.
+    theirs; `carried` says that it is the carry-over alone that withholds the verdict. Of a noisy pair nothing can be
+    said: its floor is large, and its ratio within.
     """
     ratio, low, high = between(blocks, first, second, processes)
     selves = [interval(log_ratios(blocks, name, name)) for name in (first, second)]
@@ -167,7 +167,7 @@ def compare(blocks: Sequence[Block], first: str, second: str, processes: int = 1
         "low": math.exp(low),
         "high": math.exp(high),
         "floor": math.expm1(floor),
-        "noisy": floor > NOISY and abs(ratio) < CLEAR * floor,
+        "noisy": floor > NOISY and abs(ratio) <= floor,
         "enough": enough,
         "carry_over": None if carry is None else math.expm1(carry),
         "carried": carried,
