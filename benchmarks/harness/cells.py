@@ -115,7 +115,7 @@ TITLES = {
     "prefill": "Prefill",
     "train": "Training step",
     "decode": "Decoding",
-    "continue": "Decoding after a filled cache",
+    "continue": "Decoding steps",
     "gradients": "Loss and gradients",
     "loss": "Loss",
     "optimizer": "AdamW step",
