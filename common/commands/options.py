@@ -28,7 +28,7 @@ Layers = Annotated[
     typer.Option(help="loop, scan (JAX: one block is compiled for all layers) or checkpointed (less is kept)."),
 ]
 Mode = Annotated[
-    str, typer.Option(help="default, fast (each wing's best on a CPU), eager, …; several as in fast+eager.")
+    str, typer.Option(help="default, fast (what pays on a CPU), eager, …; several as in fast+eager.")
 ]
 Set = Annotated[
     list[str] | None,

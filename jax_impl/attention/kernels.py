@@ -48,6 +48,7 @@ def fused_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, reduce, rate=0.0, key=Non
             return jnp.swapaxes(context_BTHD, 1, 2)
         context_BTHD = jax.nn.dot_product_attention(*swapped, mask=mask_B1TS, implementation=kernel)
     except RuntimeError as error:
+        # not what is derived from them: memory that runs out is the device's error, no refusal of cuDNN's
         if kernel != "cudnn" or type(error) not in (RuntimeError, NotImplementedError):
             raise
         raise UserError(f"cuDNN's attention cannot compute this: {error} Use attention='plain'.") from error
