@@ -27,9 +27,7 @@ Layers = Annotated[
     str | None,
     typer.Option(help="loop, scan (JAX: one block is compiled for all layers) or checkpointed (less is kept)."),
 ]
-Mode = Annotated[
-    str, typer.Option(help="default, fast (what pays on a CPU), eager, …; several as in fast+eager.")
-]
+Mode = Annotated[str, typer.Option(help="default, fast (what pays on a CPU), eager, …; several as in fast+eager.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="One more field of Execution, as in loss=chunked (may be given again)."),

@@ -14,9 +14,8 @@ from benchmarks.harness import memory
 )
 def test_what_is_in_jaxs_peak_is_said(peaks, words, monkeypatch):
     """It cannot be reset, and compiling is in it unless the work needs more."""
-    left = iter(peaks)
-    stats = lambda: {"peak_bytes_in_use": found} if (found := next(left)) else None  # noqa: E731
-    gpu = SimpleNamespace(platform="gpu", memory_stats=stats)
+    left = iter(None if peak is None else {"peak_bytes_in_use": peak} for peak in peaks)
+    gpu = SimpleNamespace(platform="gpu", memory_stats=lambda: next(left))
     monkeypatch.setattr("jax.local_devices", lambda: [gpu])
     monkeypatch.setattr(memory, "sys", SimpleNamespace(modules={"jax": None}, platform=sys.platform))
     with memory.Peak() as peak:
