@@ -4,6 +4,7 @@ Initialisation, conversion, FLOP and memory accounting and checkpoints all read 
 and a flattened NNX state have exactly these names. Linear weights are `[out, in]`.
 """
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -102,15 +103,18 @@ def check(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], where: str
         raise UserError(f"{where} does not fit the model: {'; '.join(faults)}.")
 
 
-def each(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array) of every parameter, read one at a time; wrong names or a wrong shape are refused."""
+def checked(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> "LazyWeights":
+    """The weights by name, each read when it is asked for; wrong names are refused now, a wrong shape then."""
     want = table(config)
     check(config, {name: want[name].shape if name in want else () for name in weights}, "The set of weights")
-    for name, parameter in want.items():
-        array = weights[name]
-        if array.shape != parameter.shape:
-            raise UserError(f"{name} has shape {list(array.shape)}, expected {list(parameter.shape)}.")
-        yield name, array
+
+    def read(name: str) -> np.ndarray:
+        array, shape = weights[name], want[name].shape
+        if array.shape != shape:
+            raise UserError(f"{name} has shape {list(array.shape)}, expected {list(shape)}.")
+        return array
+
+    return LazyWeights({name: functools.partial(read, name) for name in want})
 
 
 def draw(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:

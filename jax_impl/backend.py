@@ -58,10 +58,7 @@ class JaxModel(Accounts):
         self.config, self.execution, self.device = config, execution, device
         with self.scope():
             self.programs, self.served = programs(config, execution), None
-            kind = dtype(execution.precision.param)
-            self.params = self.programs.fold(
-                {name: jnp.array(array, kind) for name, array in parameters.each(config, weights)}
-            )
+            self.params = self._folded(parameters.checked(config, weights))
 
     def scope(self):
         """The context of everything this model does: its device, its width of numbers, no TF32."""
@@ -149,11 +146,7 @@ class JaxModel(Accounts):
     def start_training(self, train, slots=None, step=0):
         self.train, self.step = train, step
         self.recipe = _recipe(train)
-        kind = dtype(self.execution.precision.param)
-        if slots is None:
-            self.slots = empty_slots(self.params)
-        else:
-            self.slots = self.programs.fold({name: jnp.array(slots[name], kind) for name in slots})
+        self.slots = empty_slots(self.params) if slots is None else self._folded(slots)
 
     def train_step(self, inputs, targets):
         return door.StepResult(*(float(x) for x in self._train_step(inputs, targets)))
@@ -186,6 +179,11 @@ class JaxModel(Accounts):
 
     def optimizer_slots(self):
         return self._named(self.slots)
+
+    def _folded(self, arrays):
+        """Arrays by their own names, as the programs take them: no second copy of all exists while they are made."""
+        kind = dtype(self.execution.precision.param)
+        return {name: jnp.array(array, kind) for name, array in self.programs.fold(arrays)}
 
     def _named(self, arrays):
         """Arrays of all layers by their own names, as NumPy's."""

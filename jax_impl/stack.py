@@ -5,6 +5,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from common.errors import UserError
@@ -68,24 +69,27 @@ STACKS = {"loop": loop, "scan": scan, "checkpointed": checkpointed}
 
 
 def apart(arrays):
-    """Named arrays as a loop takes them, every layer's own by itself."""
-    return dict(arrays)
+    """(name, array) of NumPy's arrays by name, as a loop takes them: every layer's own by itself."""
+    yield from arrays.items()
 
 
 def fold(arrays):
-    """Named arrays as a scan takes them: those of all layers in one, [layer, …], under the name of layer 0."""
-    folded, layers = {}, {}
-    for name, array in arrays.items():
+    """(name, array) as a scan takes them: those of all layers in one, [layer, …], under the name of layer 0.
+
+    Arrays that are made when they are asked for (`LazyWeights`) are stacked for one such name at a time.
+    """
+    layers = {}
+    for name in arrays:
         found = LAYER.fullmatch(name)
         if found:
-            layers.setdefault(f"{found[1]}0{found[3]}", {})[int(found[2])] = array
+            layers.setdefault(f"{found[1]}0{found[3]}", {})[int(found[2])] = name
         else:
-            folded[name] = array
+            yield name, arrays[name]
     for name, own in layers.items():
-        if len({array.shape for array in own.values()}) > 1 or len(own) < max(map(len, layers.values())):
+        parts = [arrays[own[index]] for index in sorted(own)]
+        if len({part.shape for part in parts}) > 1 or len(parts) < max(map(len, layers.values())):
             raise UserError("The blocks of this model differ from each other: use layers='loop'.")
-        folded[name] = jnp.stack([own[index] for index in sorted(own)])
-    return folded
+        yield name, np.stack(parts)
 
 
 def unfold(arrays):
@@ -97,5 +101,5 @@ def unfold(arrays):
     return own
 
 
-FOLDS = {"loop": (apart, apart), "scan": (fold, unfold), "checkpointed": (fold, unfold)}
+FOLDS = {"loop": (apart, dict), "scan": (fold, unfold), "checkpointed": (fold, unfold)}
 LAYER = re.compile(r"(.*\.layers\.)(\d+)(\..*)")

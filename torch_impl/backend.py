@@ -42,7 +42,7 @@ class TorchModel(Accounts):
             self.net = MODELS[config.family](config, execution.with_(decode="plain"))
         self.served, self.address = None, rng.GENERATORS[execution.rng]
         kind = dtype(execution.precision.param)
-        for name, array in parameters.each(config, weights):
+        for name, array in parameters.checked(config, weights).items():
             module, _, leaf = name.rpartition(".")
             tensor = _own(array, kind, execution.device)
             setattr(self.net.get_submodule(module), leaf, torch.nn.Parameter(tensor))

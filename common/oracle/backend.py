@@ -37,7 +37,9 @@ class OracleModel:
 
     def __init__(self, config, weights, execution):
         self.config, self.execution = config, execution
-        self.params = {name: np.asarray(array, np.float64) for name, array in parameters.each(config, weights)}
+        self.params = {
+            name: np.asarray(array, np.float64) for name, array in parameters.checked(config, weights).items()
+        }
         self.net = self.rebuild(self.params)
 
     def rebuild(self, params):
