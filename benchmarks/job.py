@@ -209,8 +209,8 @@ def processes(cells: Sequence[Cell], device: str) -> int:
 
 
 def _room(device: str) -> dict[str, int | None]:
-    """Free bytes of the host and, as far as its driver tells, of a GPU."""
-    places = {"": psutil.virtual_memory().available}
+    """Free bytes of the host, of a container that has a limit, and of a GPU as far as its driver tells."""
+    places = {"": psutil.virtual_memory().available, " in this container": machine.free_container_bytes()}
     if device != "cpu":
         places[f" on {device}"] = machine.free_gpu_bytes(int(device.partition(":")[2] or 0))
     return places

@@ -28,6 +28,8 @@ def fused_kernel(config, execution, masked):
 class Accounts:
     """The accounts of a model; see `common.backend.Model`."""
 
+    PLAN = "XLA: arguments + outputs + temporaries - aliases"
+
     def about(self):
         """What the framework chooses by itself, as it chose: the kernel of fused attention."""
         if self.execution.attention != "fused":

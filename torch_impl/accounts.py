@@ -17,7 +17,7 @@ from . import rng
 from .attention.kernels import fused_attention
 from .flops import matmul_flops
 from .masks import causal_mask
-from .memory import saved_bytes
+from .memory import live_bytes, saved_bytes
 from .precision import dtype
 from .train import loss_and_grads, objective
 
@@ -48,6 +48,8 @@ class _Seen(TorchDispatchMode):
 class Accounts:
     """The accounts of a model; see `common.backend.Model`."""
 
+    PLAN = "live tensors at the peak (MemTracker), run eagerly"
+
     def about(self):
         """What the framework chooses by itself, as it chose: the kernel of fused attention."""
         if self.execution.attention != "fused":
@@ -75,8 +77,9 @@ class Accounts:
             return saved_bytes(self.net, *call)
 
     def planned_bytes(self, what, batch, length, path="", slots=None):
-        check_counted(what, length, path, slots, self.config)
-        return None  # no compiler, so no plan
+        call = self._counted(what, batch, length, path, slots)
+        with self._eagerly(), torch.set_grad_enabled(what in ("gradients", "train")):
+            return live_bytes(self.net, getattr(self, "slots", {}).values(), *call)
 
     def _eagerly(self):
         return torch.compiler.set_stance("force_eager") if self.execution.compile else contextlib.nullcontext()

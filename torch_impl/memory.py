@@ -1,6 +1,7 @@
 """What the framework keeps in memory, measured on a run. Bytes."""
 
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed._tools.mem_tracker import MemTracker
 
 
 def saved_bytes(model, function, *args):
@@ -17,3 +18,17 @@ def saved_bytes(model, function, *args):
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         function(*args)
     return sum(storage.nbytes() for storage in kept.values())
+
+
+def live_bytes(model, others, function, *args):
+    """Bytes of all tensors that live at the peak of `function(*args)`, by what they are, and of all ("planned").
+
+    The model's parameters and the tensors `others` are among them; the device is that of the model.
+    """
+    tracker = MemTracker()
+    tracker.track_external(model, *others)
+    with tracker:
+        function(*args)
+    (parts,) = tracker.get_tracker_snapshot("peak").values()
+    found = {getattr(kind, "value", str(kind)).lower(): size for kind, size in parts.items()}
+    return {**found, "planned": found.pop("total")}

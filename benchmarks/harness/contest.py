@@ -5,18 +5,19 @@ fails at anything is refused with a sentence, and the others go on.
 """
 
 import functools
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.harness import gate, timing
 from benchmarks.harness.cells import DECODING, FRESH, TRAIN, Cell
 from benchmarks.harness.contenders import Contender
-from benchmarks.harness.recipe import Recipe
+from benchmarks.harness.judging import ORACLE, choice, judge, judge_title, verdicts
+from benchmarks.harness.recipe import Recipe, on_disk
 from benchmarks.harness.record import Record
 from benchmarks.harness.worker import Worker, WorkerFault, usable_cores
 from common.config import Execution
@@ -25,11 +26,7 @@ from common.errors import UserError
 Report = Callable[[str, float], None]
 MODEL = "model"
 GATE_CALLS = {"train": 2}  # the second loss depends on the first step's update
-ORACLE_JUDGES = ("forward", "prefill", "loss", *DECODING)  # of the rest it has no fast enough form
 CHANGING = ("train", "optimizer")  # tasks that change their model
-ELEMENTWISE = ("dropout", "sample", "optimizer")
-NATIVE = "native"
-ORACLE = "numpy"
 
 
 @dataclass(frozen=True)
@@ -44,17 +41,23 @@ class Rules:
     seed: int = 0
 
 
-def process(one: Contender, rules: Rules) -> Worker:
-    """A process for a contender, not yet started."""
+def process(one: Contender, rules: Rules, compiled: str | None = None) -> Worker:
+    """A process for a contender, not yet started. What it compiles it leaves in the folder `compiled`, where others of
+    the same contender find it: only who is first there compiles."""
     memory = one.options.get("allocator", "plain")
-    return Worker(one.source, threads=rules.threads, device=rules.device, memory=memory)
+    return Worker(one.source, threads=rules.threads, device=rules.device, memory=memory, compiled=compiled)
 
 
 @contextmanager
-def workers(contenders: Sequence[Contender], rules: Rules, processes: int = 1) -> Iterator[dict[str, list[Worker]]]:
-    """So many processes for each contender, by name, not yet started."""
+def workers(
+    contenders: Sequence[Contender], rules: Rules, processes: int, places: Mapping[str, str]
+) -> Iterator[dict[str, list[Worker]]]:
+    """So many processes for each contender, by name, not yet started; `places` are theirs for what they compile."""
     with ExitStack() as stack:
-        yield {one.name: [stack.enter_context(process(one, rules)) for _ in range(processes)] for one in contenders}
+        yield {
+            one.name: [stack.enter_context(process(one, rules, places[one.name])) for _ in range(processes)]
+            for one in contenders
+        }
 
 
 def run(cells: Sequence[Cell], rules: Rules, record: Record, report: Report, processes: int = 2) -> None:
@@ -63,25 +66,30 @@ def run(cells: Sequence[Cell], rules: Rules, record: Record, report: Report, pro
     With two `processes` the copies of a contender live apart, and what they differ by is what one process of it differs
     by from the next; where memory does not allow that, both are turns of one.
     """
-    first = cells[0]
-    recipe = Recipe("uneven", first.config, first.seed)
     for cell in cells:
         record.add("cell", **cell.line(), processes=processes)
+    with on_disk(Recipe("uneven", cells[0].config, cells[0].seed)) as recipe, TemporaryDirectory() as folder:
+        places = {one.name: f"{folder}/{number}" for number, one in enumerate(cells[0].contenders)}
+        _run(cells, recipe, rules, record, report, processes, places)
+
+
+def _run(cells, recipe: Recipe, rules: Rules, record: Record, report: Report, processes: int, places) -> None:
+    first = cells[0]
     try:
         wanted = _judged(cells, recipe, rules, report)
     except (UserError, WorkerFault) as error:
         for cell in cells:
             unjudged(cell, error, record)
         return
-    with workers(first.contenders, rules, processes) as own:
+    with workers(first.contenders, rules, processes, places) as own:
         begun = _begin(first, own, recipe, rules, cells, record)
         for number, cell in enumerate(cells):
             report(cell.title, number / len(cells))
             _cell(cell, {name: own[name] for name in begun}, begun, wanted, recipe, rules, record)
     for cell in cells:
-        if cell.memory:
+        if cell.task not in FRESH:
             report(f"{cell.title}: memory", 1.0)
-            _memory(cell, recipe, rules, record)
+            _memory(cell, recipe, rules, record, places)
 
 
 def unjudged(cell: Cell, error: Exception, record: Record) -> None:
@@ -113,6 +121,9 @@ def _begin(first: Cell, own, recipe, rules: Rules, cells, record: Record) -> dic
         except (UserError, WorkerFault) as error:
             started, settings = {"versions": {}}, {}
             refuse(one.name, error)
+        if one.name in begun and started["threads"] not in (None, rules.threads):
+            told = f"it computes with {started['threads']} threads where {rules.threads} are asked for."
+            refuse(one.name, UserError(told))
         for cell in cells:
             record.add("contender", cell=cell.name, **one.line(settings, started["versions"]))
     more = {
@@ -126,10 +137,12 @@ def _begin(first: Cell, own, recipe, rules: Rules, cells, record: Record) -> dic
     return begun
 
 
-def _at_once(work: Mapping[str, Sequence[Callable[[], Any]]]) -> dict[str, list[Any] | UserError | WorkerFault]:
-    """What every piece of work gives, by name, or the first error; as many run at once as there are cores. For work
-    whose time nobody measures."""
-    with ThreadPoolExecutor(len(usable_cores())) as pool:
+def _at_once(
+    work: Mapping[str, Sequence[Callable[[], Any]]], together: int | None = None
+) -> dict[str, list[Any] | UserError | WorkerFault]:
+    """What every piece of work gives, by name, or the first error; as many run at once as there are cores, or
+    `together`. For work whose time nobody measures."""
+    with ThreadPoolExecutor(together or len(usable_cores())) as pool:
         promised = {name: [pool.submit(piece) for piece in pieces] for name, pieces in work.items()}
     found: dict[str, list[Any] | UserError | WorkerFault] = {}
     for name, ones in promised.items():
@@ -166,9 +179,10 @@ def _cell(cell: Cell, own, begun, wanted, recipe: Recipe, rules: Rules, record: 
     """First calls, gate, warm-up, contest of one cell."""
     refuse = Refusals(cell, record)
     shown = _first_calls(cell, own, begun, refuse, record)
+    logits = _prompts_logits(cell, own, shown, refuse) if cell.task in DECODING else {}
     steady: dict[str, float] = {}
     of_name = {one.name: one for one in cell.contenders}
-    for name, all_verdicts in _verdicts(cell, shown, wanted, recipe, rules).items():
+    for name, all_verdicts in _verdicts(cell, shown, logits, wanted, recipe, rules).items():
         reason = _entered(cell.of(of_name[name]), name, all_verdicts, record)
         if reason is not None:
             refuse.add(name, reason)
@@ -180,6 +194,38 @@ def _cell(cell: Cell, own, begun, wanted, recipe: Recipe, rules: Rules, record: 
     arms = {name: _turn(own[name], cell.task, *how[name]) for name in steady}
     mirrored = max(steady.values(), default=0.0) < timing.LONG_CALL
     contend(cell, arms, {name: calls for name, (calls, _) in how.items()}, mirrored, rules, record)
+    if cell.task not in CHANGING:
+        _still_right(cell, {name: own[name] for name in arms}, shown, wanted, refuse)
+
+
+def _prompts_logits(cell: Cell, own, shown, refuse: "Refusals") -> dict[str, Any]:
+    """What the first process of every contender gives for the prompts alone; who cannot is no longer shown."""
+    found: dict[str, Any] = {}
+    for name in tuple(shown):
+        with refuse.faults(name):
+            found[name] = own[name][0].ask("prefilled", MODEL, cell.tokens()[0])
+        if name not in found:
+            del shown[name]
+    return found
+
+
+def _still_right(cell: Cell, own, shown, wanted, refuse: "Refusals") -> None:
+    """One more call of every process after the contest, whose outputs must pass as the first ones did: tokens are those
+    that passed."""
+    of_name = {one.name: one for one in cell.contenders}
+    for name, processes in own.items():
+        with refuse.faults(name):
+            for worker, first in zip(processes, shown[name], strict=True):
+                found = worker.ask("again", MODEL, cell.task)
+                if cell.task in DECODING:
+                    reason = None if found["tokens"] == first else "other tokens than before"
+                else:
+                    one = of_name[name]
+                    reason = gate.refusal(
+                        verdicts(cell.of(one), one, found, wanted[cell.name]), cell.dtype, judge_title(cell)
+                    )
+                if reason is not None:
+                    raise UserError(f"{name}, after it was timed: {reason}")
 
 
 def _first_calls(cell: Cell, own, begun, refuse: "Refusals", record: Record) -> dict[str, list[Any]]:
@@ -272,18 +318,9 @@ def _turn(processes: Sequence[Worker], task: str, calls: int, burn_in: int) -> T
     return lambda copy: processes[copy % len(processes)].ask("sample", MODEL, task, calls, burn_in, timing.GAP)
 
 
-def judge(cell: Cell) -> str:
-    """The backend that judges a cell."""
-    return ORACLE if cell.task in (*ORACLE_JUDGES, *FRESH) else "torch"
-
-
-def judge_title(cell: Cell) -> str:
-    """Who judges a cell, in words."""
-    return "the oracle" if judge(cell) == ORACLE else "PyTorch in float64"
-
-
-def _verdicts(cell: Cell, shown: Mapping[str, list[Any]], wanted, recipe: Recipe, rules: Rules):
-    """The gate's verdicts on what every process of every contender gave: {name: [[verdict, …], …]}."""
+def _verdicts(cell: Cell, shown: Mapping[str, list[Any]], logits, wanted, recipe: Recipe, rules: Rules):
+    """The gate's verdicts on what every process of every contender gave: {name: [[verdict, …], …]}. Tokens do not tell
+    how precisely they were computed: `logits` of the prompts do, from the first process of each."""
     own = {one.name: one for one in cell.contenders}
     if cell.task not in DECODING:
         return {
@@ -292,17 +329,22 @@ def _verdicts(cell: Cell, shown: Mapping[str, list[Any]], wanted, recipe: Recipe
         }
     if not shown:
         return {}
+    ids, _ = cell.tokens()
     with Worker(ORACLE, threads=rules.threads) as worker:
         worker.ask("start")
         worker.ask("build", MODEL, recipe, Execution(dtype="float64"))
-        ids, _ = cell.tokens()
+        due = worker.ask("prefilled", MODEL, ids)
 
         @functools.cache  # most contenders choose the same tokens
         def regret(tokens: tuple[tuple[int, ...], ...]) -> float:
             return worker.ask("regret", MODEL, ids, tokens)
 
         return {
-            name: [choice(cell.of(own[name]), rows, regret) for rows in all_rows] for name, all_rows in shown.items()
+            name: [
+                choice(cell.of(own[name]), rows, regret) + verdicts(cell.of(own[name]), own[name], logits[name], due)
+                for rows in all_rows
+            ]
+            for name, all_rows in shown.items()
         }
 
 
@@ -320,49 +362,31 @@ def passed(cell: Cell, one: Contender, shown: Sequence[Any], wanted: Any, record
     return _entered(cell, one.name, [verdicts(cell, one, digests, wanted) for digests in shown], record)
 
 
-def verdicts(cell: Cell, one: Contender, shown: Any, wanted: Any) -> list[gate.Verdict]:
-    """What the gate says of a contender's outputs; those drawn by a generator of its own can only be as many."""
-    if one.options.get("rng") == NATIVE:
-        return gate.judge_drawn(shown, wanted, cell.config.vocab_size)
-    found = gate.judge(shown, wanted, cell.dtype, cell.config, sums=cell.task not in ELEMENTWISE)
-    return [replace(own, bound=max(own.bound, one.allowed.get(kind(own.what), 0.0))) for own in found]
-
-
-def kind(what: str) -> str:
-    """What an output is: "loss" of "loss 2" (of a second call), "exp_avg" of "exp_avg/model.norm.weight"."""
-    return what.partition(" ")[0].partition("/")[0]
-
-
-def choice(cell: Cell, rows: Sequence[Sequence[int]], regret: Callable[[tuple[tuple[int, ...], ...]], float]):
-    """The verdicts on chosen tokens: as many as were asked for, from the vocabulary, and below the oracle's largest
-    logit by no more than what two logits can be off. `regret(tokens)` says by how much they are below it."""
-    whole = len(rows) == cell.batch and all(len(row) == cell.new for row in rows)
-    known = whole and all(0 <= token < cell.config.vocab_size for row in rows for token in row)
-    error = regret(tuple(tuple(map(int, row)) for row in rows)) if known else math.inf
-    return [gate.Verdict("choice of tokens", error, 0.0, 2 * gate.bounds(cell.dtype, cell.config.num_layers, 1)[1])]
-
-
-def _memory(cell: Cell, recipe: Recipe, rules: Rules, record: Record) -> None:
-    """Peak memory of every contender in a process of its own: after import, after building, and in a steady call."""
+def _memory(cell: Cell, recipe: Recipe, rules: Rules, record: Record, places: Mapping[str, str]) -> None:
+    """Peak memory of every contender in a process of its own: after import, after building, and in a steady call. On a
+    CPU as many at once as there are cores: all of them were in memory together before."""
     refused = {line["name"] for line in record.lines if line["kind"] == "refused" and line["cell"] == cell.name}
-    for one in cell.contenders:
-        if one.name in refused:
-            continue
-        try:
-            with process(one, rules) as worker:
-                started = worker.ask("start")
-                worker.ask("build", MODEL, recipe, one.execution(cell.dtype, rules.device, rules.threads))
-                built = worker.ask("resident")
-                prepare(worker, cell)
-                worker.ask("first", MODEL, cell.task)
-                found = worker.ask("peak", MODEL, cell.task, 2)
-                planned, how = worker.ask("planned", MODEL, cell.task, *cell.tokens())
-        except (UserError, WorkerFault) as error:
-            record.add("skipped", what=f"memory of {one.name} in {cell.title}", reason=sentence(error))
-            continue
+
+    def measured(one: Contender) -> dict[str, Any]:
+        with process(one, rules, places[one.name]) as worker:
+            started = worker.ask("start")
+            worker.ask("build", MODEL, recipe, one.execution(cell.dtype, rules.device, rules.threads))
+            built = worker.ask("resident")
+            prepare(worker, cell)
+            worker.ask("first", MODEL, cell.task)
+            found = worker.ask("peak", MODEL, cell.task, 2)
+            known = cell.cached or cell.task not in DECODING  # of decoding that is a step on a cache
+            planned, how = worker.ask("planned", MODEL, cell.task, *cell.tokens(), cell.new) if known else (None, "")
         values = {"import": started["bytes_after_import"], "build": built, "peak": found["bytes"], "how": found["how"]}
-        more = {"planned": planned, "planned_how": how, "device": found["device_bytes"]}
-        record.add("memory", cell=cell.name, name=one.name, **values, **more)
+        return {**values, "planned": planned, "planned_how": how, "device": found["device_bytes"]}
+
+    work = {one.name: [functools.partial(measured, one)] for one in cell.contenders if one.name not in refused}
+    together = len(usable_cores()) if rules.device == "cpu" else 1
+    for name, found in _at_once(work, together).items():
+        if isinstance(found, Exception):
+            record.add("skipped", what=f"memory of {name} in {cell.title}", reason=sentence(found))
+        else:
+            record.add("memory", cell=cell.name, name=name, **found[0])
 
 
 def sentence(error: Any) -> str:

@@ -2,14 +2,12 @@
 
 import time
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from benchmarks.harness import gate
 from benchmarks.harness.cells import TRAIN, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.contest import MODEL, ORACLE, Refusals, Report, Rules, Turn, contend, passed, process, unjudged
-from benchmarks.harness.recipe import Recipe, write_arrays
+from benchmarks.harness.recipe import Recipe, on_disk
 from benchmarks.harness.record import Record
 from benchmarks.harness.worker import Worker, WorkerFault
 from common.config import Execution
@@ -20,12 +18,7 @@ def run(cell: Cell, rules: Rules, record: Record, report: Report) -> None:
     """Time one such cell; writes everything into the record."""
     report(cell.title, 0.0)
     record.add("cell", **cell.line())
-    with TemporaryDirectory() as folder:
-        recipe = Recipe("uneven", cell.config, cell.seed)
-        if cell.task == "load":
-            path = str(Path(folder) / "weights.safetensors")
-            write_arrays(path, dict(recipe.weights()))
-            recipe = Recipe("file", cell.config, path=path)
+    with on_disk(Recipe("uneven", cell.config, cell.seed)) as recipe:
         arms = {}
         refuse = Refusals(cell, record)
         report(f"{cell.title}: the judge", 0.0)
@@ -80,7 +73,7 @@ def _told(one: Contender, cell: Cell, recipe: Recipe, rules: Rules, record: Reco
         record.add("contender", cell=cell.name, **one.line(settings, versions))
 
 
-FEW = 2  # blocks of turns that take long and differ little
+FEW = 1  # blocks, of two turns each, that take long and differ little
 TASKS = {"compile": "train", "start-up": "forward", "load": "forward"}
 JUDGED = {**TASKS, "compile": "loss"}
 

@@ -108,6 +108,21 @@ def free_gpu_bytes(index: int) -> int | None:
     return int(number) << 20 if number.isdigit() and unit == "MiB" else None
 
 
+def free_container_bytes(root: str = "/sys/fs/cgroup") -> int | None:
+    """Bytes that the control groups (version 2) of this process may still take, files that could be dropped not counted
+    as taken; None where none of them has a limit."""
+    told = (line[3:] for line in (_read("/proc/self/cgroup") or "").splitlines() if line.startswith("0::"))
+    own = Path(next(told, "/"))
+    found = []
+    for group in (own, *own.parents):
+        place = f"{root}/{str(group).strip('/')}".rstrip("/")
+        most, taken = _read(f"{place}/memory.max"), _read(f"{place}/memory.current")
+        if most and taken and most.isdigit():
+            stat = dict(line.split() for line in (_read(f"{place}/memory.stat") or "").splitlines())
+            found.append(max(0, int(most) - int(taken) + int(stat.get("file", 0))))
+    return min(found, default=None)
+
+
 def _asked(**fields: str) -> list[dict[str, str]]:
     """What nvidia-smi says of every GPU, by our names for its fields."""
     found = _run("nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader")

@@ -1,8 +1,11 @@
 """Where a model's weights come from, in a few words that travel to any process instead of the weights."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -58,6 +61,15 @@ class Recipe:
                 for name, parameter in params.table(self.config).items()
             }
         )
+
+
+@contextmanager
+def on_disk(recipe: Recipe) -> Iterator[Recipe]:
+    """The same weights from a file that lives as long as the block: many processes need not draw each number anew."""
+    with TemporaryDirectory() as folder:
+        path = str(Path(folder) / "weights.safetensors")
+        write_arrays(path, dict(recipe.weights()))
+        yield Recipe("file", recipe.config, path=path)
 
 
 def read_arrays(path: str) -> params.LazyWeights:

@@ -12,6 +12,12 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
+from common.files import replacing
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
 
 RAW = "raw.jsonl"
 UNFINISHED = "raw.unfinished.jsonl"
@@ -31,6 +37,7 @@ class Record:
         self.folder, self.lines = folder, []
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / UNFINISHED, "w", encoding="utf-8")  # noqa: SIM115  (closed in `finish`)
+        _hold(self._file)
 
     def add(self, kind: str, **values: Any) -> Line:
         """Append a line of that kind."""
@@ -71,6 +78,36 @@ def _by_the_device(values: dict[str, Any]) -> Line:
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.fromtimestamp(int(time.time()), UTC).isoformat()
+
+
+def revive(folder: Path) -> bool:
+    """Give the record of a run that was killed its name, without a last line that was cut short; whether there was one.
+    Its summary says that it is not finished."""
+    left = folder / UNFINISHED
+    if (folder / RAW).is_file() or not left.is_file():
+        return False
+    with open(left, "r+b") as file:
+        if not _hold(file):
+            raise UserError(f"{folder} is being measured right now; wait until that run has ended.")
+        whole = file.read().rpartition(b"\n")[0]
+        if not whole:
+            return False
+        with replacing(folder / RAW) as temporary:
+            temporary.write_bytes(whole + b"\n")
+            read(temporary)
+    left.unlink()
+    return True
+
+
+def _hold(file: Any) -> bool:
+    """Whether nobody else writes this file: it is ours until it is closed, or its process is gone (on POSIX)."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def read(path: Path) -> list[Line]:

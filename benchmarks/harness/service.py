@@ -26,7 +26,10 @@ from common.accounting import counters
 from common.config import Execution, ModelConfig, SamplingConfig, TrainConfig
 from common.errors import UserError
 
-PLANNED = ("forward", "train")
+PLANNED = {  # tasks -> the door's names for them
+    **{name: name for name in ("forward", "gradients", "train", "prefill")},
+    **dict.fromkeys(DECODING, "decode"),
+}
 PATIENCE = 3  # samples that may look unfinished in a row
 LATE, SETTLED = 0.05, 2e-3  # share of a sample, and seconds, that may be left to do after it; they count in any case
 
@@ -135,11 +138,27 @@ class Service:
         shown = {}
         for number in range(1, calls + 1):
             outputs = self.timed[handle, task]() if number > 1 else outputs
-            for name, value in (outputs or {}).items():
-                key = name if number == 1 else f"{name} {number}"
-                tokens = task in DECODING
-                shown[key] = np.asarray(value).tolist() if tokens else gate.digest(contenders.numpy(value))
+            shown |= self._shown(outputs, task, "" if number == 1 else f" {number}")
         return {"trace": watch.trace, "compile": watch.compile, "first": first}, shown
+
+    def again(self, handle: str, task: str) -> dict[str, Any]:
+        """What one more call returns, as `begin` tells it: after a contest, the outputs must still be right."""
+        return self._shown(self.timed[handle, task](), task)
+
+    def prefilled(self, handle: str, ids: np.ndarray) -> dict[str, Any]:
+        """The digest of the logits after prompts, by which a decoder shows how precisely it computes."""
+        model = self.models[handle]
+        known = hasattr(model, "prepare")
+        logits = model.prepare("prefill", ids)()["logits"] if known else model.forward(ids).logits[:, -1]
+        return {"prompt's logits": gate.digest(contenders.numpy(logits))}
+
+    def _shown(self, outputs: dict[str, Any] | None, task: str, more: str = "") -> dict[str, Any]:
+        waiting.done(outputs)
+        tokens = task in DECODING
+        return {
+            f"{name}{more}": np.asarray(value).tolist() if tokens else gate.digest(contenders.numpy(value))
+            for name, value in (outputs or {}).items()
+        }
 
     def regret(self, handle: str, ids: np.ndarray, tokens: Sequence[Sequence[int]]) -> float:
         """How far below the largest logit the chosen tokens [B, N] lie at worst, over the RMS of the logits there."""
@@ -153,13 +172,17 @@ class Service:
         gc.collect()
         return memory.resident_bytes()
 
-    def planned(self, handle: str, task: str, inputs: np.ndarray, targets: np.ndarray) -> tuple[int | None, str]:
-        """Bytes that the framework says a task needs, and by which means; None where it has none."""
-        model = self.models[handle]
-        if task not in PLANNED or not hasattr(model, "planned_bytes"):
+    def planned(
+        self, handle: str, task: str, inputs: np.ndarray, targets: np.ndarray, new: int = 0
+    ) -> tuple[int | None, str]:
+        """Bytes that the framework says a task needs, and by which means; None where it has none. Of decoding, those of
+        a step on a cache with room for `new` more tokens."""
+        model, what = self.models[handle], PLANNED.get(task)
+        if what is None or not hasattr(model, "planned_bytes"):
             return None, ""
-        found = model.planned_bytes(task, *inputs.shape)
-        return (None, "") if found is None else (found["planned"], "XLA: arguments + outputs + temporaries - aliases")
+        batch, length = inputs.shape
+        found = model.planned_bytes(what, batch, length + new)
+        return (None, "") if found is None else (found["planned"], model.PLAN)
 
     def settings(self, handle: str) -> dict[str, Any]:
         """How a model really computes, read back from it where it can be."""
@@ -207,12 +230,14 @@ class Service:
         try:
             with compilation.forbidden(), self.watch as watch:
                 _seconds(run, burn_in, device)
+                before = threading.enumerate()
                 with events.Span(device) as span:
                     begun = time.perf_counter()
                     for _ in range(calls):
                         outputs = run()
                     spent = time.perf_counter() - begun
-                late, told = waiting.rest(device, outputs), span.milliseconds()
+                waiting.done(outputs)
+                late, told = waiting.join(before) + waiting.rest(device, outputs), span.milliseconds()
         finally:
             gc.enable()
         if watch.compile is not None:  # compiled what had been traced before

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from benchmarks.harness import timing
 from benchmarks.harness.cells import DECODING, FRESH
 from benchmarks.harness.record import Line, of, written
@@ -26,7 +28,8 @@ def summarise(lines: Sequence[Line], sha256: str | None = None) -> dict[str, Any
     lines = list(lines)
     run, end = lines[0], next(of(lines, "end"), {"finished": None, "partial": "not finished", "load": None})
     peaks, beyond = _peaks(lines)
-    cells = [_cell(lines, cell, peaks) for cell in of(lines, "cell")]
+    apart = _apart(lines)
+    cells = [_cell(lines, cell, peaks, apart) for cell in of(lines, "cell")]
     kept = ("command", "started", "device", "machine", "threads", "quick", "suites")
     return {
         "schema": SCHEMA,
@@ -36,6 +39,7 @@ def summarise(lines: Sequence[Line], sha256: str | None = None) -> dict[str, Any
         "load": {"start": run.get("load"), "end": end["load"]},
         "raw_sha256": sha256 or hashlib.sha256("".join(map(written, lines)).encode()).hexdigest(),
         "peaks": peaks,
+        "apart": apart,
         "cells": cells,
         "break_even": list(itertools.chain.from_iterable(map(_break_even, cells))),
         "skipped": [_without(line, "kind") for line in of(lines, "skipped")] + beyond,
@@ -70,7 +74,18 @@ def _peaks(lines: Sequence[Line]) -> tuple[dict[str, Any], list[dict[str, str]]]
     return found, beyond
 
 
-def _cell(lines: Sequence[Line], cell: Line, peaks: Mapping[str, Any]) -> dict[str, Any]:
+def _apart(lines: Sequence[Line]) -> float:
+    """What two processes of one contender typically differ by in this run, in log seconds (a standard deviation)."""
+    differences = []
+    for cell in of(lines, "cell", processes=2):
+        blocks = [timing.of_rows(line["turns"]) for line in of(lines, "block", cell=cell["cell"])]
+        if len(blocks) >= timing.ENOUGH:
+            names = sorted({turn.name for turn in blocks[-1]})
+            differences += [float(np.median(timing.log_ratios(blocks, name, name))) for name in names]
+    return timing.typical(differences)
+
+
+def _cell(lines: Sequence[Line], cell: Line, peaks: Mapping[str, Any], apart: float) -> dict[str, Any]:
     mine = [line for line in lines if line.get("cell") == cell["cell"]]
     blocks = [timing.of_rows(line["turns"]) for line in of(mine, "block")]
     contenders = [_contender(mine, blocks, cell, one, peaks) for one in of(mine, "contender")]
@@ -80,7 +95,9 @@ def _cell(lines: Sequence[Line], cell: Line, peaks: Mapping[str, Any]) -> dict[s
         "blocks": len(blocks),
         "flops": [_without(line, "kind", "cell") for line in of(mine, "flops")],
         "contenders": contenders,
-        "pairs": [timing.compare(blocks, *pair, cell.get("processes", 1)) for pair in itertools.combinations(timed, 2)],
+        "pairs": [
+            timing.compare(blocks, *pair, cell.get("processes", 1), apart) for pair in itertools.combinations(timed, 2)
+        ],
     }
 
 
@@ -177,15 +194,15 @@ def _share(rate: float | None, peak: float | None) -> float | None:
 
 
 def _break_even(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """For two contenders of the same wing: how many calls it takes until the longer compiling of one is earned back.
-    Beginnings have no calls that could."""
+    """For two contenders of one wing, and for two wings as they are: how many calls it takes until the longer compiling
+    of one is earned back. Beginnings have no calls that could."""
     if cell["task"] in FRESH:
         return []
     found = []
     ready = [one for one in cell["contenders"] if one["refused"] is None and one["seconds"] and one["phases"]]
     for a, b in itertools.permutations(ready, 2):
         extra = _compiling(b) - _compiling(a)
-        if a["wing"] != b["wing"] or extra <= 0:
+        if (a["wing"] != b["wing"] and {a["mode"], b["mode"]} != {"default"}) or extra <= 0:
             continue
         saved = a["seconds"]["median"] - b["seconds"]["median"]
         calls = math.ceil(extra / saved) if saved > 0 else None

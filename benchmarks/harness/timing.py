@@ -18,9 +18,12 @@ import numpy as np
 
 GAP = 0.02  # seconds: OpenMP's threads spin on for a while after a call and would hold the next one's cores
 LONG_ENOUGH = 0.02  # seconds a timed sample should last at least
-LONG_CALL = 0.5  # seconds from which a turn is one call, neither warmed up nor mirrored
+LONG_CALL = 0.5  # seconds from which a turn is one timed call after one that is not, and is not mirrored
 NOISY = math.log(1.05)
 STUDENT = 4.30  # standard errors that hold 95 % of Student's t with two degrees of freedom
+NORMAL = 1.96  # standard deviations that hold 95 % of a normal distribution
+APART = 0.03  # log seconds that two processes of one contender typically differ by, where a run does not tell
+TELLING = 5  # contenders with two processes from which a run tells it
 ENOUGH = 6  # blocks below which there is no verdict: an interval of so few says nothing
 FEW = 4  # turns of a kind below which nothing is said about carry-over
 
@@ -78,9 +81,10 @@ class Contest:
 
 
 def turns(seconds: float) -> tuple[int, int]:
-    """(timed calls, burn-in calls) of a turn whose call takes that long: long calls need neither many nor warming."""
-    calls = max(1, math.ceil(LONG_ENOUGH / max(seconds, 1e-9)))
-    return calls, 2 if seconds < 0.03 else 1 if seconds < LONG_CALL else 0
+    """(timed calls, burn-in calls) of a turn whose call takes that long. Long ones too begin after one of their own: a
+    minute after the last turn a system has taken freed memory back, and a step that gets it again takes up to a fifth
+    longer than in a row of steps."""
+    return max(1, math.ceil(LONG_ENOUGH / max(seconds, 1e-9))), 2 if seconds < 0.03 else 1
 
 
 def log_ratios(blocks: Sequence[Block], first: str, second: str) -> np.ndarray:
@@ -110,14 +114,26 @@ def interval(values: np.ndarray, rounds: int = 5, draws: int = 2000, seed: int =
     return float(np.mean([np.median(part) for part in parts])), float(low), float(high)
 
 
-def between(blocks: Sequence[Block], first: str, second: str, processes: int = 1) -> tuple[float, float, float]:
-    """(estimate, low, high) of the log seconds of one contender over another's: the interval of blocks, and of
-    processes where copies are processes: the standard error of a mean of two is half of what they differ by, and with
-    one difference for each contender (two degrees of freedom) 4.30 of it make 95 % (Student 1908). Squares add up."""
+def typical(differences: Sequence[float]) -> float:
+    """The standard deviation of what two processes of one contender differ by, from such differences (log seconds) of a
+    run's contenders: of outliers too, by their median; APART where there are few."""
+    return APART if len(differences) < TELLING else 1.4826 * float(np.median(np.abs(differences)))
+
+
+def between(
+    blocks: Sequence[Block], first: str, second: str, processes: int = 1, apart: float = APART
+) -> tuple[float, float, float]:
+    """(estimate, low, high) of the log seconds of one contender over another's: the interval of blocks, and that of
+    processes; squares add up.
+
+    Where copies are processes the standard error of a mean of two is half of what they differ by, and with one
+    difference for each contender (two degrees of freedom) 4.30 of it make 95 % (Student 1908). Where each contender has
+    one process nobody sees what another would have taken: two differ as two of one contender do, by `apart` (a standard
+    deviation).
+    """
     ratio, low, high = interval(log_ratios(blocks, first, second))
-    if processes < 2:
-        return ratio, low, high
-    apart = STUDENT / 2 * math.hypot(*(float(np.median(log_ratios(blocks, name, name))) for name in (first, second)))
+    own = (float(np.median(log_ratios(blocks, name, name))) for name in (first, second))
+    apart = NORMAL * apart if processes < 2 else STUDENT / 2 * math.hypot(*own)
     return ratio, ratio - math.hypot(ratio - low, apart), ratio + math.hypot(high - ratio, apart)
 
 
@@ -142,16 +158,18 @@ def _error_of_median(values: Sequence[float]) -> float:
     return math.sqrt(math.pi / 2) * deviation / math.sqrt(len(values))
 
 
-def compare(blocks: Sequence[Block], first: str, second: str, processes: int = 1) -> dict[str, Any]:
+def compare(
+    blocks: Sequence[Block], first: str, second: str, processes: int = 1, apart: float = APART
+) -> dict[str, Any]:
     """What the blocks say of two contenders: ratio of seconds (first over second), its interval, the floor, a verdict.
-    With two `processes` the copies of a contender are processes.
+    With two `processes` the copies of a contender are processes; with one, `apart` is what these would differ by.
 
     The floor is the largest ratio that either cannot be told from itself by: the far end of the A/A intervals. One is
     faster only if the interval excludes 1 and the ratio lies beyond the floor and beyond the carry-over, the larger of
     theirs; `carried` says that it is the carry-over alone that withholds the verdict. Of a noisy pair nothing can be
     said: its floor is large, and its ratio within.
     """
-    ratio, low, high = between(blocks, first, second, processes)
+    ratio, low, high = between(blocks, first, second, processes, apart)
     selves = [interval(log_ratios(blocks, name, name)) for name in (first, second)]
     floor = max(max(abs(low_), abs(high_)) for _, low_, high_ in selves)
     known = (carry_over(blocks, name, processes) for name in (first, second))

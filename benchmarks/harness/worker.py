@@ -29,9 +29,10 @@ def usable_cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
-def environment(threads: int, device: str, memory: str = "plain") -> dict[str, str]:
-    """The environment of a worker: the same threads for every library, no framework cache that would hide compiling;
-    `memory` is the allocator of its execution.
+def environment(threads: int, device: str, memory: str = "plain", compiled: str | None = None) -> dict[str, str]:
+    """The environment of a worker: the same threads for every library, no framework cache that would hide compiling,
+    unless it may find in the folder `compiled` what another process compiled; `memory` is the allocator of its
+    execution.
 
     GNU OpenMP's threads wait by spinning, by default so long that PyTorch becomes tens of times slower as soon as any
     other program wants a core; here they give way after about a microsecond, unless the caller's environment decides.
@@ -41,7 +42,10 @@ def environment(threads: int, device: str, memory: str = "plain") -> dict[str, s
         env = {**SPIN, **env}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     env["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-    env["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+    if compiled is None:
+        env["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+    else:
+        env["TORCHINDUCTOR_CACHE_DIR"] = compiled
     env["TF_CPP_MIN_LOG_LEVEL"] = "3"
     if device == "cpu":
         env["JAX_PLATFORMS"] = "cpu"
@@ -57,7 +61,15 @@ class Worker:
     Errors of the user (and memory that is not there) come back as UserError, faults of ours as WorkerFault.
     """
 
-    def __init__(self, name: str, *, threads: int | None = None, device: str = "cpu", memory: str = "plain"):
+    def __init__(
+        self,
+        name: str,
+        *,
+        threads: int | None = None,
+        device: str = "cpu",
+        memory: str = "plain",
+        compiled: str | None = None,
+    ):
         self.name = name
         self.threads = len(usable_cores()) if threads is None else threads
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `close`)
@@ -67,7 +79,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=environment(self.threads, device, memory),
+            env=environment(self.threads, device, memory, compiled),
             process_group=0,  # what stops the parent's group is the parent's to answer
         )
 

@@ -8,7 +8,7 @@ from benchmarks.suites.scope import FASTEST, Scope, kept, transformers, wing
 MAIN = {"nano": (64, 32), "gpt2-124m": (128, 64)}  # prompt and new tokens
 CONTEXTS = {"nano": (16, 64, 112), "gpt2-124m": (32, 512, 960)}
 BATCHES = (1, 4, 16)
-SHORT = 16
+SHORT, FEW = 16, 8
 
 
 def cells(scope: Scope) -> Iterator[Cell]:
@@ -25,12 +25,12 @@ def cells(scope: Scope) -> Iterator[Cell]:
     def after(batch, length, new=SHORT, chosen=best, **options) -> Cell:
         return Cell("decode", "continue", model, config, batch, length, "float32", chosen, new, **options)
 
-    every = (wing("torch"), wing("torch", "streamed"), wing("jax"), *fast, *held, *transformers(kept=bool(held)))
+    every = (wing("torch"), wing("torch", FASTEST), wing("jax"), *held, *transformers(kept=bool(held)))
     yield cell(1, prompt, every, new, memory=True)
     narrow = (*(wing("torch", how, "bfloat16") for how in scope.narrow), wing("jax", FASTEST, "bfloat16"))
     yield cell(1, prompt, (*fast, *narrow), new, mixed=True)
-    yield cell(1, prompt, (*best, *transformers()), cached=False, part="no cache")
-    yield after(1, prompt, new, (*fast, *held), part="filled cache")
+    yield cell(1, prompt, (*best, *transformers()), FEW, cached=False, part="no cache")
+    yield after(1, prompt, new, part="filled cache")
     for length in CONTEXTS.get(model, (32, 256)):
         yield after(1, length, part="context", axis=("context", length), memory=True)
     for batch in BATCHES[: 2 if scope.quick else None]:

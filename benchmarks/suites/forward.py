@@ -9,12 +9,12 @@ SIZES = {"nano": (8, 128), "gpt2-124m": (4, 256)}
 PREFILL = {"nano": (1, 96), "gpt2-124m": (1, 512)}
 
 
-def contenders(scope: Scope, dtype: str) -> tuple:
+def contenders(scope: Scope, model: str, dtype: str) -> tuple:
     """Both wings as they are, compiled, at their best (of JAX that is the scan: the rest of "fast" is about losses and
     decoding), and from outside."""
     ours, more = [wing("torch"), wing("torch", "compiled")], []
     if dtype == "float32":
-        ours += [wing("torch", FASTEST), *plain()]
+        ours += [wing("torch", FASTEST), *plain()] if model == scope.small else []
         more += kept(scope, torch="compiled+fused", jax="scan")
     else:
         ours += [wing("torch", how) for how in (*scope.narrow, *scope.flash)]
@@ -27,7 +27,7 @@ def cells(scope: Scope) -> Iterator[Cell]:
     for model in scope.models:
         for dtype in scope.dtypes(model):
             size = SIZES.get(model, (4, 256))
-            yield Cell("forward", "forward", model, scope.config(model), *size, dtype, contenders(scope, dtype))
+            yield Cell("forward", "forward", model, scope.config(model), *size, dtype, contenders(scope, model, dtype))
 
 
 def prefills(scope: Scope) -> Iterator[Cell]:

@@ -33,9 +33,8 @@ class Scope:
 
     @property
     def narrow(self) -> tuple[str, ...]:
-        """PyTorch's fast modes in bfloat16: with wide products on a CPU, which may lack instructions for 16 bits."""
-        wide = (f"{FASTEST}+wide",) if self.device == "cpu" else ()
-        return (*((FASTEST,) if self.multiplies_16_bits else ()), *wide)
+        """PyTorch's fast mode in bfloat16: with wide products on a CPU that lacks instructions for 16 bits."""
+        return (FASTEST,) if self.multiplies_16_bits else (f"{FASTEST}+wide",)
 
     @property
     def flash(self) -> tuple[str, ...]:

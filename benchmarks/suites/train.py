@@ -37,7 +37,7 @@ def ablations(scope: Scope) -> Iterator[Cell]:
     """Each optimisation alone beside the plain form and all of them together, one wing at a time."""
     model, config, size = scope.main, scope.config(scope.main), ABLATION.get(scope.main, (2, 128))
     if model != scope.small:  # everybody's state is in memory at once
-        config = config.with_(num_layers=config.num_layers // 2)
+        config = config.with_(num_layers=max(1, config.num_layers // 4))
         model = f"{model} × {config.num_layers} layers"
     for name, modes in RUNGS.items():
         own = kept(scope, **{name: BEST[name]})

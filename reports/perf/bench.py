@@ -19,7 +19,7 @@ def bench(
     model: Annotated[str | None, typer.Option(help="Preset of the large model (default: gpt2-124m).")] = None,
     threads: options.Threads = None,
     seconds: Annotated[
-        float | None, typer.Option(help="Seconds of sampling for each cell (default: 30, quick 2).")
+        float | None, typer.Option(help="Seconds of sampling for each cell (default: 20, quick 2).")
     ] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Begin nothing new after so many minutes; the report says what is left out.")

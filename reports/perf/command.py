@@ -19,7 +19,7 @@ def report(
     """The benchmark report from its raw samples: written anew, or checked against them."""
     from reports.perf import job
 
-    for folder in (chosen := _chosen(folders or [])):
+    for folder in (chosen := _chosen(folders or [], check)):
         if not check:
             job.rewrite(folder)
             options.show(f"The page: {folder / job.PAGE}    the numbers: {folder / job.SUMMARY}")
@@ -34,8 +34,10 @@ def report(
     options.show(f"All of {', '.join(map(str, chosen))} follows from the raw samples.")
 
 
-def _chosen(folders: list[Path]) -> list[Path]:
-    """The folders asked for, or all results of this checkout; each must have raw samples."""
+def _chosen(folders: list[Path], check: bool) -> list[Path]:
+    """The folders asked for, or all results of this checkout; each must have raw samples. What a killed run left gets
+    its name, unless it is only to be checked."""
+    from benchmarks.harness import record
     from common.errors import UserError
     from reports.perf.job import RAW
 
@@ -46,6 +48,8 @@ def _chosen(folders: list[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder; give one that `parallax bench` wrote.")
+        if not check and record.revive(folder):
+            options.show(f"{folder} was left by a run that was killed; what it had measured is partial, and kept.")
         if not (folder / RAW).is_file():
             raise UserError(f"{folder} has no {RAW}; give a folder that `parallax bench` wrote.")
     return folders

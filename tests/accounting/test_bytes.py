@@ -89,8 +89,19 @@ def test_the_compilers_plan_of_what_is_not_donated():
     assert model.planned_bytes("decode", 2, 16)["aliased"] >= memory.kv_cache(TIED, 2, 16)  # the cache is donated
 
 
+def test_what_lives_at_the_peak_contains_the_closed_forms():
+    """Of PyTorch: parameters and gradients of a step, its averages where training has begun, the cache of a decoder."""
+    model, state = build("torch", TIED), memory.weights(TIED) + memory.gradients(TIED)
+    step = model.planned_bytes("train", 2, 7)["planned"]
+    assert state <= step <= state + model.saved_bytes(2, 7) + 4 * 4 * 2 * 7 * TIED.vocab_size
+    model.start_training(TrainConfig())
+    assert model.planned_bytes("train", 2, 7)["planned"] == step + memory.optimizer_slots(TIED)
+    forward = model.planned_bytes("forward", 2, 7)["planned"]
+    assert memory.weights(TIED) + 4 * 2 * 7 * TIED.vocab_size <= forward < step
+    assert model.planned_bytes("decode", 2, 16)["planned"] >= memory.weights(TIED) + memory.kv_cache(TIED, 2, 16)
+
+
 def test_each_wing_says_what_it_does_not_know():
     torch, jax = build("torch", TIED), build("jax", TIED)
-    assert torch.planned_bytes("train", 2, 7) is None
     assert torch.reported_flops("train", 2, 7) is None
     assert jax.saved_bytes(2, 7) is None

@@ -1,6 +1,7 @@
 """Contenders with a mistake each, for the harness to refuse; loaded in worker processes."""
 
 import functools
+import threading
 import time
 
 import numpy as np
@@ -17,9 +18,14 @@ class Model:
 
     def prepare(self, task, inputs, targets=None, sampling=None):
         logits = self.inner.forward(inputs).logits
+        logits = logits[:, -1] if task == "prefill" else logits
         noise = np.random.default_rng(0).standard_normal(logits.shape)
         rounded = (logits * (1 + 4 * 2.0**-24 * noise)).astype(np.float32)
         return functools.partial(MISTAKES[self.mistake], self, logits, rounded)
+
+    def generate(self, prompts, sampling):
+        time.sleep(0.002)
+        return self.inner.generate(prompts, sampling)
 
 
 def honest(model, logits, rounded):
@@ -98,8 +104,41 @@ def lazy(model, logits, rounded):
     return {"logits": rounded}
 
 
+class Promise:
+    """Numbers that are made when somebody asks for them."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __array__(self, dtype=None, copy=None):
+        time.sleep(0.004)
+        return self.value
+
+
+def promise(model, logits, rounded):
+    """What is returned makes its numbers when it is looked at."""
+    return {"logits": Promise(rounded)}
+
+
+def threaded(model, logits, rounded):
+    """Work goes on in a thread of its own when the call has returned."""
+    threading.Thread(target=time.sleep, args=(0.1,)).start()
+    return {"logits": rounded}
+
+
+def tiring(model, logits, rounded):
+    """Right until nobody looks any more."""
+    model.calls += 1
+    time.sleep(0.004)
+    return {"logits": rounded if model.calls < 4 else np.roll(rounded, 1, 0)}
+
+
 MISTAKES = {
-    f.__name__: f for f in (honest, slow, wrong, silent, too_precise, half, recompiling, compiling_late, late, lazy)
+    f.__name__: f
+    for f in (
+        *(honest, slow, wrong, silent, too_precise, half, recompiling, compiling_late, late, lazy),
+        *(promise, threaded, tiring),
+    )
 }
 
 

@@ -33,8 +33,8 @@ def reachable(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])))
 
 
-def measured(tmp_path, *contenders, seconds=1.0):
-    cell = Cell("forward", "forward", "tiny", CONFIG, 3, 8, "float32", tuple(contenders))
+def measured(tmp_path, *contenders, seconds=1.0, task="forward", new=0):
+    cell = Cell(task, task, "tiny", CONFIG, 3, 8, "float32", tuple(contenders), new)
     kept = Record(tmp_path)
     kept.add("run", schema=1, device={"kind": "cpu"}, load=None)
     contest.run([cell], Rules(1, seconds=seconds, least=4), kept, lambda what, share: None)
@@ -66,6 +66,9 @@ def test_honest_contenders_pass_the_gate_and_are_timed_in_pairs(tmp_path):
         ("compiling_late", "It compiled while it was timed"),
         ("late", "not waited for is not timed"),
         ("lazy", "not waited for is not timed"),
+        ("promise", "may be a promise"),
+        ("threaded", "not waited for is not timed"),
+        ("tiring", "tiring, after it was timed: its logits is"),
     ],
 )
 def test_a_mistake_is_refused_and_the_others_are_timed(tmp_path, mistake, words):
@@ -75,6 +78,41 @@ def test_a_mistake_is_refused_and_the_others_are_timed(tmp_path, mistake, words)
     assert found[mistake]["refused"] is not None
     assert any(word in found[mistake]["refused"] for word in words.split("|")), found[mistake]["refused"]
     assert not cell["pairs"]
+
+
+@pytest.mark.parametrize(("mistake", "words"), [("half", "prompt's logits is"), ("too_precise", "another precision")])
+def test_who_decodes_in_another_precision_is_refused_though_the_tokens_are_right(tmp_path, mistake, words):
+    _, found = measured(tmp_path, contender("honest"), contender(mistake), task="decode", new=4)
+    assert found["honest"]["refused"] is None
+    assert found["honest"]["seconds"]["samples"] >= 4
+    assert words in found[mistake]["refused"]
+    first = found[mistake]["gate"][0]
+    assert (first["what"], first["passed"]) == ("choice of tokens", True)
+
+
+def test_who_computes_with_other_threads_is_refused(tmp_path):
+    cell = Cell("forward", "forward", "tiny", CONFIG, 3, 8, "float32", (contender("honest"),))
+    kept = Record(tmp_path)
+    kept.add("run", schema=1, device={"kind": "cpu"}, load=None)
+    contest.run([cell], Rules(2, seconds=0.1, least=1), kept, lambda what, share: None)
+    (line,) = record.of(kept.lines, "refused")
+    assert line["reason"] == "it computes with 1 threads where 2 are asked for."
+
+
+def test_what_a_killed_run_left_gets_its_name_once_nobody_writes_it(tmp_path):
+    """A last line that was cut short is dropped; what is being written stays."""
+    kept = Record(tmp_path)
+    kept.add("run", schema=1, device={"kind": "cpu"}, load=None)
+    kept.add("skipped", what="x", reason="y")
+    with pytest.raises(UserError, match="is being measured right now"):
+        record.revive(tmp_path)
+    kept._file.write('{"kind": "blo')
+    kept._file.close()
+    assert record.revive(tmp_path)
+    assert [line["kind"] for line in record.read(tmp_path / record.RAW)] == ["run", "skipped"]
+    assert summarise(record.read(tmp_path / record.RAW))["partial"] == "not finished"
+    assert not record.revive(tmp_path)
+    assert not record.revive(tmp_path / "nowhere")
 
 
 def test_more_than_the_machine_can_do_is_not_published(tmp_path):

@@ -51,6 +51,7 @@ def runs(folder):
 
 def test_a_selection_is_measured_once_and_replayed(call, tmp_path):
     words = ("--benchmark", "test_planted.py", "-k", "one-", "--benchmark-json=found.json", "--benchmark-save=first")
+    words = (*words, "--benchmark-histogram=drawn")
     code, said = call(*words)
     assert code == 0, said
     assert "2 passed, 5 deselected" in said
@@ -62,6 +63,8 @@ def test_a_selection_is_measured_once_and_replayed(call, tmp_path):
     told = record.read(folder / record.RAW)[0]
     assert told["command"] == f"pytest -p no:cacheprovider {' '.join(words)}"
     assert told["suites"] == ["forward"]
+    (drawn,) = tmp_path.glob("drawn*.svg")
+    assert "one-slow" in drawn.read_text()
     found = {entry["param"]: entry for entry in json.loads((tmp_path / "found.json").read_text())["benchmarks"]}
     assert set(found) == {"one-honest", "one-slow"}
     for name, entry in found.items():

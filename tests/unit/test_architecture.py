@@ -76,6 +76,7 @@ ONE_SIDED_NAMES = {
     "jax_impl/flops.py:UNKNOWN": "a program is walked, not run",
     "jax_impl/flops.py:xla_flops": "a compiler has a figure of its own",
     "torch_impl/memory.py:saved_bytes": "eager autograd keeps tensors, a compiler has a plan",
+    "torch_impl/memory.py:live_bytes": "eager execution has live tensors, a compiler has a plan",
     "jax_impl/memory.py:planned_bytes": "eager autograd keeps tensors, a compiler has a plan",
     "common/oracle/backend.py:DIFFERENTIABLE": "a complex step for every number",
     "common/oracle/train.py:mean_loss": "complex steps need the loss as a function",
