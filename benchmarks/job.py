@@ -23,7 +23,7 @@ from benchmarks.harness.contenders import Contender
 from benchmarks.harness.contest import Rules
 from benchmarks.harness.record import RAW, Line, Record, now, of, read
 from benchmarks.harness.worker import Worker, WorkerFault, environment, usable_cores
-from benchmarks.suites import SUITES, Scope
+from benchmarks.suites import DEFAULT, SUITES, Scope
 from common import allocator, files
 from common.accounting import activations, counters, memory, peaks
 from common.config import PRESETS
@@ -105,7 +105,7 @@ def prepare(asked: Settings, cells: tuple[Cell, ...] | None = None) -> Work:
     for name in asked.suites:
         if name not in SUITES:
             raise unknown("suite", name, SUITES)
-    suites = tuple(dict.fromkeys(asked.suites or SUITES))
+    suites = tuple(dict.fromkeys(asked.suites or DEFAULT))
     if asked.model is not None and asked.model not in PRESETS:
         raise unknown("preset", asked.model, PRESETS)
     if asked.quick and asked.model not in (None, Scope.small):
@@ -136,12 +136,12 @@ def prepare(asked: Settings, cells: tuple[Cell, ...] | None = None) -> Work:
 
 
 def _kind(asked: Settings, cells: Sequence[Cell], every: Sequence[Cell]) -> list[str]:
-    """What a run is that is not all suites of the usual models at full length, as parts of its folder's name: each kind
-    has a folder of its own, so none takes the place of a run that measured more.
+    """What a run is that is not the usual suites of the usual models at full length, as parts of its folder's name:
+    each kind has a folder of its own, so none takes the place of a run that measured more.
     """
     found = [asked.model] if asked.model not in (None, Scope.small if asked.quick else Scope.model) else []
     own = {cell.suite for cell in cells}
-    found += [name for name in SUITES if name in own] if own != set(SUITES) else []
+    found += [name for name in SUITES if name in own] if own != set(DEFAULT) else []
     if set(cells) != {cell for cell in every if cell.suite in own}:  # a selection of cells or contenders
         names = sorted(f"{cell.name} {one.name}" for cell in cells for one in cell.contenders)
         found.append(f"only-{hashlib.sha256(repr(names).encode()).hexdigest()[:6]}")

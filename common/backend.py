@@ -222,6 +222,19 @@ def places(positions: np.ndarray, execution: Execution) -> np.ndarray | None:
     return None if counting else positions
 
 
+def without_dropout(title: str, rate: float, key: Any) -> None:
+    """Refuse dropout on the attention weights for a kernel that never holds all of them."""
+    if key is not None and rate > 0:
+        advice = "use attention='plain' or dropout_attn 0"
+        raise UserError(f"{title} attention cannot draw the shared dropout mask: {advice}.")
+
+
+def without_cache(title: str, cache: Any) -> None:
+    """Refuse a cache for attention that makes its keys and values itself."""
+    if cache is not None:
+        raise UserError(f"{title} attention takes no cache of keys and values: use attention='plain' for decoding.")
+
+
 def kernel_names(name_of: Callable[[bool], str]) -> dict[str, str]:
     """{"kernel"} of fused attention: its name without a mask, and with one (a cache, padding) if that is another."""
     kernel = name_of(False)

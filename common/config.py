@@ -13,7 +13,8 @@ from common.errors import UserError, unknown
 
 ACTIVATIONS = ("gelu_tanh", "gelu")
 DTYPES = ("float32", "float64", "bfloat16")
-ATTENTION_KERNELS = ("plain", "fused")
+ATTENTION_KERNELS = ("plain", "loop", "blockwise", "fused", "masked", "module", "module_weights")
+PROJECTIONS = ("plain", "joined", "einsum")
 STACKS = ("loop", "scan", "checkpointed")
 LOSSES = ("plain", "chunked")
 NORMS = ("plain", "fused")
@@ -193,6 +194,7 @@ STRATEGIES = {
     "optimizer": OPTIMIZERS,
     "products": PRODUCTS,
     "decode": DECODES,
+    "projections": PROJECTIONS,
     "rng": GENERATORS,
     "allocator": ALLOCATORS,
 }
@@ -203,8 +205,13 @@ class Execution(_Record):
     """How a model runs: nothing here changes what it computes, only where, how precisely and how fast.
 
     `attention="fused"` asks for the framework's own fused attention; it raises where that cannot compute the
-    same function (dropout on the attention weights; float64 in JAX and on a GPU). `compile` None is the framework's own
-    way: PyTorch runs eagerly, JAX compiles; True compiles PyTorch's blocks, False runs JAX operation by operation.
+    same function (dropout on the attention weights; float64 in JAX and on a GPU). "masked" always hands it the mask
+    that "fused" leaves out where rows are causal. "loop" computes head by head, "blockwise" block by block of keys with
+    a running softmax; "module" is the framework's own multi-head attention on the same parameters, "module_weights"
+    the same with its weights returned: neither has a cache or draws dropout. `projections` says how q, k and v are
+    made: by three products, by one ("joined"), or by contractions that give heads at once ("einsum"). `compile` None is
+    the framework's own way: PyTorch runs eagerly, JAX compiles; True compiles PyTorch's blocks, False runs JAX
+    operation by operation.
     `layers="scan"` compiles one block for all layers (JAX); "checkpointed" is a scan that keeps what the linear layers
     of a block give, and computes the rest again on the way back. `loss="chunked"` never holds all logits while
     training. `norm` and `optimizer` "fused" are PyTorch's own kernels; XLA fuses by itself. `products="wide"`
@@ -226,6 +233,7 @@ class Execution(_Record):
     optimizer: str = "plain"
     products: str = "plain"
     decode: str = "plain"
+    projections: str = "plain"
     rng: str = "shared"
     allocator: str = "plain"
 
@@ -259,6 +267,13 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
     "scan": {_PLAIN: {"layers": "scan"}},
     "checkpointed": {_PLAIN: {"layers": "checkpointed"}},
     "fused": {_PLAIN: {"attention": "fused"}},
+    "masked": {_PLAIN: {"attention": "masked"}},
+    "module": {_PLAIN: {"attention": "module"}},
+    "module weights": {_PLAIN: {"attention": "module_weights"}},
+    "per head": {_PLAIN: {"attention": "loop"}},
+    "blockwise": {_PLAIN: {"attention": "blockwise"}},
+    "joined": {_PLAIN: {"projections": "joined"}},
+    "einsum": {_PLAIN: {"projections": "einsum"}},
     "fused norm": {_PLAIN: {"norm": "fused"}},
     "fused optimizer": {_PLAIN: {"optimizer": "fused"}},
     "chunked loss": {_PLAIN: {"loss": "chunked"}},

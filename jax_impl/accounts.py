@@ -32,7 +32,7 @@ class Accounts:
 
     def about(self):
         """What the framework chooses by itself, as it chose: the kernel of fused attention."""
-        if self.execution.attention != "fused":
+        if self.execution.attention not in ("fused", "masked"):
             return {}
         with self.scope():
             return door.kernel_names(lambda masked: fused_kernel(self.config, self.execution, masked))

@@ -1,6 +1,6 @@
 """What is measured: suites by name, each a function from a `Scope` to cells. A new suite is one file and one entry."""
 
-from benchmarks.suites import decode, depth, forward, parts, starting, train
+from benchmarks.suites import attention, decode, depth, forward, parts, starting, train
 from benchmarks.suites.scope import Scope
 
 
@@ -22,6 +22,8 @@ SUITES = {
     "load": starting.loads,
     "ablation": _ablations,
     "cases": parts.cases,
+    "attention": attention.cells,
 }
+DEFAULT = tuple(name for name in SUITES if name != "attention")  # the others are measured when they are named
 
-__all__ = ["SUITES", "Scope"]
+__all__ = ["DEFAULT", "SUITES", "Scope"]

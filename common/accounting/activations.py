@@ -72,18 +72,17 @@ def _linear(component: str) -> Callable:
 
 
 def _attention(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
-    """v; then what the kernel keeps. The context is the output map's input."""
-    scores = at.batch * config.num_heads * at.length * at.length
-    yield ATTENTION, f"{path} v", at.tokens * config.embed_dim * at.compute
-    yield from at.kernel(config, at, path, scores)
+    """What the kernel keeps. The context is the output map's input."""
+    yield from at.kernel(config, at, path, at.batch * config.num_heads * at.length * at.length)
 
 
 def _plain_kernel(config: ModelConfig, at: Pass, path: str, scores: int) -> Buffers:
-    """q and k as they are multiplied, the weights out of the softmax, and those that weigh v, if they are others.
+    """q and k as they are multiplied, v, the weights out of the softmax, and those that weigh v, if they are others.
 
     Positions are the same in all rows, so there is one mask: [T, T], and [T] for rows that see nothing.
     """
     dropped = at.dropout and config.dropout_attn > 0
+    yield ATTENTION, f"{path} v", at.tokens * config.embed_dim * at.compute
     yield ATTENTION, f"{path} q, k", 2 * at.tokens * config.embed_dim * at.reduce
     yield ATTENTION, f"{path} mask", (at.length * at.length + at.length) * BOOL
     yield ATTENTION, f"{path} softmax", scores * at.reduce
@@ -92,13 +91,44 @@ def _plain_kernel(config: ModelConfig, at: Pass, path: str, scores: int) -> Buff
     yield from at.dropped(f"{path} weights", config.dropout_attn, scores)
 
 
+def _loop_kernel(config: ModelConfig, at: Pass, path: str, scores: int) -> Buffers:
+    """As the plain one; the heads' weights are put together before they weigh v."""
+    yield from _plain_kernel(config, at, path, scores)
+    yield ATTENTION, f"{path} weights", scores * at.compute
+
+
+def _blockwise_kernel(config: ModelConfig, at: Pass, path: str, scores: int) -> Buffers:
+    """q (once a block), k, v as they are multiplied, all weights, what fades between blocks, and what is divided."""
+    rows, blocks = at.tokens * config.num_heads, -(-at.length // BLOCK)
+    yield ATTENTION, f"{path} q, k, v", (blocks + 2) * at.tokens * config.embed_dim * at.reduce
+    yield ATTENTION, f"{path} mask", at.length * at.length * BOOL
+    yield ATTENTION, f"{path} weights", scores * at.reduce
+    yield ATTENTION, f"{path} fading", (blocks - 1) * rows * at.reduce
+    yield ATTENTION, f"{path} sum", at.tokens * config.embed_dim * at.reduce
+    yield ATTENTION, f"{path} normalisers", rows * (at.reduce + BOOL)
+
+
 def _fused_kernel(config: ModelConfig, at: Pass, path: str, scores: int) -> Buffers:
-    """q, k and the log of each row's normaliser; it needs no mask (`common.backend.places`)."""
+    """q, k, v and the log of each row's normaliser; it needs no mask (`common.backend.places`)."""
+    yield ATTENTION, f"{path} v", at.tokens * config.embed_dim * at.compute
     yield ATTENTION, f"{path} q, k", 2 * at.tokens * config.embed_dim * at.compute
     yield ATTENTION, f"{path} normalisers", at.tokens * config.num_heads * at.reduce
 
 
-KERNELS = {"plain": _plain_kernel, "fused": _fused_kernel}
+def _masked_kernel(config: ModelConfig, at: Pass, path: str, scores: int) -> Buffers:
+    """The same with a mask, as numbers that are added."""
+    yield from _fused_kernel(config, at, path, scores)
+    yield ATTENTION, f"{path} mask", at.length * at.length * at.compute
+
+
+KERNELS = {
+    "plain": _plain_kernel,
+    "loop": _loop_kernel,
+    "blockwise": _blockwise_kernel,
+    "fused": _fused_kernel,
+    "masked": _masked_kernel,
+}
+BLOCK = 128  # keys of a block
 
 
 def _mlp(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:

@@ -22,7 +22,14 @@ PROJECTIONS, SCORES, FEED_FORWARD, HEAD = (
 # Forward and backward together, in halves of the forward pass. Backward multiplies once for the input's gradient and
 # once for the weight's. A fused kernel kept no scores, so its backward has 5 products for 2: it computes them again.
 # Checkpointed blocks keep neither scores nor what they weigh, and multiply for both again.
-HALVES = {"plain": {}, "fused": {SCORES: 7}, "checkpointed": {SCORES: 8}}
+HALVES = {
+    "plain": {},
+    "loop": {},
+    "blockwise": {},
+    "fused": {SCORES: 7},
+    "masked": {SCORES: 7},
+    "checkpointed": {SCORES: 8},
+}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from common import allocator
-from common.config import PRESETS, STRATEGIES, Execution
+from common.config import ATTENTION_KERNELS, PRESETS, STRATEGIES, Execution
 from common.config import mode as mode_of
 from common.errors import UserError, unknown
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 Backend = Annotated[str, typer.Option(help="Implementation: torch, jax, or numpy (the float64 oracle, small models).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float64 or bfloat16.")]
-Attention = Annotated[str | None, typer.Option(help="plain, or fused (the framework's own kernel).")]
+Attention = Annotated[str | None, typer.Option(help="One of " + ", ".join(ATTENTION_KERNELS) + ": see README.")]
 Compile = Annotated[
     bool | None,
     typer.Option("--compile/--no-compile", help="Compile or not (default: PyTorch runs eagerly, JAX compiles)."),

@@ -40,6 +40,7 @@ UNREAD = {
     "Execution.optimizer": "another kernel of the same step",
     "Execution.products": "the same products of the same numbers",
     "Execution.decode": "the same products, read otherwise",
+    "Execution.projections": "the same products, joined or with heads in place",
     "Execution.allocator": "the same work in other memory",
     "Execution.rng": "only training and sampling draw",
 }

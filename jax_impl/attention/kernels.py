@@ -5,10 +5,13 @@ import math
 import jax
 import jax.numpy as jnp
 
+from common.backend import without_dropout
 from common.errors import UserError
 from common.taps import NO_TAPS
 
 from ..layers import dropout, matmul
+from .blockwise import blockwise_attention
+from .loop import loop_attention
 
 
 def plain_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, reduce, rate=0.0, key=None, taps=NO_TAPS):
@@ -35,8 +38,7 @@ def fused_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, reduce, rate=0.0, key=Non
     Without a mask a query sees the keys up to itself: cuDNN leaves the others out. What it cannot compute is refused.
     """
     # [1-4] n/a: inside the kernel, which can neither show its scores nor draw the shared dropout mask
-    if key is not None and rate > 0:
-        raise UserError("Fused attention cannot draw the shared dropout mask: use attention='plain' or dropout_attn 0.")
+    without_dropout("Fused", rate, key)
     if q_BHTD.dtype == jnp.float64:
         raise UserError("JAX's fused attention reduces in float32: use attention='plain' for float64.")
     # [5] context = weights v, zero where nothing was visible
@@ -62,4 +64,10 @@ def _kernel(kind):
     return "cudnn" if on_gpu and kind in (jnp.bfloat16, jnp.float16) else "xla"
 
 
-KERNELS = {"plain": plain_attention, "fused": fused_attention}
+KERNELS = {
+    "plain": plain_attention,
+    "loop": loop_attention,
+    "blockwise": blockwise_attention,
+    "fused": fused_attention,
+    "masked": fused_attention,
+}

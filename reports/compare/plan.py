@@ -267,7 +267,7 @@ def _some_of_every_kind(names: Sequence[str], most: int) -> list[str]:
 
 
 def _list_skipped(settings: Settings, config: ModelConfig, skipped: list) -> None:
-    if settings.attention == "fused":
+    if settings.attention in ("fused", "masked"):
         reason = "JAX's fused attention does not exist in float64; there the plain kernel is checked"
         skipped.append({"what": "float64 agreement of the fused kernel", "reason": reason})
     if settings.compile:

@@ -10,7 +10,8 @@ from common.commands import options
 
 def bench(
     suite: Annotated[
-        list[str] | None, typer.Option(help="Only this suite (may be given again); all by default.")
+        list[str] | None,
+        typer.Option(help="Only this suite (may be given again); all but the suite attention by default."),
     ] = None,
     device: options.Device = "cpu",
     quick: Annotated[

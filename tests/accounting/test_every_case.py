@@ -11,8 +11,9 @@ from common import params
 from common.accounting import activations, flops
 from common.backend import load
 from common.cases import CASES
-from common.config import ATTENTION_KERNELS, DTYPES, Execution
+from common.config import DTYPES, PROJECTIONS, Execution
 
+WINGS = ("torch", "jax")
 # (wing, execution, kernel of the closed form); JAX's fused attention is XLA's own off the GPU, which keeps its scores
 RUNS = {
     "torch": ("torch", {}, "plain"),
@@ -21,6 +22,9 @@ RUNS = {
     "jax scan": ("jax", {"layers": "scan"}, "plain"),
     "jax checkpointed": ("jax", {"layers": "checkpointed"}, "checkpointed"),
     "jax fused": ("jax", {"attention": "fused"}, "plain"),
+    **{f"{wing} {kernel}": (wing, {"attention": kernel}, kernel) for wing in WINGS for kernel in ("loop", "blockwise")},
+    "torch masked": ("torch", {"attention": "masked"}, "masked"),
+    **{f"{wing} {how}": (wing, {"projections": how}, "plain") for wing in WINGS for how in PROJECTIONS[1:]},
 }
 MODELS = [name for name, case in CASES.items() if not case.path]
 
@@ -71,13 +75,13 @@ def test_a_compiled_model_is_counted_as_it_runs_eagerly():
     assert model.saved_bytes(2, 7) == sum(activations.saved(case.config, 2, 7).values())
 
 
-@pytest.mark.parametrize("kernel", ATTENTION_KERNELS)
+@pytest.mark.parametrize("kernel", activations.KERNELS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
 def test_saved_activations_equal_the_closed_form(name, dtype, kernel):
     """Measured by autograd's hooks: every storage once, without parameters."""
     case = CASES[name]
-    model = model_of(name, "torch" if kernel == "plain" else "torch fused", dtype)
+    model = model_of(name, "torch" if kernel == "plain" else f"torch {kernel}", dtype)
     for shape in ((case.batch, case.length), (1, 1), (3, 1), (1, 6)):
         want = activations.saved(case.config, *shape, dtype, kernel, case.path)
         assert model.saved_bytes(*shape, case.path) == sum(want.values()), (shape, want)

@@ -14,7 +14,7 @@ from benchmarks.harness import machine, record
 from benchmarks.harness.contest import Rules
 from benchmarks.harness.record import RAW
 from benchmarks.harness.worker import Worker
-from benchmarks.suites import SUITES
+from benchmarks.suites import DEFAULT
 from common import cli, files
 from common.errors import UserError
 from reports.perf import job as pages
@@ -163,7 +163,7 @@ def here(monkeypatch):
 
 @pytest.mark.parametrize(("asked", "due"), [
     ({}, SLUG),
-    ({"suites": tuple(SUITES), "model": "gpt2-124m"}, SLUG),
+    ({"suites": DEFAULT, "model": "gpt2-124m"}, SLUG),
     ({"quick": True}, f"{SLUG}-quick"),
     ({"quick": True, "model": "nano"}, f"{SLUG}-quick"),
     ({"suites": ("train", "forward", "train")}, f"{SLUG}-forward-train"),
@@ -175,7 +175,7 @@ def test_every_kind_of_run_has_a_folder_of_its_own(tmp_path, here, asked, due):
     work = job.prepare(job.Settings(threads=1, out=tmp_path, **asked))
     assert work.folder == tmp_path / due
     assert len({cell.name for cell in work.cells}) == len(work.cells)
-    assert list(dict.fromkeys(cell.suite for cell in work.cells)) == list(dict.fromkeys(asked.get("suites", SUITES)))
+    assert list(dict.fromkeys(cell.suite for cell in work.cells)) == list(dict.fromkeys(asked.get("suites", DEFAULT)))
 
 
 def test_a_selection_has_a_folder_of_its_own(tmp_path, here):

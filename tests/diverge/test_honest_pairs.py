@@ -108,8 +108,9 @@ def test_the_table_fits_80_columns(port, diverge):
 
 def test_the_report_is_plain_data(port, diverge):
     """Infinite errors (other shapes) are null and explained, so that any JSON reader takes the report."""
-    find = 'taps("v", split_heads(self.v_proj(x_BTE), self.num_heads))'
-    bug = 'split_heads(self.v_proj(x_BTE), self.num_heads)\n        taps("v", v_BHSD.transpose(1, 2))'
+    find = 'map(taps, "qkv", self.project(linears, x_BTE, self.num_heads))'
+    bug = "self.project(linears, x_BTE, self.num_heads)\n"
+    bug += '        list(map(taps, "qkv", (q_BHTD, k_BHSD, v_BHSD.transpose(1, 2))))'
     wrong = port("torch", "attention/multi_head.py", find, bug)
     report = diverge(wrong, "torch", case="gpt")
     found = json.loads(dumps(report.to_dict()), parse_constant=pytest.fail)

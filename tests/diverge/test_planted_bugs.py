@@ -3,6 +3,7 @@
 import pytest
 
 HEADS, NORM, GPT = "attention/multi_head.py", "layers.py", "models/gpt.py"
+PROJECT = 'q_BHTD, k_BHSD, v_BHSD = map(taps, "qkv", self.project(linears, x_BTE, self.num_heads))'
 KERNEL, LAYER = "attention/kernels.py", "model.layers.0."
 ATTENTION = f"{LAYER}self_attn."
 
@@ -82,8 +83,8 @@ TORCH = {
     ),
     "k and v swapped": (
         HEADS,
-        'k_BHSD = taps("k", split_heads(self.k_proj(x_BTE)',
-        'k_BHSD = taps("k", split_heads(self.v_proj(x_BTE)',
+        "linears = self.q_proj, self.k_proj, self.v_proj",
+        "linears = self.q_proj, self.v_proj, self.v_proj",
         f"{ATTENTION}k",
         "it is v: the projections are swapped",
     ),
@@ -143,17 +144,18 @@ TORCH = {
     ),
     "one head reads another": (
         HEADS,
-        'q_BHTD = taps("q", split_heads(self.q_proj(x_BTE), self.num_heads))',
-        'q_BHTD = taps("q", split_heads(self.q_proj(x_BTE), self.num_heads)[:, [1, 0, 2]])',
+        PROJECT,
+        "q_BHTD, k_BHSD, v_BHSD = self.project(linears, x_BTE, self.num_heads)\n"
+        '        q_BHTD, k_BHSD, v_BHSD = map(taps, "qkv", (q_BHTD[:, [1, 0, 2]], k_BHSD, v_BHSD))',
         f"{ATTENTION}q",
         "with h in another order: 1, 0, 2",
     ),
     "wrong in one head": (
         HEADS,
-        'v_BHSD = taps("v", split_heads(self.v_proj(x_BTE), self.num_heads))',
-        "v_BHSD = split_heads(self.v_proj(x_BTE), self.num_heads).clone()\n"
+        PROJECT,
+        "q_BHTD, k_BHSD, v_BHSD = (x.clone() for x in self.project(linears, x_BTE, self.num_heads))\n"
         "        v_BHSD[:, 2, :, 1::2] *= -1\n"
-        '        v_BHSD = taps("v", v_BHSD)',
+        '        q_BHTD, k_BHSD, v_BHSD = map(taps, "qkv", (q_BHTD, k_BHSD, v_BHSD))',
         f"{ATTENTION}v",
         "wrong only at h 2, d odd",
     ),
@@ -188,8 +190,8 @@ JAX = {
     ),
     "v in place of q": (
         HEADS,
-        'q_BHTD = taps("q", split_heads(self.q_proj(x_BTE)',
-        'q_BHTD = taps("q", split_heads(self.v_proj(x_BTE)',
+        "linears = self.q_proj, self.k_proj, self.v_proj",
+        "linears = self.v_proj, self.k_proj, self.v_proj",
         f"{ATTENTION}q",
         "it is v: the projections are swapped",
     ),

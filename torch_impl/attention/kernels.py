@@ -6,10 +6,13 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from common.backend import without_dropout
 from common.errors import UserError
 from common.taps import NO_TAPS
 
 from ..layers import dropout, matmul
+from .blockwise import blockwise_attention
+from .loop import loop_attention
 
 
 def plain_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, reduce, rate=0.0, key=None, taps=NO_TAPS):
@@ -37,8 +40,7 @@ def fused_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, reduce, rate=0.0, key=Non
     for PyTorch would turn to one that holds all scores; what they cannot compute is refused.
     """
     # [1-4] n/a: inside the kernel, which can neither show its scores nor draw the shared dropout mask
-    if key is not None and rate > 0:
-        raise UserError("Fused attention cannot draw the shared dropout mask: use attention='plain' or dropout_attn 0.")
+    without_dropout("Fused", rate, key)
     # [5] context = weights v, zero where nothing was visible
     allowed = _allowed(q_BHTD.device.type, q_BHTD.dtype, mask_B1TS is not None)
     try:
@@ -67,4 +69,10 @@ def _allowed(device, kind, masked):
     return [other, SDPBackend.CUDNN_ATTENTION]
 
 
-KERNELS = {"plain": plain_attention, "fused": fused_attention}
+KERNELS = {
+    "plain": plain_attention,
+    "loop": loop_attention,
+    "blockwise": blockwise_attention,
+    "fused": fused_attention,
+    "masked": fused_attention,
+}

@@ -1,5 +1,6 @@
 """Causal multi-head attention (Vaswani et al. 2017, section 3.2.2)."""
 
+import torch
 from torch import nn
 
 from common.taps import NO_TAPS
@@ -21,7 +22,8 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         embed = config.embed_dim
         self.num_heads, self.rate = config.num_heads, config.dropout_attn
-        self.kernel, self.reduce = KERNELS[execution.attention], dtype(execution.precision.reduce)
+        self.kernel, self.reduce = KERNELS.get(execution.attention), dtype(execution.precision.reduce)
+        self.project = PROJECTIONS[execution.projections]
         self.q_proj = Linear(embed, embed, config.qkv_bias, execution)
         self.k_proj = Linear(embed, embed, config.qkv_bias, execution)
         self.v_proj = Linear(embed, embed, config.qkv_bias, execution)
@@ -29,9 +31,8 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x_BTE, positions_BT, cache=None, dropout_key=None, taps=NO_TAPS):
         # [1] q, k, v = x W^T + b, split into heads
-        q_BHTD = taps("q", split_heads(self.q_proj(x_BTE), self.num_heads))
-        k_BHSD = taps("k", split_heads(self.k_proj(x_BTE), self.num_heads))
-        v_BHSD = taps("v", split_heads(self.v_proj(x_BTE), self.num_heads))
+        linears = self.q_proj, self.k_proj, self.v_proj
+        q_BHTD, k_BHSD, v_BHSD = map(taps, "qkv", self.project(linears, x_BTE, self.num_heads))
         key_positions_BS = positions_BT
         # [2] with a cache: append k, v and their positions, then attend to every slot
         if cache is not None:
@@ -55,3 +56,33 @@ def join_heads(x_BHTD):
     """[B, H, T, D] -> [B, T, E]."""
     batch, heads, length, dim = x_BHTD.shape
     return x_BHTD.transpose(1, 2).reshape(batch, length, heads * dim)
+
+
+def plain_projections(linears, x_BTE, num_heads):
+    """q, k and v [B, H, T, D] by a product each."""
+    # [1] x W^T + b, then split
+    return [split_heads(linear(x_BTE), num_heads) for linear in linears]
+
+
+def joined_projections(linears, x_BTE, num_heads):
+    """The same by one product with all three matrices, one below the other."""
+    # [1] x W^T + b, cut in three, then split
+    weight_OE = torch.cat([linear.weight for linear in linears])
+    bias_O = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
+    joined_BTO = linears[0].product(x_BTE, weight_OE, bias_O)
+    return [split_heads(part_BTE, num_heads) for part_BTE in joined_BTO.chunk(3, -1)]
+
+
+def einsum_projections(linears, x_BTE, num_heads):
+    """The same by contractions with W seen as [H, D, E], whose result has its heads in place."""
+    # [1] x W^T + b, head by head
+    found = []
+    for linear in linears:
+        weight_HDE = linear.weight.view(num_heads, -1, x_BTE.shape[-1]).to(x_BTE.dtype)
+        part_BHTD = torch.einsum("bte,hde->bhtd", x_BTE, weight_HDE)
+        bias = None if linear.bias is None else linear.bias.view(num_heads, 1, -1).to(x_BTE.dtype)
+        found.append(part_BHTD if bias is None else part_BHTD + bias)
+    return found
+
+
+PROJECTIONS = {"plain": plain_projections, "joined": joined_projections, "einsum": einsum_projections}

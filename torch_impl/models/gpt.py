@@ -5,7 +5,7 @@ from torch import nn
 
 from common.taps import NO_TAPS
 
-from ..attention.multi_head import MultiHeadAttention
+from ..attention import IMPLEMENTATIONS
 from ..layers import NORMS, PRODUCTS, Embedding, Linear, dropout, layer_key
 from ..loss import LOSSES
 from ..mlp import MLP
@@ -20,7 +20,7 @@ class Block(nn.Module):
         super().__init__()
         self.rate = config.dropout_shortcut
         self.input_layernorm = NORMS[execution.norm](config.embed_dim, config.norm_eps, execution.precision)
-        self.self_attn = MultiHeadAttention(config, execution)
+        self.self_attn = IMPLEMENTATIONS[execution.attention](config, execution)
         self.post_attention_layernorm = NORMS[execution.norm](config.embed_dim, config.norm_eps, execution.precision)
         self.mlp = MLP(config, execution)
 

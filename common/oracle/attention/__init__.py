@@ -1,1 +1,5 @@
 """Attention variants, one file each, chosen by name."""
+
+from .multi_head import MultiHeadAttention
+
+IMPLEMENTATIONS = {"plain": MultiHeadAttention}

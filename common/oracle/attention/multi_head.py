@@ -20,7 +20,7 @@ class MultiHeadAttention(Module):
     def __init__(self, config):
         embed = config.embed_dim
         self.num_heads, self.rate = config.num_heads, config.dropout_attn
-        self.kernel = KERNELS["plain"]
+        self.kernel, self.project = KERNELS["plain"], PROJECTIONS["plain"]
         self.q_proj = Linear(embed, embed, bias=config.qkv_bias)
         self.k_proj = Linear(embed, embed, bias=config.qkv_bias)
         self.v_proj = Linear(embed, embed, bias=config.qkv_bias)
@@ -28,9 +28,8 @@ class MultiHeadAttention(Module):
 
     def __call__(self, x_BTE, positions_BT, cache=None, dropout_key=None, taps=NO_TAPS):
         # [1] q, k, v = x W^T + b, split into heads
-        q_BHTD = taps("q", split_heads(self.q_proj(x_BTE), self.num_heads))
-        k_BHSD = taps("k", split_heads(self.k_proj(x_BTE), self.num_heads))
-        v_BHSD = taps("v", split_heads(self.v_proj(x_BTE), self.num_heads))
+        linears = self.q_proj, self.k_proj, self.v_proj
+        q_BHTD, k_BHSD, v_BHSD = map(taps, "qkv", self.project(linears, x_BTE, self.num_heads))
         key_positions_BS = positions_BT
         # [2] with a cache: append k, v and their positions, then attend to every slot
         if cache is not None:
@@ -54,3 +53,12 @@ def join_heads(x_BHTD):
     """[B, H, T, D] -> [B, T, E]."""
     batch, heads, length, dim = x_BHTD.shape
     return np.swapaxes(x_BHTD, 1, 2).reshape(batch, length, heads * dim)
+
+
+def plain_projections(linears, x_BTE, num_heads):
+    """q, k and v [B, H, T, D] by a product each."""
+    # [1] x W^T + b, then split
+    return [split_heads(linear(x_BTE), num_heads) for linear in linears]
+
+
+PROJECTIONS = {"plain": plain_projections}

@@ -4,7 +4,7 @@ import numpy as np
 
 from common.taps import NO_TAPS
 
-from ..attention.multi_head import MultiHeadAttention
+from ..attention import IMPLEMENTATIONS
 from ..layers import NORMS, PRODUCTS, Embedding, Linear, dropout, layer_key
 from ..loss import LOSSES
 from ..mlp import MLP
@@ -18,7 +18,7 @@ class Block(Module):
     def __init__(self, config):
         self.rate = config.dropout_shortcut
         self.input_layernorm = NORMS["plain"](config.embed_dim, config.norm_eps)
-        self.self_attn = MultiHeadAttention(config)
+        self.self_attn = IMPLEMENTATIONS["plain"](config)
         self.post_attention_layernorm = NORMS["plain"](config.embed_dim, config.norm_eps)
         self.mlp = MLP(config)
 

@@ -1,0 +1,24 @@
+"""One attention, many implementations: a layer of it and hardly anything else, forward and with its gradients."""
+
+from collections.abc import Iterator
+
+from benchmarks.harness.cells import Cell
+from benchmarks.suites.scope import Scope, wing
+from common.config import GPTConfig
+
+WIDE = GPTConfig(16, 1024, 768, 1, 12, ff_dim=1)  # the width and heads of the book's comparison; 98 % is attention
+NARROW = GPTConfig(16, 256, 128, 1, 4, ff_dim=1)
+SIZES = {"cpu": (2, 512), "cuda": (8, 1024)}  # the book's is the latter
+WAYS = ("default", "per head", "joined", "einsum", "blockwise", "masked", "fused", "module", "module weights")
+
+
+def cells(scope: Scope) -> Iterator[Cell]:
+    """All ways of both wings at once; PyTorch's also compiled, as JAX's always are."""
+    kind = scope.device.partition(":")[0]
+    config, size = (NARROW, (4, 128)) if scope.quick else (WIDE, SIZES.get(kind, SIZES["cuda"]))
+    ways = ("default", "blockwise", "fused") if scope.quick else WAYS
+    compiled = ("compiled",) if scope.quick else ("compiled", "compiled+blockwise", "compiled+fused")
+    chosen = (*(wing("torch", how) for how in (*ways, *compiled)), *(wing("jax", how) for how in ways))
+    model = f"attention {config.embed_dim} wide, {config.num_heads} heads"
+    for task, part in (("forward", ""), ("gradients", "backward")):
+        yield Cell("attention", task, model, config, *size, "float32", chosen, part=part, memory=not scope.quick)
