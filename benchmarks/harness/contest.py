@@ -87,7 +87,7 @@ def _run(cells, recipe: Recipe, rules: Rules, record: Record, report: Report, pr
             report(cell.title, number / len(cells))
             _cell(cell, {name: own[name] for name in begun}, begun, wanted, recipe, rules, record)
     for cell in cells:
-        if cell.task not in FRESH:
+        if cell.task not in FRESH and (cell.memory or not rules.quick):
             report(f"{cell.title}: memory", 1.0)
             _memory(cell, recipe, rules, record, places)
 
