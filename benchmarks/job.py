@@ -21,6 +21,7 @@ from benchmarks.harness import contest, fresh, machine
 from benchmarks.harness.cells import DECODING, FRESH, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.contest import Rules
+from benchmarks.harness.groups import grouped, in_turn
 from benchmarks.harness.record import RAW, Line, Record, now, of, read
 from benchmarks.harness.worker import Worker, WorkerFault, environment, usable_cores
 from benchmarks.suites import DEFAULT, SUITES, Scope
@@ -177,17 +178,6 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def grouped(cells: Sequence[Cell], alone: bool = False) -> Iterator[list[Cell]]:
-    """Neighbours that share model, precision and contenders, so that models are built once; beginnings stand alone, and
-    so do all where the clock is looked at in between."""
-
-    def key(cell: Cell) -> Any:
-        own = cell.name if alone or cell.task in FRESH else ""
-        return own, cell.model, cell.config, cell.dtype, cell.contenders
-
-    return (list(group) for _, group in itertools.groupby(cells, key))
-
-
 def need(cell: Cell) -> int:
     """Bytes that all contenders of a cell hold at once: estimated from closed forms, before anything is built."""
     weights = memory.weights(cell.config)
@@ -341,7 +331,7 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
     begun, limit = time.monotonic(), work.asked.minutes
     report("What this machine can do", 0.0)
     _peaks(work, record)
-    groups = list(grouped(work.cells, alone=limit is not None))
+    groups = list(grouped(work.cells)) if limit is None else in_turn(work.cells)
     for number, group in enumerate(groups):
         if limit is not None and time.monotonic() - begun > 60 * limit:
             left = [cell.title for group in groups[number:] for cell in group]

@@ -23,7 +23,8 @@ def bench(
         float | None, typer.Option(help="Seconds of sampling for each cell (default: 20, quick 2).")
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Begin nothing new after so many minutes; the report says what is left out.")
+        float | None,
+        typer.Option(help="Begin nothing new after so many minutes: suites take turns, and what is left out is named."),
     ] = None,
     out: Annotated[
         Path,

@@ -71,3 +71,9 @@ def test_both_commands_get_the_device_and_a_folder(report):
     for call in calls:
         assert call[call.index("--device") + 1] == "cuda:1"
         assert call[call.index("--out") + 1].endswith(f"/out/{'parity' if call[0] == 'parity' else 'perf'}")
+
+
+def test_all_suites_are_measured_while_there_is_time(report):
+    _, _, (_, bench) = report()
+    assert "--suite" not in bench
+    assert float(bench[bench.index("--minutes") + 1]) * 60 < 300

@@ -1,0 +1,29 @@
+"""In which order cells are measured: neighbours that share their models together, or one of every suite in turn."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmarks.harness.cells import FRESH, Cell
+from common import params
+
+
+def grouped(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
+    """Neighbours that share model, precision and contenders, so that models are built once; beginnings stand alone."""
+
+    def key(cell: Cell) -> Any:
+        own = cell.name if cell.task in FRESH else ""
+        return own, cell.model, cell.config, cell.dtype, cell.contenders
+
+    return (list(group) for _, group in itertools.groupby(cells, key))
+
+
+def in_turn(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Every cell alone, for when time may run out: the first of each suite, then the second of each, …; within a suite
+    those of the largest model come first.
+    """
+    suites: dict[str, list[Cell]] = {}
+    for cell in cells:
+        suites.setdefault(cell.suite, []).append(cell)
+    rows = (sorted(own, key=lambda cell: -params.count(cell.config)) for own in suites.values())
+    return [[cell] for turn in itertools.zip_longest(*rows) for cell in turn if cell is not None]

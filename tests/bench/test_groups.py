@@ -1,0 +1,22 @@
+"""In which order cells are measured."""
+
+from benchmarks.harness.groups import grouped, in_turn
+from benchmarks.suites import DEFAULT, SUITES, Scope
+
+CELLS = [cell for name in DEFAULT for cell in SUITES[name](Scope("cuda"))]
+
+
+def test_without_a_limit_they_keep_their_order_and_neighbours_share_their_models():
+    groups = list(grouped(CELLS))
+    assert [cell for group in groups for cell in group] == CELLS
+    assert len(groups) < len(CELLS)
+    for group in groups:
+        assert len({(cell.model, cell.config, cell.dtype, cell.contenders) for cell in group}) == 1
+
+
+def test_within_a_limit_every_suite_comes_before_one_comes_twice():
+    turns = in_turn(CELLS)
+    assert sorted(cell.name for (cell,) in turns) == sorted(cell.name for cell in CELLS)
+    first = [cell for (cell,) in turns[: len(DEFAULT)]]
+    assert [cell.suite for cell in first] == list(DEFAULT)
+    assert {cell.suite: cell.model for cell in first}["forward"] == Scope.model
