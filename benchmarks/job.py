@@ -1,40 +1,34 @@
 """From what was asked for to a record and its report: what can be refused is refused before anything is timed."""
 
-import contextlib
 import hashlib
 import itertools
 import re
 import shlex
 import shutil
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks.harness import contest, fresh, machine
-from benchmarks.harness.cells import DECODING, FRESH, Cell
+from benchmarks.harness.cells import FRESH, Cell
 from benchmarks.harness.contenders import Contender
-from benchmarks.harness.contest import Rules
 from benchmarks.harness.groups import grouped, in_turn
+from benchmarks.harness.process import Rules, sentence
 from benchmarks.harness.record import RAW, Line, Record, now, of, read
 from benchmarks.harness.worker import Worker, WorkerFault, environment, usable_cores
+from benchmarks.room import check_memory, processes
 from benchmarks.suites import DEFAULT, SUITES, Scope
 from common import allocator, files
-from common.accounting import activations, counters, memory, peaks
+from common.accounting import counters, peaks
 from common.config import PRESETS
 from common.errors import UserError, unknown
+from common.stopping import stoppable
 
-OVERHEAD = 400 << 20  # bytes of a process with its framework
-SLACK = 1.3
 INTERRUPTED = "interrupted"
 NOBODY = "not a single contender could be timed"
-STOPS = ("SIGTERM", "SIGHUP")
 SECONDS = {False: 20.0, True: 2.0}
 LEAST = {False: 6, True: 6}
 
@@ -127,10 +121,10 @@ def prepare(asked: Settings, cells: tuple[Cell, ...] | None = None) -> Work:
     twice = [name for name, times in Counter(cell.name for cell in cells).items() if times > 1]
     if twice:
         raise RuntimeError(f"several cells have one name: {', '.join(twice)}")
-    for group in grouped(cells):
-        _check_memory(group, asked.device)
+    check_memory(grouped(cells), asked.device)
     seconds = SECONDS[asked.quick] if asked.seconds is None else asked.seconds
-    rules = Rules(asked.threads or cores, asked.device, seconds, LEAST[asked.quick], asked.quick)
+    hasty = asked.quick or asked.minutes is not None
+    rules = Rules(asked.threads or cores, asked.device, seconds, LEAST[asked.quick], asked.quick, all_memory=not hasty)
     folder = files.output_folder(asked.out) / "-".join([device["slug"], *_kind(asked, cells, every)])
     _check_place(folder)
     return Work(asked, device, rules, cells, folder)
@@ -178,46 +172,6 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def need(cell: Cell) -> int:
-    """Bytes that all contenders of a cell hold at once: estimated from closed forms, before anything is built."""
-    weights = memory.weights(cell.config)
-    each = weights
-    if cell.task in ("train", "optimizer", "compile", "gradients"):
-        each = 4 * weights + sum(activations.saved(cell.config, cell.batch, cell.length, cell.dtype).values())
-    logits = 4 * cell.batch * cell.length * cell.config.vocab_size
-    each += 3 * logits if cell.task in ("train", "gradients", "loss") else logits
-    if cell.task in DECODING:
-        each += memory.kv_cache(cell.config, cell.batch, cell.length + cell.new, cell.dtype)
-    count = 1 if cell.task in FRESH else len(cell.contenders)
-    return int(count * (SLACK * each + OVERHEAD))
-
-
-def processes(cells: Sequence[Cell], device: str) -> int:
-    """Of every contender: two, if memory holds them all with half as much to spare, or one."""
-    there = min(room for room in _room(device).values() if room is not None)
-    return 2 if 1.5 * 2 * max(map(need, cells)) < there else 1
-
-
-def _room(device: str) -> dict[str, int | None]:
-    """Free bytes of the host, of a container that has a limit, and of a GPU as far as its driver tells."""
-    places = {"": psutil.virtual_memory().available, " in this container": machine.free_container_bytes()}
-    if device != "cpu":
-        places[f" on {device}"] = machine.free_gpu_bytes(int(device.partition(":")[2] or 0))
-    return places
-
-
-def _check_memory(cells: Sequence[Cell], device: str) -> None:
-    """Against the host's free memory, where weights are made, and a GPU's too if its driver tells."""
-    worst = max(cells, key=need)
-    count, needed = len(worst.contenders), need(worst)
-    for where, there in _room(device).items():
-        if there is not None and needed > there:
-            raise UserError(
-                f"{worst.title} needs about {needed / 1e9:.0f} GB for its {count} contenders at once,"
-                f" and {there / 1e9:.0f} GB are free{where}; choose a smaller --model, or other suites."
-            )
-
-
 def produce(work: Work, report: Report, write: Callable[[Path], object]) -> tuple[Path, str | None]:
     """Measure everything and have `write` add the pages to the record's folder; (folder, None or why it is partial).
 
@@ -225,13 +179,14 @@ def produce(work: Work, report: Report, write: Callable[[Path], object]) -> tupl
     of anything that is more, but stands beside it. An error that is raised has a note that says where.
     """
     temporary = files.folder_beside(work.folder)
-    with _stoppable():
+    with stoppable():
         record, failure = Record(temporary), None
         try:
             record.add("run", **_about(work))
             partial = measure(work, record, report)
         except BaseException as error:
             failure, partial = error, _why(error)
+            left_out(work, record, partial)
         if not _timed(record.lines):
             if failure is not None:  # there is nothing to keep
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -257,27 +212,6 @@ def produce(work: Work, report: Report, write: Callable[[Path], object]) -> tupl
         unwritten.add_note(f"What was measured is kept in {kept}; `parallax report {kept}` writes its pages.")
         raise unwritten
     return kept, partial
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a run as Ctrl-C does, once; where they are ignored, or somebody else's, they stay so."""
-    before: dict[int, Any] = {}
-
-    def stop(*_: object) -> None:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    try:
-        if threading.current_thread() is threading.main_thread():  # no other thread may ask for signals
-            for number in (getattr(signal, name) for name in STOPS if hasattr(signal, name)):
-                if signal.getsignal(number) == signal.SIG_DFL:
-                    before[number] = signal.signal(number, stop)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _timed(lines: Sequence[Line]) -> set[tuple[str, str]]:
@@ -315,6 +249,7 @@ def _about(work: Work) -> dict[str, Any]:
         "machine": machine.describe(environment(work.rules.threads, work.rules.device)),
         "threads": work.rules.threads,
         "load": machine.load_average(),
+        "gpu_state": machine.gpu_state() if work.device["kind"] != "cpu" else [],
         "quick": work.asked.quick,
         "suites": list(dict.fromkeys(cell.suite for cell in work.cells)),
     }
@@ -334,10 +269,8 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
     groups = list(grouped(work.cells)) if limit is None else in_turn(work.cells)
     for number, group in enumerate(groups):
         if limit is not None and time.monotonic() - begun > 60 * limit:
-            left = [cell.title for group in groups[number:] for cell in group]
-            left += ["FLOPs as they are counted"]
-            record.add("skipped", what=f"{len(left)} parts", reason=f"{limit:g} minutes were over: {'; '.join(left)}")
-            return f"{limit:g} minutes were over"
+            left_out(work, record, why := f"{limit:g} minutes were over")
+            return why
 
         def told(what: str, share: float, number=number) -> None:
             report(what, (number + share) / len(groups))
@@ -345,10 +278,18 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
         if group[0].task in FRESH:
             fresh.run(group[0], work.rules, record, told)
         else:
-            contest.run(group, work.rules, record, told, 1 if work.asked.quick else processes(group, work.asked.device))
+            hasty = work.asked.quick or limit is not None
+            contest.run(group, work.rules, record, told, 1 if hasty else processes(group, work.asked.device))
     report("FLOPs as they are counted", 1.0)
     _flops(work, record)
     return None
+
+
+def left_out(work: Work, record: Record, why: str) -> None:
+    """Name the cells that were not begun."""
+    begun = {line["cell"] for line in record.lines if line["kind"] == "cell"}
+    left = [cell.title for cell in work.cells if cell.name not in begun] + ["FLOPs as they are counted"]
+    record.add("skipped", what=f"{len(left)} parts", reason=f"{why}: {'; '.join(left)}")
 
 
 def _flops(work: Work, record: Record) -> None:
@@ -363,7 +304,7 @@ def _flops(work: Work, record: Record) -> None:
                 worker.ask("start")
                 rows = worker.ask("counted", same[0].config, same[0].batch, same[0].length, work.rules.device)
             except (UserError, WorkerFault) as error:
-                record.add("skipped", what=f"FLOPs of {same[0].title}", reason=contest.sentence(error))
+                record.add("skipped", what=f"FLOPs of {same[0].title}", reason=sentence(error))
                 continue
         for cell in same:
             for row in rows:
@@ -375,11 +316,14 @@ def _peaks(work: Work, record: Record) -> None:
     allocators = ("plain", "kept") if work.device["kind"] == "cpu" and allocator.available() else ("plain",)
     for wing, kept in itertools.product(("torch", "jax"), allocators):
         with Worker(wing, threads=work.rules.threads, device=work.rules.device, memory=kept) as worker:
-            worker.ask("start")
-            for found in worker.ask("peaks", work.rules.device, work.rules.quick):
-                record.add("peak", wing=wing, memory=kept, **found)
+            try:
+                worker.ask("start")
+                for found in worker.ask("peaks", work.rules.device, work.rules.quick):
+                    record.add("peak", wing=wing, memory=kept, **found)
+            except (UserError, WorkerFault) as error:
+                record.add("skipped", what=f"peaks by {wing}", reason=sentence(error))
     sheet = peaks.peak(work.device["name"])
-    if sheet is not None:
+    if sheet is not None and not machine.sliced():  # a slice has the name of the whole
         record.add(
             "peak", what="sheet", value={"name": work.device["name"], **sheet.flops, "bandwidth": sheet.bandwidth}
         )

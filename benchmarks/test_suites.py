@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.suites import SUITES, Scope
+from benchmarks.suites import DEFAULT, SUITES, Scope
 
 SLOW = {"compiled", "kept"}  # compilers that take most of a minute; in other memory the same is computed
 QUICK = (
@@ -16,7 +16,9 @@ QUICK = (
 def pytest_generate_tests(metafunc):
     option = metafunc.config.option
     scope = Scope(option.parallax_device, option.parallax_quick or not option.parallax_run)
-    pairs = [(cell, one) for suite in SUITES.values() for cell in suite(scope) for one in cell.contenders]
+    named = " ".join([option.keyword, *map(str, metafunc.config.args)])
+    suites = [name for name in SUITES if name in DEFAULT or name in named or not option.parallax_run]
+    pairs = [(cell, one) for name in suites for cell in SUITES[name](scope) for one in cell.contenders]
     marked = []
     for cell, one in pairs:
         quick = (

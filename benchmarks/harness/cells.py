@@ -237,13 +237,14 @@ WORK: Mapping[str, Any] = {
 
 
 def ideal(cell: Cell) -> dict[str, int] | None:
-    """Closed-form bytes of what a task must keep, by kind; None for tasks whose memory nobody asks for."""
+    """Closed-form bytes of what a task keeps where PyTorch runs it eagerly with plain kernels, by kind; None for tasks
+    whose memory is not drawn."""
     if not cell.memory:
         return None
     kept = memory.weights(cell.config)
     found = {"parameters": kept, "gradients": 0, "optimizer": 0, "activations": 0, "cache": 0}
-    if cell.task == "train":
-        found |= {"gradients": kept, "optimizer": 2 * kept}
+    if cell.task in ("gradients", "train"):
+        found |= {"gradients": kept, "optimizer": 2 * kept if cell.task == "train" else 0}
         found["activations"] = sum(activations.saved(cell.config, cell.batch, cell.length, cell.dtype).values())
     if cell.task in DECODING and cell.cached:
         found["cache"] = memory.kv_cache(cell.config, cell.batch, cell.length + cell.new, cell.dtype)

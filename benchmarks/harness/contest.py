@@ -7,45 +7,26 @@ fails at anything is refused with a sentence, and the others go on.
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.harness import gate, timing
-from benchmarks.harness.cells import DECODING, FRESH, TRAIN, Cell
+from benchmarks.harness import footprint, gate, timing
+from benchmarks.harness.cells import DECODING, FRESH, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.judging import ORACLE, choice, judge, judge_title, verdicts
+from benchmarks.harness.process import CHANGING, MODEL, Rules, prepare, process, sentence
 from benchmarks.harness.recipe import Recipe, on_disk
 from benchmarks.harness.record import Record
-from benchmarks.harness.worker import Worker, WorkerFault, usable_cores
+from benchmarks.harness.together import at_once
+from benchmarks.harness.worker import Worker, WorkerFault
 from common.config import Execution
 from common.errors import UserError
 
 Report = Callable[[str, float], None]
-MODEL = "model"
 GATE_CALLS = {"train": 2}  # the second loss depends on the first step's update
-CHANGING = ("train", "optimizer")  # tasks that change their model
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How long and on what: seconds and least blocks of a cell, threads, device; `quick` takes fewer and shorter."""
-
-    threads: int
-    device: str = "cpu"
-    seconds: float = 30.0
-    least: int = timing.ENOUGH
-    quick: bool = False
-    seed: int = 0
-
-
-def process(one: Contender, rules: Rules, compiled: str | None = None) -> Worker:
-    """A process for a contender, not yet started. What it compiles it leaves in the folder `compiled`, where others of
-    the same contender find it: only who is first there compiles."""
-    memory = one.options.get("allocator", "plain")
-    return Worker(one.source, threads=rules.threads, device=rules.device, memory=memory, compiled=compiled)
+WARM_CALLS, ANY = 10, 1_000_000
 
 
 @contextmanager
@@ -87,9 +68,9 @@ def _run(cells, recipe: Recipe, rules: Rules, record: Record, report: Report, pr
             report(cell.title, number / len(cells))
             _cell(cell, {name: own[name] for name in begun}, begun, wanted, recipe, rules, record)
     for cell in cells:
-        if cell.task not in FRESH and (cell.memory or not rules.quick):
+        if cell.task not in FRESH and (cell.memory or rules.all_memory):
             report(f"{cell.title}: memory", 1.0)
-            _memory(cell, recipe, rules, record, places)
+            footprint.measure(cell, recipe, rules, record, places)
 
 
 def unjudged(cell: Cell, error: Exception, record: Record) -> None:
@@ -131,26 +112,10 @@ def _begin(first: Cell, own, recipe, rules: Rules, cells, record: Record) -> dic
         for one in first.contenders
         if one.name in begun
     }
-    for name, found in _at_once(more).items():
+    for name, found in at_once(more).items():
         if isinstance(found, Exception):
             refuse(name, found)
     return begun
-
-
-def _at_once(
-    work: Mapping[str, Sequence[Callable[[], Any]]], together: int | None = None
-) -> dict[str, list[Any] | UserError | WorkerFault]:
-    """What every piece of work gives, by name, or the first error; as many run at once as there are cores, or
-    `together`. For work whose time nobody measures."""
-    with ThreadPoolExecutor(together or len(usable_cores())) as pool:
-        promised = {name: [pool.submit(piece) for piece in pieces] for name, pieces in work.items()}
-    found: dict[str, list[Any] | UserError | WorkerFault] = {}
-    for name, ones in promised.items():
-        try:
-            found[name] = [one.result() for one in ones]
-        except (UserError, WorkerFault) as error:
-            found[name] = error
-    return found
 
 
 def _judged(cells: Sequence[Cell], recipe: Recipe, rules: Rules, report: Report) -> dict[str, dict[str, gate.Digest]]:
@@ -165,14 +130,14 @@ def _judged(cells: Sequence[Cell], recipe: Recipe, rules: Rules, report: Report)
                     report(f"{cell.title}: the judge", 0.0)
                     prepare(worker, cell)
                     _, found[cell.name] = worker.ask("begin", MODEL, cell.task, GATE_CALLS.get(cell.task, 1))
+    for cell in cells:
+        if cell.task == "train":  # its judge is a wing: the loss that all begin with is the oracle's word
+            with Worker(ORACLE, threads=rules.threads) as worker:
+                worker.ask("start")
+                worker.ask("build", MODEL, recipe, Execution(dtype="float64"))
+                worker.ask("prepare", MODEL, "loss", *cell.tokens())
+                found[cell.name] |= worker.ask("begin", MODEL, "loss", 1)[1]
     return found
-
-
-def prepare(worker: Worker, cell: Cell) -> None:
-    """Get the cell's task ready in a worker whose model is built."""
-    if cell.task in CHANGING:
-        worker.ask("start_training", MODEL, TRAIN)
-    worker.ask("prepare", MODEL, cell.task, *cell.inputs(), cell.sampling if cell.task in DECODING else None)
 
 
 def _cell(cell: Cell, own, begun, wanted, recipe: Recipe, rules: Rules, record: Record) -> None:
@@ -182,20 +147,30 @@ def _cell(cell: Cell, own, begun, wanted, recipe: Recipe, rules: Rules, record: 
     logits = _prompts_logits(cell, own, shown, refuse) if cell.task in DECODING else {}
     steady: dict[str, float] = {}
     of_name = {one.name: one for one in cell.contenders}
-    for name, all_verdicts in _verdicts(cell, shown, logits, wanted, recipe, rules).items():
+    try:
+        judgement = _verdicts(cell, shown, logits, wanted, recipe, rules)
+    except (UserError, WorkerFault) as error:
+        for name in shown:
+            refuse.add(name, f"there is nobody to judge it: {sentence(error)}")
+        return
+    for name, all_verdicts in judgement.items():
         reason = _entered(cell.of(of_name[name]), name, all_verdicts, record)
         if reason is not None:
             refuse.add(name, reason)
             continue
         with refuse.faults(name):
-            rule = min(1.0, rules.seconds / 8), 2 if rules.quick else 3, 10
+            most = WARM_CALLS if rules.device == "cpu" else ANY  # a GPU's clock rises with seconds, not with calls
+            rule = min(1.0, rules.seconds / 8), 2 if rules.quick else 3, most
             steady[name] = max(worker.ask("warm", MODEL, cell.task, *rule) for worker in own[name])
     how = {name: timing.turns(seconds) for name, seconds in steady.items()}
     arms = {name: _turn(own[name], cell.task, *how[name]) for name in steady}
     mirrored = max(steady.values(), default=0.0) < timing.LONG_CALL
     contend(cell, arms, {name: calls for name, (calls, _) in how.items()}, mirrored, rules, record)
-    if cell.task not in CHANGING:
-        _still_right(cell, {name: own[name] for name in arms}, shown, wanted, refuse)
+    timed = {name: own[name] for name in arms}
+    if cell.task in CHANGING:
+        _still_working(cell, timed, refuse)
+    else:
+        _still_right(cell, timed, shown, wanted, refuse)
 
 
 def _prompts_logits(cell: Cell, own, shown, refuse: "Refusals") -> dict[str, Any]:
@@ -228,6 +203,19 @@ def _still_right(cell: Cell, own, shown, wanted, refuse: "Refusals") -> None:
                     raise UserError(f"{name}, after it was timed: {reason}")
 
 
+def _still_working(cell: Cell, own, refuse: "Refusals") -> None:
+    """Of a task that changes its model, two more calls of every process after the contest: they must give numbers, and
+    the second call other ones than the first."""
+    for name, processes in own.items():
+        with refuse.faults(name):
+            for worker in processes:
+                first, second = (worker.ask("again", MODEL, cell.task) for _ in range(2))
+                if not all(digest.finite for digest in second.values()):
+                    raise UserError(f"{name}, after it was timed, gives what is no number.")
+                if first == second:
+                    raise UserError(f"{name}, after it was timed, changes its model no more: it has stopped working.")
+
+
 def _first_calls(cell: Cell, own, begun, refuse: "Refusals", record: Record) -> dict[str, list[Any]]:
     """What the first calls of every process give, by contender; how long they take, of its first process."""
     shown: dict[str, list[Any]] = {}
@@ -243,7 +231,7 @@ def _first_calls(cell: Cell, own, begun, refuse: "Refusals", record: Record) -> 
             shown[name] = [outputs]
             record.add("phase", cell=cell.name, name=name, **begun[name], **phases)
     more = {name: [functools.partial(begin, worker) for worker in own[name][1:]] for name in shown}
-    for name, found in _at_once(more).items():
+    for name, found in at_once(more).items():
         if isinstance(found, Exception):
             refuse.add(name, sentence(found))
             del shown[name]
@@ -360,39 +348,6 @@ def _entered(cell: Cell, name: str, all_verdicts: Sequence[list[gate.Verdict]], 
 def passed(cell: Cell, one: Contender, shown: Sequence[Any], wanted: Any, record: Record) -> str | None:
     """The gate for digests of outputs: writes its verdicts into the record; why the contender is refused, if it is."""
     return _entered(cell, one.name, [verdicts(cell, one, digests, wanted) for digests in shown], record)
-
-
-def _memory(cell: Cell, recipe: Recipe, rules: Rules, record: Record, places: Mapping[str, str]) -> None:
-    """Peak memory of every contender in a process of its own: after import, after building, and in a steady call. On a
-    CPU as many at once as there are cores: all of them were in memory together before."""
-    refused = {line["name"] for line in record.lines if line["kind"] == "refused" and line["cell"] == cell.name}
-
-    def measured(one: Contender) -> dict[str, Any]:
-        with process(one, rules, places[one.name]) as worker:
-            started = worker.ask("start")
-            worker.ask("build", MODEL, recipe, one.execution(cell.dtype, rules.device, rules.threads))
-            built = worker.ask("resident")
-            prepare(worker, cell)
-            worker.ask("first", MODEL, cell.task)
-            found = worker.ask("peak", MODEL, cell.task, 2)
-            known = cell.cached or cell.task not in DECODING  # of decoding that is a step on a cache
-            planned, how = worker.ask("planned", MODEL, cell.task, *cell.tokens(), cell.new) if known else (None, "")
-        values = {"import": started["bytes_after_import"], "build": built, "peak": found["bytes"], "how": found["how"]}
-        return {**values, "planned": planned, "planned_how": how, "device": found["device_bytes"]}
-
-    work = {one.name: [functools.partial(measured, one)] for one in cell.contenders if one.name not in refused}
-    together = len(usable_cores()) if rules.device == "cpu" else 1
-    for name, found in _at_once(work, together).items():
-        if isinstance(found, Exception):
-            record.add("skipped", what=f"memory of {name} in {cell.title}", reason=sentence(found))
-        else:
-            record.add("memory", cell=cell.name, name=name, **found[0])
-
-
-def sentence(error: Any) -> str:
-    """An error as one sentence: of a fault of ours, its last line."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
-    return (lines[-1] if isinstance(error, WorkerFault) else " ".join(lines))[:400]
 
 
 def _plain(number: float) -> float | None:

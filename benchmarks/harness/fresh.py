@@ -6,7 +6,9 @@ from dataclasses import replace
 from benchmarks.harness import gate
 from benchmarks.harness.cells import TRAIN, Cell
 from benchmarks.harness.contenders import Contender
-from benchmarks.harness.contest import MODEL, ORACLE, Refusals, Report, Rules, Turn, contend, passed, process, unjudged
+from benchmarks.harness.contest import Refusals, Report, Turn, contend, passed, unjudged
+from benchmarks.harness.judging import ORACLE
+from benchmarks.harness.process import MODEL, Rules, process
 from benchmarks.harness.recipe import Recipe, on_disk
 from benchmarks.harness.record import Record
 from benchmarks.harness.worker import Worker, WorkerFault

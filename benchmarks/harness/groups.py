@@ -20,10 +20,17 @@ def grouped(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
 
 def in_turn(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Every cell alone, for when time may run out: the first of each suite, then the second of each, …; within a suite
-    those of the largest model come first.
+    those of the largest model come first. Beginnings, which take a process for every turn, come last.
     """
-    suites: dict[str, list[Cell]] = {}
+    suites: dict[tuple[bool, str], list[Cell]] = {}
     for cell in cells:
-        suites.setdefault(cell.suite, []).append(cell)
-    rows = (sorted(own, key=lambda cell: -params.count(cell.config)) for own in suites.values())
-    return [[cell] for turn in itertools.zip_longest(*rows) for cell in turn if cell is not None]
+        suites.setdefault((cell.task in FRESH, cell.suite), []).append(cell)
+    found: list[list[Cell]] = []
+    for fresh in (False, True):
+        rows = (sorted(own, key=_smallness) for (kind, _), own in suites.items() if kind is fresh)
+        found += [[cell] for turn in itertools.zip_longest(*rows) for cell in turn if cell is not None]
+    return found
+
+
+def _smallness(cell: Cell) -> int:
+    return -params.count(cell.config)

@@ -14,10 +14,17 @@ import psutil
 from benchmarks.harness.worker import usable_cores
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("numpy", "torch", "jax", "jaxlib", "flax", "optax", "transformers", "safetensors", "tiktoken", "ml_dtypes")
+PACKAGES = (
+    "numpy", "torch", "jax", "jaxlib", "flax", "optax", "transformers", "safetensors", "tiktoken", "ml_dtypes", "triton",
+    *(f"jax-cuda{major}-plugin" for major in (12, 13)),
+    *(f"nvidia-{what}-cu{major}" for what in ("cudnn", "cublas", "cuda-runtime") for major in (12, 13)),
+)  # fmt: skip
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # what products are made with
 NARROW = ("avx512_bf16", "amx_bf16", "bf16")
-PREFIXES = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "XLA_", "JAX_", "TORCH", "PYTORCH_", "CUDA_VISIBLE")
+PREFIXES = (
+    "OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "XLA_", "JAX_", "TORCH", "PYTORCH_", "CUDA_", "NVIDIA_", "CUBLAS",
+    "CUDNN", "TRITON_",
+)  # fmt: skip
 SWITCHES = ("NPROC", "MALLOC_CONF", "LD_PRELOAD", "GLIBC_TUNABLES")
 
 
@@ -96,9 +103,22 @@ def commit() -> dict[str, Any] | None:
 
 
 def gpus() -> list[dict[str, str]]:
-    """Name, driver and memory of NVIDIA GPUs; empty where there is none."""
+    """Name, driver and memory of the NVIDIA GPUs that processes see; empty where there is none."""
     return _asked(name="name", driver="driver_version", memory="memory.total", power_limit="power.limit",
                   mig="mig.mode.current")  # fmt: skip
+
+
+def sliced() -> bool:
+    """Whether a GPU is cut into slices (MIG), each of which the driver gives the name of the whole."""
+    return any(gpu.get("mig") == "Enabled" for gpu in gpus())
+
+
+def gpu_state() -> list[dict[str, str]]:
+    """Clocks, temperature, power and why clocks are held back, of every GPU now; empty where the driver does not tell."""
+    return _asked(
+        clock="clocks.sm", memory_clock="clocks.mem", temperature="temperature.gpu", power="power.draw",
+        held_back="clocks_throttle_reasons.active", used="memory.used",
+    )  # fmt: skip
 
 
 def free_gpu_bytes(index: int) -> int | None:
@@ -125,8 +145,24 @@ def free_container_bytes(root: str = "/sys/fs/cgroup") -> int | None:
 
 def _asked(**fields: str) -> list[dict[str, str]]:
     """What nvidia-smi says of every GPU, by our names for its fields."""
-    found = _run("nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader")
-    return [dict(zip(fields, map(str.strip, line.split(",")), strict=False)) for line in (found or "").splitlines()]
+    asked = {"index": "index", "uuid": "uuid", **fields}
+    found = _run("nvidia-smi", f"--query-gpu={','.join(asked.values())}", "--format=csv,noheader")
+    lines = [dict(zip(asked, map(str.strip, line.split(",")), strict=False)) for line in (found or "").splitlines()]
+    return [{name: gpu[name] for name in fields if name in gpu} for gpu in visible(lines)]
+
+
+def visible(gpus: list[dict[str, str]], env: Mapping[str, str] = os.environ) -> list[dict[str, str]]:
+    """Of GPUs with "index" and "uuid" those that CUDA shows to processes, in its order; the first name that is none ends
+    the list, as CUDA has it."""
+    if "CUDA_VISIBLE_DEVICES" not in env:
+        return gpus
+    found = []
+    for name in map(str.strip, env["CUDA_VISIBLE_DEVICES"].split(",")):
+        own = next((gpu for gpu in gpus if name and (gpu["index"] == name or gpu["uuid"].startswith(name))), None)
+        if own is None:
+            break
+        found.append(own)
+    return found
 
 
 def _read(path: str) -> str | None:

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -117,6 +117,7 @@ def _contender(mine, blocks, cell: Line, line: Line, peaks: Mapping[str, Any]) -
         "bytes": own["bytes"],
         "multiplies": kind,
         **timed,
+        "device_seconds": _device_seconds(of(mine, "block"), name),
         **_rates(own, kind, timed["seconds"], peaks),
         "phases": _phases(mine, cell, line, timed["seconds"]),
         "gate": [_without(one, "kind", "cell", "name") for one in of(mine, "gate", name=name)],
@@ -127,6 +128,13 @@ def _contender(mine, blocks, cell: Line, line: Line, peaks: Mapping[str, Any]) -
     if over and refused is None:
         found["refused"] = impossible(found, over[0])
     return found
+
+
+def _device_seconds(blocks: Iterable[Line], name: str) -> float | None:
+    """Median seconds of a call by the device's own events, where there are any."""
+    pairs = itertools.chain.from_iterable(zip(b["turns"], b.get("device_ms", ()), strict=False) for b in blocks)
+    found = [told for turn, told in pairs if turn[0] == name and told is not None]
+    return float(np.median(found)) / 1e3 if found else None
 
 
 def _phases(mine, cell: Line, line: Line, seconds: Mapping[str, float] | None) -> dict[str, Any] | None:

@@ -110,6 +110,7 @@ class Contender:
     def build(self, config, weights, execution):
         if execution.dtype != "float32":
             raise UserError("Plain PyTorch is timed in float32 alone.")
+        torch.backends.fp32_precision = "ieee"  # as the wing does
         return Timed(config, weights, execution)
 
 

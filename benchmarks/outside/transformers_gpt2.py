@@ -117,6 +117,7 @@ class Contender:
     def build(self, config, weights, execution):
         if execution.dtype == "float64":
             raise UserError("transformers' GPT-2 keeps its loss in float32, so it is not timed in float64.")
+        torch.backends.fp32_precision = "ieee"  # as the wing does
         built = _reference().build(config, weights, Execution(dtype=execution.dtype, device=execution.device))
         return Timed(built.net.to(getattr(torch, execution.dtype)), config, execution)
 

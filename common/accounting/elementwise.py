@@ -1,4 +1,4 @@
-"""Elementwise FLOPs in closed form: what matmul FLOPs leave out. Shown once, never added to them.
+"""Elementwise FLOPs in closed form: what matmul FLOPs leave out, and never added to them.
 
 One for every number that an operation of the oracle's formulas makes or sums up (+ - * / max, exp, log, tanh, erf,
 sqrt, power); choosing by a mask, comparing and picking rows are free. XLA's own figure contains such work.

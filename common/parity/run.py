@@ -18,6 +18,7 @@ class Findings:
 
     rows: list[Row] = field(default_factory=list)
     exhibits: dict[str, Any] = field(default_factory=dict)
+    interrupted: bool = False
 
     @property
     def passed(self) -> bool:
@@ -42,19 +43,26 @@ def run(
     report: Report = lambda what, share: None,
     once: bool = True,
 ) -> Findings:
-    """Rows and exhibits of these claims for the session's cases and tiers; `once` includes what belongs to no case."""
-    found, done = Findings(), 0
+    """Rows and exhibits of these claims for the session's cases and tiers; `once` includes what belongs to no case. An
+    interruption leaves a failed row for everything that was not reached."""
+    found = Findings()
     trials = [Trial(session, case_of(name)) for name in session.cases]
-    total = len(claims) * (len(trials) + 1)
-    for trial in trials:  # case by case, so that models built for one claim serve the next
-        for claim in claims:
-            report(f"{claim.NAME} {trial.case.name}", done / total)
-            _take(found, claim, trial.case.name, claim.for_case(trial), claim.declared(trial))
-            done += 1
-    for claim in claims if once else ():
-        report(f"{claim.NAME} {claim.TITLE}", done / total)
-        _take(found, claim, "", claim.once(session), claim.declared_once(session))
-        done += 1
+    # case by case, so that models built for one claim serve the next
+    pieces: list[tuple[ModuleType, Trial | None]] = [(claim, trial) for trial in trials for claim in claims]
+    pieces += [(claim, None) for claim in claims if once]
+    for done, (claim, trial) in enumerate(pieces):
+        report(f"{claim.NAME} {claim.TITLE if trial is None else trial.case.name}", done / len(pieces))
+        try:
+            if trial is None:
+                _take(found, claim, "", claim.once(session), claim.declared_once(session))
+            else:
+                _take(found, claim, trial.case.name, claim.for_case(trial), claim.declared(trial))
+        except KeyboardInterrupt:
+            found.interrupted = True
+            for own, left in pieces[done:]:
+                case = "" if left is None else left.case.name
+                found.rows.append(_fault(own, case, "interrupted", "not tried: the run was interrupted"))
+            break
     found.rows.sort(key=lambda row: row.claim)
     return found
 

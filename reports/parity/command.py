@@ -54,8 +54,13 @@ def parity(
     names = tuple(name.strip() for name in backends.split(",") if name.strip())
     asked = job.Settings(tuple(case or ()), tuple(tier or ()), claims, names, device, tuple(mode or ()), quick, out)
     work = job.prepare(asked)
-    with Shown() as progress, progress.steps() as report:
-        found = job.produce(work, report, matrix_only=action == "mutants")
+    try:
+        with Shown() as progress, progress.steps() as report:
+            found = job.produce(work, report, matrix_only=action == "mutants")
+    except KeyboardInterrupt as stopped:
+        for note in getattr(stopped, "__notes__", ()):
+            options.show(note)
+        raise
     if json:
         print(certificate.dumps(found), end="")
     else:

@@ -1,7 +1,7 @@
 """From what was asked for to a certificate: everything that can be refused is refused before anything long begins."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +15,7 @@ from common.parity import certificate
 from common.parity.claims import claims as claims_of
 from common.parity.run import Report, run
 from common.parity.trial import TIERS, Session, Trial, check_choice, subjects
+from common.stopping import stoppable
 from reports.parity import matrix
 
 NUMBERS, MATRIX, PAGE = "certificate.json", "mutants.csv", "index.html"
@@ -61,11 +62,18 @@ def prepare(asked: Settings) -> Work:
 
 
 def produce(work: Work, report: Report, matrix_only: bool = False) -> dict[str, Any]:
-    """Try the claims and write certificate, matrix and page, or the matrix alone; the certificate."""
+    """Try the claims and write certificate, matrix and page, or the matrix alone; the certificate.
+
+    Of a run that is interrupted, what was tried is written beside the folder, so that it takes the place of nothing
+    that is more, and then KeyboardInterrupt is raised with a note that says where.
+    """
     from benchmarks.harness import machine
     from reports.parity import page
 
-    findings = run(work.session, work.claims, report)
+    with stoppable():
+        findings = run(work.session, work.claims, report)
+    if findings.interrupted:
+        work = replace(work, out=files.output_folder(work.out.with_name(f"{work.out.name}-interrupted")))
     told = command(work.asked)
     made = certificate.make(findings, work.session, work.claims, machine.describe(), work.hashes, told)
     if not matrix_only:
@@ -74,6 +82,10 @@ def produce(work: Work, report: Report, matrix_only: bool = False) -> dict[str, 
         files.write_text(work.out / MATRIX, matrix.csv(made))
     if not matrix_only:
         files.write_text(work.out / PAGE, page.render(made))
+    if findings.interrupted:
+        stopped = KeyboardInterrupt()
+        stopped.add_note(f"What was tried until then is kept in {work.out}.")
+        raise stopped
     return made
 
 

@@ -54,7 +54,7 @@ def roofline(found: Found) -> list[Row]:
 
 
 def memory(found: Found) -> list[Row]:
-    """What must be held by closed form, and what was measured: {import, peak, device, planned} by contender."""
+    """What plain eager PyTorch keeps by closed form, and what was measured: {import, peak, device, planned} by contender."""
     rows = []
     for cell in cells(found):
         measured = [one for one in cell.contenders if one.one["memory"] is not None]
@@ -62,6 +62,8 @@ def memory(found: Found) -> list[Row]:
             continue
         about = {"cell": cell.cell["cell"], "title": cell.title}
         ideal = cell.cell["ideal"] or {}
+        if cell.cell["task"] == "gradients" and not ideal.get("gradients"):  # records that told of parameters alone
+            ideal = {}
         rows += [
             {**about, "name": CLOSED, "wing": "", "what": part, "bytes": ideal[part]}
             for part in PARTS

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +14,10 @@ from benchmarks import job
 from benchmarks.harness import contest, gate, record, service
 from benchmarks.harness.cells import Cell
 from benchmarks.harness.contenders import Contender
-from benchmarks.harness.contest import Rules
+from benchmarks.harness.process import Rules
 from benchmarks.harness.record import Record
 from benchmarks.harness.summary import summarise
+from benchmarks.harness.together import at_once
 from common.config import Execution, GPTConfig
 from common.errors import UserError
 
@@ -88,6 +90,33 @@ def test_who_decodes_in_another_precision_is_refused_though_the_tokens_are_right
     assert words in found[mistake]["refused"]
     first = found[mistake]["gate"][0]
     assert (first["what"], first["passed"]) == ("choice of tokens", True)
+
+
+def test_who_trains_no_more_after_some_steps_is_refused(tmp_path):
+    _, found = measured(tmp_path, contender("training"), contender("resting"), task="train")
+    assert found["training"]["refused"] is None
+    assert found["training"]["seconds"]["samples"] >= 4
+    assert "it has stopped working" in found["resting"]["refused"]
+
+
+def test_a_judge_that_cannot_judge_refuses_everybody_in_that_cell_alone(tmp_path, monkeypatch):
+    def fails(*_):
+        raise UserError("no memory")
+
+    monkeypatch.setattr(contest, "_verdicts", fails)
+    _, found = measured(tmp_path, contender("honest"))
+    assert found["honest"]["refused"] == "there is nobody to judge it: no memory"
+
+
+def test_an_interruption_drops_what_has_not_begun():
+    done = []
+
+    def stops():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        at_once({"a": [stops], "b": [lambda n=n: (time.sleep(0.05), done.append(n)) for n in range(50)]}, 1)
+    assert len(done) < 50
 
 
 def test_who_computes_with_other_threads_is_refused(tmp_path):

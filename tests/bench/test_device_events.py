@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.harness import compilation, contest, events, record, service
 from benchmarks.harness.cells import Cell
-from benchmarks.harness.contest import Rules
+from benchmarks.harness.process import Rules
 from benchmarks.harness.record import Record
 from benchmarks.harness.summary import summarise
 from common.config import GPTConfig
@@ -117,4 +117,6 @@ def test_a_record_has_the_devices_milliseconds_turn_by_turn(tmp_path):
     for line in record.of(both, "block"):
         assert line["device_ms"] == [3.5 if name == "one" else None for name, _, _ in line["turns"]]
     sums = [{**summarise(lines), "raw_sha256": "", "finished": ""} for lines in (plain, both)]
+    told = [{one["name"]: one.pop("device_seconds") for one in found["cells"][0]["contenders"]} for found in sums]
+    assert told == [{"one": None, "other": None}, {"one": pytest.approx(0.0035), "other": None}]
     assert sums[0] == sums[1]

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import job
+from benchmarks import job, room
 from benchmarks.harness import machine
 from common.errors import UserError
 
@@ -49,7 +49,7 @@ def prepared(folder, device):
 
 def test_too_little_memory_on_the_device_is_refused_with_the_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_run", driver(*TWO))
-    monkeypatch.setattr(job.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 40))
+    monkeypatch.setattr(room.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 40))
     assert prepared(tmp_path, "cuda").device["slug"] == "nvidia-h200"
     words = r"needs about \d+ GB for its \d+ contenders at once, and 1 GB are free on cuda:1"
     with pytest.raises(UserError, match=words):
@@ -58,8 +58,19 @@ def test_too_little_memory_on_the_device_is_refused_with_the_numbers(tmp_path, m
 
 def test_a_driver_that_does_not_tell_refuses_nothing_and_the_host_still_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_run", driver({"name": "NVIDIA H200"}))
-    monkeypatch.setattr(job.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 40))
+    monkeypatch.setattr(room.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 40))
     assert prepared(tmp_path, "cuda").cells
-    monkeypatch.setattr(job.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 28))
+    monkeypatch.setattr(room.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 28))
     with pytest.raises(UserError, match=r"and 0 GB are free; choose"):
         prepared(tmp_path, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("shown", "names"),
+    [(None, ["a", "b", "c"]), ("2,0", ["c", "a"]), ("GPU-2,7,0", ["b"]), ("", []), ("-1", [])],
+)
+def test_gpus_are_those_that_processes_see_in_their_order(shown, names):
+    """By number or by the beginning of their UUID; the first that is none ends the list."""
+    gpus = [{"index": str(number), "uuid": f"GPU-{number + 1}", "name": name} for number, name in enumerate("abc")]
+    env = {} if shown is None else {"CUDA_VISIBLE_DEVICES": shown}
+    assert [gpu["name"] for gpu in machine.visible(gpus, env)] == names

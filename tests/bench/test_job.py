@@ -11,12 +11,13 @@ from planted_suite import CELLS, seconds
 
 from benchmarks import job
 from benchmarks.harness import machine, record
-from benchmarks.harness.contest import Rules
+from benchmarks.harness.process import Rules
 from benchmarks.harness.record import RAW
 from benchmarks.harness.worker import Worker
 from benchmarks.suites import DEFAULT
 from common import cli, files
 from common.errors import UserError
+from common.stopping import STOPS, stoppable
 from reports.perf import job as pages
 
 POINT = EntryPoint("bench", "reports.perf.bench:bench", "parallax.commands")
@@ -104,13 +105,13 @@ def test_a_fault_while_measuring_keeps_what_there_is(tmp_path, run):
 @pytest.fixture
 def usual():
     """Signals as a process has them that was just started."""
-    before = {name: signal.signal(getattr(signal, name), signal.SIG_DFL) for name in job.STOPS}
+    before = {name: signal.signal(getattr(signal, name), signal.SIG_DFL) for name in STOPS}
     yield
     for name, handler in before.items():
         signal.signal(getattr(signal, name), handler)
 
 
-@pytest.mark.parametrize("name", job.STOPS)
+@pytest.mark.parametrize("name", STOPS)
 def test_a_signal_ends_a_run_as_an_interruption_does(tmp_path, run, usual, name):
     number, blocked = getattr(signal, name), measuring(CELLS)
 
@@ -131,7 +132,7 @@ def test_a_signal_ends_a_run_as_an_interruption_does(tmp_path, run, usual, name)
 
 def test_ignored_signals_stay_ignored(usual):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    with job._stoppable():
+    with stoppable():
         signal.raise_signal(signal.SIGHUP)
         assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -158,7 +159,7 @@ def test_a_partial_run_takes_the_place_of_no_more_than_itself(tmp_path, run):
 def here(monkeypatch):
     """A machine without a name of its own, with memory for everything."""
     monkeypatch.setattr(machine, "cpu_model", lambda: "Some Processor")
-    monkeypatch.setattr(job, "_check_memory", lambda *_: None)
+    monkeypatch.setattr(job, "check_memory", lambda *_: None)
 
 
 @pytest.mark.parametrize(("asked", "due"), [

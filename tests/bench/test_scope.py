@@ -103,7 +103,7 @@ def test_depth_is_measured_at_the_width_of_the_large_model(monkeypatch):
     for cell in large:
         assert (cell.config.embed_dim, cell.config.num_heads, cell.config.ff_dim) == (768, 12, 3072)
         assert "jax scan" in [one.name for one in cell.contenders]
-        assert job.need(cell) < 10e9
+        assert need(cell) < 10e9
     assert {cell.axis[1] for cell in cells if cell.group == "nano"} == {2, 6, 12}
 
 

@@ -45,6 +45,7 @@ def report(tmp_path):
         ("124", "0", ["parity", "bench"], "Error 124"),  # out of time
         ("130", "0", ["parity", "bench"], "Error 130"),  # out of time, as the command itself says it
         ("137", "0", ["parity", "bench"], "Error 137"),  # out of time, and deaf to SIGINT
+        ("139", "0", ["parity", "bench"], "Error 139"),  # it crashed
         ("2", "0", ["parity"], "Error 2"),  # no GPU, say: there is nothing to measure
         ("0", "130", ["parity", "bench"], "Error 130"),
         ("124", "3", ["parity", "bench"], "Error 3"),
@@ -55,7 +56,7 @@ def test_what_ends_it(report, parity, bench, called, told):
     assert [call[0] for call in calls] == called
     assert (code == 0) is (told is None)
     assert told is None or told in words
-    assert ("not finished in 200 seconds" in words) is (parity in ("124", "130", "137"))
+    assert ("not finished in 200 seconds" in words) is (parity in ("124", "130", "137", "139"))
 
 
 def test_a_certificate_that_takes_too_long_is_stopped_and_the_benchmarks_run(report):

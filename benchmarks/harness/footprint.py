@@ -1,0 +1,58 @@
+"""Peak memory of contenders, each in a process of its own."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.harness.cells import DECODING, Cell
+from benchmarks.harness.contenders import Contender
+from benchmarks.harness.process import MODEL, Rules, prepare, process, sentence
+from benchmarks.harness.recipe import Recipe
+from benchmarks.harness.record import Record
+from benchmarks.harness.together import at_once
+from benchmarks.harness.worker import Worker, WorkerFault, usable_cores
+from common.errors import UserError
+
+
+def measure(cell: Cell, recipe: Recipe, rules: Rules, record: Record, places: Mapping[str, str]) -> None:
+    """Peak memory of every contender in a process of its own: after import, after building, and in a steady call. On a
+    CPU as many at once as there are cores: all of them were in memory together before."""
+    refused = {line["name"] for line in record.lines if line["kind"] == "refused" and line["cell"] == cell.name}
+
+    begun: list[Worker] = []
+
+    def measured(one: Contender) -> dict[str, Any]:
+        with process(one, rules, places[one.name]) as worker:
+            begun.append(worker)
+            started = worker.ask("start")
+            worker.ask("build", MODEL, recipe, one.execution(cell.dtype, rules.device, rules.threads))
+            built = worker.ask("resident")
+            prepare(worker, cell)
+            worker.ask("first", MODEL, cell.task)
+            found = worker.ask("peak", MODEL, cell.task, 2)
+            known = cell.cached or cell.task not in DECODING  # of decoding that is a step on a cache
+            planned, how = _planned(worker, cell) if known else (None, "")
+        values = {"import": started["bytes_after_import"], "build": built, "peak": found["bytes"], "how": found["how"]}
+        return {**values, "planned": planned, "planned_how": how, "device": found["device_bytes"]}
+
+    work = {one.name: [functools.partial(measured, one)] for one in cell.contenders if one.name not in refused}
+    together = len(usable_cores()) if rules.device == "cpu" else 1
+    try:
+        measurements = at_once(work, together)
+    except BaseException:
+        for worker in begun:
+            worker.close()
+        raise
+    for name, found in measurements.items():
+        if isinstance(found, Exception):
+            record.add("skipped", what=f"memory of {name} in {cell.title}", reason=sentence(found))
+        else:
+            record.add("memory", cell=cell.name, name=name, **found[0])
+
+
+def _planned(worker: Worker, cell: Cell) -> tuple[int | None, str]:
+    """The framework's own plan; one that cannot be had takes nothing from what was measured."""
+    try:
+        return worker.ask("planned", MODEL, cell.task, *cell.tokens(), cell.new)
+    except (UserError, WorkerFault) as error:
+        return None, f"none: {sentence(error)}"

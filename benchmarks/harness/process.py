@@ -1,0 +1,46 @@
+"""A contender's process: how it is started, and what it gets ready."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.harness import timing
+from benchmarks.harness.cells import DECODING, TRAIN, Cell
+from benchmarks.harness.contenders import Contender
+from benchmarks.harness.worker import Worker, WorkerFault
+
+MODEL = "model"
+CHANGING = ("train", "optimizer")  # tasks that change their model
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How long and on what: seconds and least blocks of a cell, threads, device; `quick` takes fewer and shorter. Memory
+    is measured in all cells, or where it is drawn."""
+
+    threads: int
+    device: str = "cpu"
+    seconds: float = 30.0
+    least: int = timing.ENOUGH
+    quick: bool = False
+    seed: int = 0
+    all_memory: bool = True
+
+
+def process(one: Contender, rules: Rules, compiled: str | None = None) -> Worker:
+    """A process for a contender, not yet started. What it compiles it leaves in the folder `compiled`, where others of
+    the same contender find it: only who is first there compiles."""
+    memory = one.options.get("allocator", "plain")
+    return Worker(one.source, threads=rules.threads, device=rules.device, memory=memory, compiled=compiled)
+
+
+def prepare(worker: Worker, cell: Cell) -> None:
+    """Get the cell's task ready in a worker whose model is built."""
+    if cell.task in CHANGING:
+        worker.ask("start_training", MODEL, TRAIN)
+    worker.ask("prepare", MODEL, cell.task, *cell.inputs(), cell.sampling if cell.task in DECODING else None)
+
+
+def sentence(error: Any) -> str:
+    """An error as one sentence: of a fault of ours, its last line."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+    return (lines[-1] if isinstance(error, WorkerFault) else " ".join(lines))[:400]

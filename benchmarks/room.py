@@ -1,0 +1,57 @@
+"""How much memory cells need, estimated before anything is built, and how much there is."""
+
+from collections.abc import Iterable, Sequence
+
+import psutil
+
+from benchmarks.harness import machine
+from benchmarks.harness.cells import DECODING, FRESH, Cell
+from common.accounting import activations, memory
+from common.errors import UserError
+
+OVERHEAD = 400 << 20  # bytes of a process with its framework
+SLACK = 1.3
+
+
+def need(cell: Cell) -> int:
+    """Bytes that all contenders of a cell hold at once: estimated from closed forms, before anything is built."""
+    weights = memory.weights(cell.config)
+    each = weights
+    if cell.task in ("train", "optimizer", "compile", "gradients"):
+        each = 4 * weights + sum(activations.saved(cell.config, cell.batch, cell.length, cell.dtype).values())
+    logits = 4 * cell.batch * cell.length * cell.config.vocab_size
+    each += 3 * logits if cell.task in ("train", "gradients", "loss") else logits
+    if cell.task in DECODING:
+        each += memory.kv_cache(cell.config, cell.batch, cell.length + cell.new, cell.dtype)
+    count = 1 if cell.task in FRESH else len(cell.contenders)
+    trains = cell.task in ("train", "optimizer", "gradients")
+    judge = (8 if trains else 2) * weights + 2 * logits  # float64, before anybody else begins
+    return int(max(count * (SLACK * each + OVERHEAD), SLACK * judge + OVERHEAD))
+
+
+def processes(cells: Sequence[Cell], device: str) -> int:
+    """Of every contender: two, if memory holds them all with half as much to spare, or one."""
+    there = min(free for free in room(device).values() if free is not None)
+    return 2 if 1.5 * 2 * max(map(need, cells)) < there else 1
+
+
+def room(device: str) -> dict[str, int | None]:
+    """Free bytes of the host, of a container that has a limit, and of a GPU as far as its driver tells."""
+    places = {"": psutil.virtual_memory().available, " in this container": machine.free_container_bytes()}
+    if device != "cpu":
+        places[f" on {device}"] = machine.free_gpu_bytes(int(device.partition(":")[2] or 0))
+    return places
+
+
+def check_memory(groups: Iterable[Sequence[Cell]], device: str) -> None:
+    """Refuse groups of cells that do not fit: into the host's free memory, where weights are made, nor into a GPU's if
+    its driver tells."""
+    places = room(device)
+    for worst in (max(cells, key=need) for cells in groups):
+        count, needed = len(worst.contenders), need(worst)
+        for where, there in places.items():
+            if there is not None and needed > there:
+                raise UserError(
+                    f"{worst.title} needs about {needed / 1e9:.0f} GB for its {count} contenders at once,"
+                    f" and {there / 1e9:.0f} GB are free{where}; choose a smaller --model, or other suites."
+                )
