@@ -186,7 +186,6 @@ def produce(work: Work, report: Report, write: Callable[[Path], object]) -> tupl
             partial = measure(work, record, report)
         except BaseException as error:
             failure, partial = error, _why(error)
-            left_out(work, record, partial)
         if not _timed(record.lines):
             if failure is not None:  # there is nothing to keep
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -194,6 +193,8 @@ def produce(work: Work, report: Report, write: Callable[[Path], object]) -> tupl
             partial = partial or NOBODY
         kept, unwritten = temporary, None
         try:
+            if failure is not None:
+                left_out(work, record, partial)
             record.finish(partial, machine.load_average())
             try:
                 write(temporary)

@@ -244,3 +244,25 @@ def test_a_real_control_c_ends_the_command(tmp_path):
     assert done.returncode == 130
     assert "Traceback" not in said
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_an_interrupted_run_has_tried_is_kept_beside_its_folder(tmp_path, monkeypatch):
+    """It takes the place of nothing, and what was not reached counts as failed."""
+    asked = job.Settings(("mlp",), ("float64",), ("C0", "C2"), ("torch",), quick=True, out=tmp_path / "out")
+    work = job.prepare(asked)
+
+    def stops(trial):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work.claims[1], "for_case", stops)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        job.produce(work, lambda what, share: None)
+    kept = tmp_path / "out-interrupted"
+    assert str(kept) in stopped.value.__notes__[0]
+    assert not list((tmp_path / "out").iterdir())
+    found = json.loads((kept / job.NUMBERS).read_text())
+    assert not found["passed"]
+    reached = {row["claim"] for row in found["rows"] if row["what"] != "interrupted"}
+    left = {row["claim"] for row in found["rows"] if row["what"] == "interrupted"}
+    assert (reached, left) == ({"C0"}, {"C0", "C2"})  # of C0 what belongs to no case
+    assert (kept / job.PAGE).exists()
