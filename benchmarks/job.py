@@ -263,9 +263,11 @@ def _why(failure: BaseException) -> str:
 
 
 def measure(work: Work, record: Record, report: Report) -> str | None:
-    """Peaks, then every group of cells while there is time; why some are left out, if so."""
+    """Peaks, every group of cells while there is time, and peaks once more, for a shared machine has better hours; why
+    some are left out, if so."""
     begun, limit = time.monotonic(), work.asked.minutes
     report("What this machine can do", 0.0)
+    _known(work, record)
     _peaks(work, record)
     groups = list(grouped(work.cells)) if limit is None else in_turn(work.cells)
     for number, group in enumerate(groups):
@@ -281,6 +283,8 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
         else:
             hasty = work.asked.quick or limit is not None
             contest.run(group, work.rules, record, told, 1 if hasty else processes(group, work.asked.device))
+    report("What this machine can do, once more", 1.0)
+    _peaks(work, record)
     report("FLOPs as they are counted", 1.0)
     _flops(work, record)
     return None
@@ -323,6 +327,10 @@ def _peaks(work: Work, record: Record) -> None:
                     record.add("peak", wing=wing, memory=kept, **found)
             except (UserError, WorkerFault) as error:
                 record.add("skipped", what=f"peaks by {wing}", reason=sentence(error))
+
+
+def _known(work: Work, record: Record) -> None:
+    """The data sheet's peaks; that there is no GPU."""
     sheet = peaks.peak(work.device["name"])
     if sheet is not None and not machine.sliced():  # a slice has the name of the whole
         record.add(

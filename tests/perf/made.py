@@ -64,7 +64,7 @@ def lines(
     if sheet is not None:
         yield {"kind": "peak", "what": "sheet", "value": sheet}
     for cell in every:
-        yield {"kind": "cell", **told(cell), "processes": 2}
+        yield {"kind": "cell", **told(cell), **({} if cell.task in FRESH else {"processes": 2})}
         yield from _contest(coin, cell, noisy, few, refused, blocks)
     for cell in every:
         if cell.task in counters.TASKS and cell.dtype == "float32":
