@@ -15,7 +15,8 @@ from benchmarks.harness.worker import usable_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
-    "numpy", "torch", "jax", "jaxlib", "flax", "optax", "transformers", "safetensors", "tiktoken", "ml_dtypes", "triton",
+    "numpy", "torch", "jax", "jaxlib", "flax", "optax", "transformers", "safetensors", "tiktoken", "ml_dtypes",
+    "triton",
     *(f"jax-cuda{major}-plugin" for major in (12, 13)),
     *(f"nvidia-{what}-cu{major}" for what in ("cudnn", "cublas", "cuda-runtime") for major in (12, 13)),
 )  # fmt: skip
@@ -114,7 +115,7 @@ def sliced() -> bool:
 
 
 def gpu_state() -> list[dict[str, str]]:
-    """Clocks, temperature, power and why clocks are held back, of every GPU now; empty where the driver does not tell."""
+    """Clocks, temperature, power and what holds clocks back, of every GPU now; empty where the driver tells nothing."""
     return _asked(
         clock="clocks.sm", memory_clock="clocks.mem", temperature="temperature.gpu", power="power.draw",
         held_back="clocks_throttle_reasons.active", used="memory.used",
@@ -152,8 +153,8 @@ def _asked(**fields: str) -> list[dict[str, str]]:
 
 
 def visible(gpus: list[dict[str, str]], env: Mapping[str, str] = os.environ) -> list[dict[str, str]]:
-    """Of GPUs with "index" and "uuid" those that CUDA shows to processes, in its order; the first name that is none ends
-    the list, as CUDA has it."""
+    """Of GPUs with "index" and "uuid" those that CUDA shows to processes, in its order; the first name that is none
+    ends the list, as CUDA has it."""
     if "CUDA_VISIBLE_DEVICES" not in env:
         return gpus
     found = []

@@ -14,8 +14,8 @@ CHANGING = ("train", "optimizer")  # tasks that change their model
 
 @dataclass(frozen=True)
 class Rules:
-    """How long and on what: seconds and least blocks of a cell, threads, device; `quick` takes fewer and shorter. Memory
-    is measured in all cells, or where it is drawn."""
+    """How long and on what: seconds and least blocks of a cell, threads, device; `quick` takes fewer and shorter.
+    Memory is measured in all cells, or where it is drawn."""
 
     threads: int
     device: str = "cpu"

@@ -51,8 +51,8 @@ def run(
     pieces: list[tuple[ModuleType, Trial | None]] = [(claim, trial) for trial in trials for claim in claims]
     pieces += [(claim, None) for claim in claims if once]
     for done, (claim, trial) in enumerate(pieces):
-        report(f"{claim.NAME} {claim.TITLE if trial is None else trial.case.name}", done / len(pieces))
         try:
+            report(f"{claim.NAME} {claim.TITLE if trial is None else trial.case.name}", done / len(pieces))
             if trial is None:
                 _take(found, claim, "", claim.once(session), claim.declared_once(session))
             else:

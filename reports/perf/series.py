@@ -54,7 +54,7 @@ def roofline(found: Found) -> list[Row]:
 
 
 def memory(found: Found) -> list[Row]:
-    """What plain eager PyTorch keeps by closed form, and what was measured: {import, peak, device, planned} by contender."""
+    """What plain eager PyTorch keeps by closed form, and what was measured: {import, peak, device, planned} of each."""
     rows = []
     for cell in cells(found):
         measured = [one for one in cell.contenders if one.one["memory"] is not None]

@@ -25,8 +25,8 @@ CONDITIONS = ("precision", "threads", "attention")
 VERSUS = ("reference", "ratio", "low", "high", "floor", "carry_over", "state", "verdict")
 SPREAD = ("median", "p10", "p90", "min", "samples")
 MEASURED = (
-    "device_seconds", "per_second", "multiplies", "flops_per_second", "mfu_full", "mfu_causal", "mfu_sheet", "bytes_per_second", "mbu",
-    "mbu_sheet",
+    "device_seconds", "per_second", "multiplies", "flops_per_second", "mfu_full", "mfu_causal", "mfu_sheet",
+    "bytes_per_second", "mbu", "mbu_sheet",
 )  # fmt: skip
 PHASES = ("import", "build", "trace", "compile", "compile_how", "first")
 MEMORY = ("import", "build", "peak", "planned", "device")

@@ -193,11 +193,15 @@ def test_what_there_is_no_time_for_is_listed_and_the_rest_is_kept(tmp_path, monk
     ]
     work = replace(work_of(tmp_path, cells), asked=job.Settings(minutes=1e-3))
     monkeypatch.setattr(job, "_peaks", lambda work, kept: None)
+    monkeypatch.setattr(job, "_known", lambda work, kept: None)
     clock = iter((0.0, 0.0, 1.0))
     monkeypatch.setattr(job.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(
-        contest, "run", lambda cells, rules, kept, report, processes: kept.add("block", cell="x", turns=[])
-    )
+
+    def run(cells, rules, kept, report, processes):
+        kept.add("cell", **cells[0].line())
+        kept.add("block", cell=cells[0].name, turns=[])
+
+    monkeypatch.setattr(contest, "run", run)
     folder, partial = job.produce(work, lambda what, share: None, lambda place: None)
     assert partial == "0.001 minutes were over"
     (skipped,) = record.of(record.read(folder / record.RAW), "skipped")

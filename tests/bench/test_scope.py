@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks import job
 from benchmarks.harness import contest, gate, machine
+from benchmarks.room import need
 from benchmarks.suites import SUITES, Scope
 
 CPUINFO = "processor\t: 0\nmodel name\t: A Processor\nflags\t\t: fpu {flags} sse\n"
