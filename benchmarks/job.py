@@ -250,7 +250,6 @@ def _about(work: Work) -> dict[str, Any]:
         "machine": machine.describe(environment(work.rules.threads, work.rules.device)),
         "threads": work.rules.threads,
         "load": machine.load_average(),
-        "gpu_state": machine.gpu_state() if work.device["kind"] != "cpu" else [],
         "quick": work.asked.quick,
         "suites": list(dict.fromkeys(cell.suite for cell in work.cells)),
     }
@@ -270,9 +269,17 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
     _known(work, record)
     _peaks(work, record)
     groups = list(grouped(work.cells)) if limit is None else in_turn(work.cells)
+
+    def over() -> str | None:
+        """Why nothing new begins, if so; what is left is named."""
+        if limit is None or time.monotonic() - begun <= 60 * limit:
+            return None
+        why = f"{limit:g} minutes were over"
+        left_out(work, record, why)
+        return why
+
     for number, group in enumerate(groups):
-        if limit is not None and time.monotonic() - begun > 60 * limit:
-            left_out(work, record, why := f"{limit:g} minutes were over")
+        if why := over():
             return why
 
         def told(what: str, share: float, number=number) -> None:
@@ -283,6 +290,8 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
         else:
             hasty = work.asked.quick or limit is not None
             contest.run(group, work.rules, record, told, 1 if hasty else processes(group, work.asked.device))
+    if why := over():
+        return why
     report("What this machine can do, once more", 1.0)
     _peaks(work, record)
     report("FLOPs as they are counted", 1.0)
@@ -291,10 +300,12 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
 
 
 def left_out(work: Work, record: Record, why: str) -> None:
-    """Name the cells that were not begun."""
-    begun = {line["cell"] for line in record.lines if line["kind"] == "cell"}
-    left = [cell.title for cell in work.cells if cell.name not in begun] + ["FLOPs as they are counted"]
-    record.add("skipped", what=f"{len(left)} parts", reason=f"{why}: {'; '.join(left)}")
+    """Name the cells of which nothing was measured, and the FLOPs if none were counted."""
+    begun = {line["cell"] for line in record.lines if line["kind"] in ("phase", "block", "refused")}
+    left = [cell.title for cell in work.cells if cell.name not in begun]
+    left += [] if any(line["kind"] == "flops" for line in record.lines) else ["FLOPs as they are counted"]
+    if left:
+        record.add("skipped", what=f"{len(left)} parts", reason=f"{why}: {'; '.join(left)}")
 
 
 def _flops(work: Work, record: Record) -> None:

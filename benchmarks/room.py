@@ -24,9 +24,14 @@ def need(cell: Cell) -> int:
     if cell.task in DECODING:
         each += memory.kv_cache(cell.config, cell.batch, cell.length + cell.new, cell.dtype)
     count = 1 if cell.task in FRESH else len(cell.contenders)
+    return int(count * (SLACK * each + OVERHEAD))
+
+
+def judges(cell: Cell) -> int:
+    """Bytes of the float64 judge, which works on the host before anybody else begins."""
     trains = cell.task in ("train", "optimizer", "gradients")
-    judge = (8 if trains else 2) * weights + 2 * logits  # float64, before anybody else begins
-    return int(max(count * (SLACK * each + OVERHEAD), SLACK * judge + OVERHEAD))
+    logits = 8 * cell.batch * cell.length * cell.config.vocab_size
+    return int(SLACK * ((8 if trains else 2) * memory.weights(cell.config) + logits) + OVERHEAD)
 
 
 def processes(cells: Sequence[Cell], device: str) -> int:
@@ -55,3 +60,9 @@ def check_memory(groups: Iterable[Sequence[Cell]], device: str) -> None:
                     f"{worst.title} needs about {needed / 1e9:.0f} GB for its {count} contenders at once,"
                     f" and {there / 1e9:.0f} GB are free{where}; choose a smaller --model, or other suites."
                 )
+        judge = judges(worst)
+        if judge > places[""]:
+            raise UserError(
+                f"{worst.title} needs about {judge / 1e9:.0f} GB for its judge in float64,"
+                f" and {places[''] / 1e9:.0f} GB are free; choose a smaller --model, or other suites."
+            )

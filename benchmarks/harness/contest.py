@@ -340,7 +340,8 @@ def _entered(cell: Cell, name: str, all_verdicts: Sequence[list[gate.Verdict]], 
     """Write down the verdicts on a contender's first process; why it is refused, if one of its processes is."""
     for one in all_verdicts[0]:
         limits = {"error": _plain(one.error), "least": one.least, "bound": one.bound, "passed": one.passed}
-        record.add("gate", cell=cell.name, name=name, against=judge_title(cell), what=one.what, **limits)
+        against = "the oracle" if cell.task == "train" and one.what == "loss" else judge_title(cell)
+        record.add("gate", cell=cell.name, name=name, against=against, what=one.what, **limits)
     reasons = [gate.refusal(verdicts, cell.dtype, judge_title(cell)) for verdicts in all_verdicts]
     return next((f"{name}: {reason}" for reason in reasons if reason is not None), None)
 

@@ -1,6 +1,7 @@
 """Peak memory of contenders, each in a process of its own."""
 
 import functools
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,10 +21,13 @@ def measure(cell: Cell, recipe: Recipe, rules: Rules, record: Record, places: Ma
     refused = {line["name"] for line in record.lines if line["kind"] == "refused" and line["cell"] == cell.name}
 
     begun: list[Worker] = []
+    stopped = threading.Event()
 
     def measured(one: Contender) -> dict[str, Any]:
         with process(one, rules, places[one.name]) as worker:
             begun.append(worker)
+            if stopped.is_set():
+                raise UserError("interrupted")
             started = worker.ask("start")
             worker.ask("build", MODEL, recipe, one.execution(cell.dtype, rules.device, rules.threads))
             built = worker.ask("resident")
@@ -40,6 +44,7 @@ def measure(cell: Cell, recipe: Recipe, rules: Rules, record: Record, places: Ma
     try:
         measurements = at_once(work, together)
     except BaseException:
+        stopped.set()
         for worker in begun:
             worker.close()
         raise

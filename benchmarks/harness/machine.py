@@ -23,10 +23,11 @@ PACKAGES = (
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # what products are made with
 NARROW = ("avx512_bf16", "amx_bf16", "bf16")
 PREFIXES = (
-    "OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "XLA_", "JAX_", "TORCH", "PYTORCH_", "CUDA_", "NVIDIA_", "CUBLAS",
-    "CUDNN", "TRITON_",
+    "OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "XLA_", "JAX_", "TORCH", "PYTORCH_", "CUDA_", "CUBLAS", "CUDNN",
+    "TRITON_",
 )  # fmt: skip
-SWITCHES = ("NPROC", "MALLOC_CONF", "LD_PRELOAD", "GLIBC_TUNABLES")
+SECRETS = ("KEY", "TOKEN", "SECRET", "PASS")  # what names of variables have whose values nobody should see
+SWITCHES = ("NVIDIA_TF32_OVERRIDE", "NVIDIA_VISIBLE_DEVICES", "NPROC", "MALLOC_CONF", "LD_PRELOAD", "GLIBC_TUNABLES")
 
 
 def describe(env: Mapping[str, str] = os.environ) -> dict[str, Any]:
@@ -63,6 +64,7 @@ def versions() -> dict[str, str]:
 def environment(env: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Those variables of an environment that change how the libraries run; values that are paths are not told."""
     names = sorted(name for name in env if name.startswith(PREFIXES) or name in SWITCHES)
+    names = [name for name in names if not any(word in name.upper() for word in SECRETS)]
     return {name: "(a path)" if os.sep in env[name] else env[name] for name in names}
 
 
@@ -114,14 +116,6 @@ def sliced() -> bool:
     return any(gpu.get("mig") == "Enabled" for gpu in gpus())
 
 
-def gpu_state() -> list[dict[str, str]]:
-    """Clocks, temperature, power and what holds clocks back, of every GPU now; empty where the driver tells nothing."""
-    return _asked(
-        clock="clocks.sm", memory_clock="clocks.mem", temperature="temperature.gpu", power="power.draw",
-        held_back="clocks_throttle_reasons.active", used="memory.used",
-    )  # fmt: skip
-
-
 def free_gpu_bytes(index: int) -> int | None:
     """Memory of a GPU that nobody has taken now; None where the driver does not tell."""
     told = [gpu["free"] for gpu in _asked(free="memory.free")][index : index + 1]
@@ -153,13 +147,16 @@ def _asked(**fields: str) -> list[dict[str, str]]:
 
 
 def visible(gpus: list[dict[str, str]], env: Mapping[str, str] = os.environ) -> list[dict[str, str]]:
-    """Of GPUs with "index" and "uuid" those that CUDA shows to processes, in its order; the first name that is none
-    ends the list, as CUDA has it."""
-    if "CUDA_VISIBLE_DEVICES" not in env:
+    """Of GPUs with "index" and "uuid" those that CUDA shows to processes, in the order of CUDA_VISIBLE_DEVICES (numbers
+    are the driver's, as with CUDA_DEVICE_ORDER=PCI_BUS_ID); the first name that is none ends the list, as CUDA has it.
+    Slices, which the driver does not list, leave it as it is."""
+    names = [name.strip() for name in env.get("CUDA_VISIBLE_DEVICES", "MIG-").split(",")]
+    if any(name.startswith("MIG-") for name in names):
         return gpus
     found = []
-    for name in map(str.strip, env["CUDA_VISIBLE_DEVICES"].split(",")):
-        own = next((gpu for gpu in gpus if name and (gpu["index"] == name or gpu["uuid"].startswith(name))), None)
+    for name in names:
+        known = (gpu for gpu in gpus if name and (gpu.get("index") == name or gpu.get("uuid", "").startswith(name)))
+        own = next(known, None)
         if own is None:
             break
         found.append(own)

@@ -59,9 +59,10 @@ def run(
                 _take(found, claim, trial.case.name, claim.for_case(trial), claim.declared(trial))
         except KeyboardInterrupt:
             found.interrupted = True
-            for own, left in pieces[done:]:
+            for number, (own, left) in enumerate(pieces[done:]):
+                told = "not tried" if number else "not finished"
                 case = "" if left is None else left.case.name
-                found.rows.append(_fault(own, case, "interrupted", "not tried: the run was interrupted"))
+                found.rows.append(_fault(own, case, "interrupted", f"{told}: the run was interrupted"))
             break
     found.rows.sort(key=lambda row: row.claim)
     return found
@@ -76,6 +77,9 @@ def _take(found: Findings, claim: ModuleType, case: str, rows: Iterator[Row | Ex
                 found.show(item)
             else:
                 came.append(item)
+    except KeyboardInterrupt:
+        found.rows += came
+        raise
     except Exception as error:
         note = f"{type(error).__name__}, {len(declared) - len(came)} comparisons not made: {error}"
         found.rows += [*came, _fault(claim, case, "raised", note)]

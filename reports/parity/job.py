@@ -1,5 +1,6 @@
 """From what was asked for to a certificate: everything that can be refused is refused before anything long begins."""
 
+import itertools
 import os
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -73,7 +74,7 @@ def produce(work: Work, report: Report, matrix_only: bool = False) -> dict[str, 
     with stoppable():
         findings = run(work.session, work.claims, report)
     if findings.interrupted:
-        work = replace(work, out=files.output_folder(work.out.with_name(f"{work.out.name}-interrupted")))
+        work = replace(work, out=_beside(work.out))
     told = command(work.asked)
     made = certificate.make(findings, work.session, work.claims, machine.describe(), work.hashes, told)
     if not matrix_only:
@@ -84,9 +85,18 @@ def produce(work: Work, report: Report, matrix_only: bool = False) -> dict[str, 
         files.write_text(work.out / PAGE, page.render(made))
     if findings.interrupted:
         stopped = KeyboardInterrupt()
-        stopped.add_note(f"What was tried until then is kept in {work.out}.")
+        if any(work.out.iterdir()):
+            stopped.add_note(f"What was tried until then is kept in {work.out}.")
         raise stopped
     return made
+
+
+def _beside(out: Path) -> Path:
+    """A new folder beside the one for results, for a run that was interrupted."""
+    out = out.resolve()
+    names = itertools.chain(("interrupted",), (f"interrupted-{number}" for number in itertools.count(2)))
+    place = next(place for name in names if not (place := out.with_name(f"{out.name}-{name}")).exists())
+    return files.output_folder(place)
 
 
 def command(asked: Settings) -> str:

@@ -67,10 +67,22 @@ def test_a_driver_that_does_not_tell_refuses_nothing_and_the_host_still_counts(t
 
 @pytest.mark.parametrize(
     ("shown", "names"),
-    [(None, ["a", "b", "c"]), ("2,0", ["c", "a"]), ("GPU-2,7,0", ["b"]), ("", []), ("-1", [])],
+    [
+        (None, ["a", "b", "c"]),
+        ("2,0", ["c", "a"]),
+        ("GPU-2,7,0", ["b"]),
+        ("", []),
+        ("-1", []),
+        ("MIG-7", ["a", "b", "c"]),
+    ],
 )
 def test_gpus_are_those_that_processes_see_in_their_order(shown, names):
     """By number or by the beginning of their UUID; the first that is none ends the list."""
     gpus = [{"index": str(number), "uuid": f"GPU-{number + 1}", "name": name} for number, name in enumerate("abc")]
     env = {} if shown is None else {"CUDA_VISIBLE_DEVICES": shown}
     assert [gpu["name"] for gpu in machine.visible(gpus, env)] == names
+
+
+def test_secrets_among_the_variables_are_not_told():
+    told = machine.environment({"NVIDIA_API_KEY": "x", "TORCH_TOKEN": "y", "CUDA_LAUNCH_BLOCKING": "1", "HOME": "z"})
+    assert told == {"CUDA_LAUNCH_BLOCKING": "1"}

@@ -266,3 +266,6 @@ def test_what_an_interrupted_run_has_tried_is_kept_beside_its_folder(tmp_path, m
     left = {row["claim"] for row in found["rows"] if row["what"] == "interrupted"}
     assert (reached, left) == ({"C0"}, {"C0", "C2"})  # of C0 what belongs to no case
     assert (kept / job.PAGE).exists()
+    with pytest.raises(KeyboardInterrupt) as again:  # an earlier one stays as it is
+        job.produce(work, lambda what, share: None)
+    assert str(tmp_path / "out-interrupted-2") in again.value.__notes__[0]
