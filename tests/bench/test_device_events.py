@@ -61,6 +61,7 @@ def worker(device, on="cuda:1"):
 @pytest.fixture
 def device(monkeypatch):
     made = Device()
+    monkeypatch.setattr(service, "SETTLED", 0.4)  # its work takes no real time: any pause of the host would look late
     monkeypatch.setitem(sys.modules, "torch", made)
     monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
     return made
