@@ -18,6 +18,13 @@ def _data() -> Path:
     return Path(os.environ.get("PARALLAX_DATA", ROOT.parent / "shared" / "data"))
 
 
+def pytest_itemcollected(item):
+    """Which parameters of a test are for the longer checks only: they compile long, and have siblings that do not."""
+    for marker in item.iter_markers("full_for"):
+        if any(text in item.callspec.id for text in marker.args):
+            item.add_marker("full")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(request):
     """Compiled JAX programs are kept between files, processes and runs; those of other processes compile anew."""

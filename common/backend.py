@@ -7,13 +7,13 @@ outside. Arrays cross the door as NumPy; token ids are checked here, because the
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
 
 from common import params, rng
-from common.config import Execution, ModelConfig, SamplingConfig, TrainConfig
+from common.config import COMPILED_KERNELS, Execution, ModelConfig, SamplingConfig, TrainConfig
 from common.errors import UserError, unknown
 from common.points import entry_points
 
@@ -47,19 +47,43 @@ class Forward:
     taps: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-class Cache(Protocol):
-    """A KV cache as the door shows it: `capacity` slots for `batch` rows, `used` of them written, `nbytes` of keys and
-    values.
+class Cache:
+    """What the layers of a model remember of the past (`layers`, an implementation's own), and what the host must know:
+    the model's `config` and `maker`, room for `capacity` tokens of `batch` rows, `used` of them written, the `last`
+    position of every row (-1: none).
     """
 
-    batch: int
-    capacity: int
-    used: int
-    nbytes: int
+    def __init__(self, layers: list[Any], model: "Model", batch: int, capacity: int):
+        self.config, self.maker, self.batch, self.capacity = model.config, maker(model), batch, capacity
+        self.emptied(layers)
+
+    def emptied(self, layers: list[Any]) -> None:
+        """These layers hold nothing."""
+        self.layers, self.used, self.last = layers, 0, np.full(self.batch, -1)
+
+    def extended(self, layers: list[Any], positions: np.ndarray) -> None:
+        """These layers hold tokens at positions [1 or B, T] more."""
+        self.layers, self.used = layers, self.used + positions.shape[1]
+        self.last = np.maximum(self.last, positions.max(1))
+
+    @property
+    def ring(self) -> bool:
+        """Whether a layer keeps its latest positions only."""
+        entries = map(self.config.attention_of, range(self.config.num_layers))
+        return any(entry.held(self.capacity) < self.capacity for entry in entries)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values, or what stands for them; positions and counters are not among them."""
+        fields = (pair for layer in self.layers for pair in layer._asdict().items())
+        return sum(value.nbytes for name, value in fields if name not in ("positions_BS", "used"))
 
 
 class Model(Protocol):
-    """One model with its weights in one implementation. Positions [B, T] int, -1 marks padding.
+    """One model with its weights in one implementation, whose `title` it has. Positions [B, T] int, -1 marks padding.
+
+    A cache belongs to models of its config, implementation, precision and device. `reset` makes it as new, in the same
+    memory where the framework can.
 
     `prepare` gives a function that does a task once on the device, waits until all of it is done, and returns its
     outputs there by name: what benchmarks time. Tasks: "forward", "loss", "gradients", "train" on a batch, "prefill" on
@@ -76,6 +100,7 @@ class Model(Protocol):
     `slots`. The oracle has neither `prepare` nor accounts.
     """
 
+    title: str
     config: ModelConfig
     execution: Execution
 
@@ -84,6 +109,7 @@ class Model(Protocol):
     def gradients(self, ids: np.ndarray, targets: np.ndarray, dropout: tuple[int, int] | None = None) -> Gradients: ...
     def component(self, path: str, inputs: np.ndarray, cotangent: np.ndarray) -> tuple[np.ndarray, Gradients]: ...
     def new_cache(self, batch: int, capacity: int) -> Cache: ...
+    def reset(self, cache: Cache) -> None: ...
     def extend(self, cache: Cache, ids: np.ndarray, positions: np.ndarray | None = None) -> np.ndarray: ...
     def cache_contents(self, cache: Cache) -> dict[str, np.ndarray]: ...
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[list[int]]: ...
@@ -215,10 +241,11 @@ def positions_of(ids: np.ndarray, positions: np.ndarray | None, start: int, conf
 
 
 def places(positions: np.ndarray, execution: Execution) -> np.ndarray | None:
-    """Positions for a call without a cache. For fused attention they are None where every row counts 0, 1, 2, …: then
-    nothing is padding, and a query sees the keys up to itself, which its kernels can do without a mask.
+    """Positions for a call without a cache. For kernels that need no mask they are None where every row counts 0, 1, 2,
+    …: then nothing is padding, and a query sees the keys up to itself, which its kernels can do without a mask.
     """
-    counting = execution.attention == "fused" and bool((positions == np.arange(positions.shape[1])).all())
+    maskless = execution.attention in ("fused", *COMPILED_KERNELS)
+    counting = maskless and bool((positions == np.arange(positions.shape[1])).all())
     return None if counting else positions
 
 
@@ -235,6 +262,13 @@ def without_cache(title: str, cache: Any) -> None:
         raise UserError(f"{title} attention takes no cache of keys and values: use attention='plain' for decoding.")
 
 
+def only_plain(title: str, execution: Execution) -> None:
+    """Refuse executions that ask for another form of an attention than the one there is."""
+    for name in ("attention", "projections"):
+        if getattr(execution, name) != "plain":
+            raise UserError(f"{title} attention has no {name}={getattr(execution, name)!r}: use {name}='plain'.")
+
+
 def kernel_names(name_of: Callable[[bool], str]) -> dict[str, str]:
     """{"kernel"} of fused attention: its name without a mask, and with one (a cache, padding) if that is another."""
     kernel = name_of(False)
@@ -245,15 +279,52 @@ def kernel_names(name_of: Callable[[bool], str]) -> dict[str, str]:
     return {"kernel": kernel if masked == kernel else f"{kernel}; with a mask {masked}"}
 
 
-def check_room(cache: Cache, ids: np.ndarray) -> None:
-    """A write past the end of a static cache, or of other rows than it has, must be refused on the host: inside jit it
-    would overwrite silently.
+def maker(model: Model) -> str:
+    """Who makes caches of which kind of numbers, and where: what other models cannot go on with."""
+    device = "cuda:0" if model.execution.device == "cuda" else model.execution.device
+    return f"{model.title} in {model.execution.dtype} on {device}"
+
+
+def check_size(batch: Any, capacity: Any) -> None:
+    """A cache has room for something."""
+    for name, size in (("batch", batch), ("capacity", capacity)):
+        if not isinstance(size, int | np.integer) or isinstance(size, bool) or size < 1:
+            raise UserError(f"A cache cannot have {name} {size!r}: give a whole number > 0.")
+
+
+def check_cache(cache: Cache, model: Model) -> None:
+    """A cache of another model or execution would be read wrongly, or not at all."""
+    if cache.config != model.config:
+        names = (one.name for one in fields(model.config))
+        differ = [name for name in names if getattr(cache.config, name) != getattr(model.config, name)]
+        raise UserError(f"The cache is for a model of another config, which differs in {', '.join(differ)}.")
+    if cache.maker != maker(model):
+        raise UserError(f"The cache was made by {cache.maker}; {maker(model)} cannot go on with it.")
+
+
+def check_room(cache: Cache, ids: np.ndarray, positions: np.ndarray, model: Model) -> None:
+    """A write past the end of a static cache, of other rows than it has, by another model, or of positions that a ring
+    no longer has a place for, must be refused on the host: inside jit it would overwrite silently.
     """
+    check_cache(cache, model)
     rows, tokens = ids.shape
     if rows != cache.batch:
         raise UserError(f"The cache is for {cache.batch} rows; ids of {rows} rows do not fit.")
     if cache.used + tokens > cache.capacity:
         raise UserError(f"The cache holds {cache.used} of {cache.capacity} tokens; {tokens} more do not fit.")
+    if cache.ring:
+        check_rising(cache, positions)
+
+
+def check_rising(cache: Cache, positions: np.ndarray) -> None:
+    """A ring holds the latest positions: what comes after them must be later. Padding counts as nothing."""
+    places = np.concatenate([cache.last[:, None], np.broadcast_to(positions, (cache.batch, positions.shape[1]))], 1)
+    before = np.maximum.accumulate(places, 1)[:, :-1]
+    wrong = (places[:, 1:] >= 0) & (places[:, 1:] <= before)
+    if wrong.any():
+        row, token = np.argwhere(wrong)[0]
+        told = f"Position {places[row, token + 1]} of row {row} comes after position {before[row, token]}"
+        raise UserError(f"{told}; this cache holds windows, the latest positions only: they must rise in every row.")
 
 
 def step_inputs(inputs: Any, targets: Any, config: ModelConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:

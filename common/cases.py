@@ -13,6 +13,8 @@ from common import params
 from common.backend import IGNORED
 from common.config import GPTConfig, ModelConfig, SamplingConfig, TrainConfig
 from common.errors import unknown
+from common.variants import GatedDeltaNet, GatedMLP, GroupedQuery, Latent, MixtureOfExperts, Sparse
+from common.variants.rotary import Rotary
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,51 @@ class Case:
 
 
 _TINY = GPTConfig(19, 16, 8, 2, 2, ff_dim=20)
+_WINDOW = GroupedQuery(
+    2, head_dim=6, window=5, rotary=Rotary(base=50.0, fraction=0.7), softcap=3.0, sinks=True, scale=0.4
+)
+_LONG = GroupedQuery(4, head_dim=6, rotary=Rotary(base=1e4, scaling="yarn", factor=4.0, original=64))
+_GATED = GroupedQuery(2, alibi=True, qk_norm="width", gate=True, out_bias=True)
+# each of these numbers changes the angles of a head of 4 under some scaling, which C6 observes
+_TURN = Rotary(base=30.0, scaling="llama3", factor=4.0, original=50, fast=2.0, truncate=False)
+_UNSCALED = _TURN.with_(scaling="none")
+_LOCAL = GroupedQuery(2, window=3, rotary=_TURN, qk_norm="head")
+_GLOBAL = _LOCAL.with_(window=None, rotary=Rotary(base=1000.0, scaling="yarn", factor=4.0, original=200, fast=2.0))
+_TODAY = GPTConfig(
+    19,
+    16,
+    8,
+    2,
+    4,
+    ff_dim=12,
+    tie_embeddings=False,
+    activation="silu",
+    attention=(_LOCAL.with_(head_dim=4, scale=0.4), _GLOBAL.with_(head_dim=4)),
+    feed_forward=(GatedMLP(),),
+    norm="rms_norm",
+    positions="none",
+)
+_LATENT = Latent(rank=6, query_rank=5, head_dim=3, value_dim=5, rotary=Rotary(base=50.0), rotary_dim=4)
+_BOOK_LATENT = Latent(rank=6, norm=False, out_bias=True)
+_DELTA = GatedDeltaNet(num_key_heads=2, num_value_heads=4, key_dim=3, value_dim=5, kernel=3, out_bias=True)
+_SPARSE = Sparse(
+    2,
+    rotary=Rotary(base=50.0),
+    top_k=4,
+    index_heads=2,
+    index_dim=6,
+    index_rotary=Rotary(base=30.0, fraction=0.5),
+)
+_SPARSE_GATED = Sparse(
+    1, head_dim=6, top_k=5, index_heads=2, index_dim=4, index_norm=False, weighting="softmax", sinks=True, gate=True
+)
+_TAUGHT = _SPARSE_GATED.with_(index_loss=0.7), _SPARSE.with_(index_heads=3, index_loss=0.4)
+_ROUTED = MixtureOfExperts(4, 2, expert_dim=8, normalise=False, scale=1.5, shared_dim=12, shared_gate=True)
+_CHOSEN = MixtureOfExperts(5, 2, expert_dim=8, routing="top_k_then_softmax", normalise=False)
+_STRETCHED = Rotary(base=20.0, scaling="linear", factor=4.0)
+_NEAR = GroupedQuery(2, window=4, alibi=True, sinks=True)
+_FAR = GroupedQuery(1, head_dim=4, rotary=_STRETCHED, softcap=2.0, gate=True)
+_SHARED = (_NEAR, _FAR, _NEAR, *(maker.with_(shares=True) for maker in (_NEAR, _FAR)))  # two make for one window
 _WIDE = GPTConfig(211, 300, 48, 3, 3, norm_eps=1e-4)
 _SAMPLING = (
     SamplingConfig(8),
@@ -89,6 +136,64 @@ CASES: dict[str, Case] = {
             _TINY.with_(qkv_bias=False),
             "model.layers.0.self_attn",
         ),
+        Case("rms_norm", "root mean square normalisation", _TODAY.with_(norm_eps=1e-3), "model.norm"),
+        Case("gated_mlp", "SwiGLU feed-forward", _TODAY, "model.layers.1.mlp"),
+        Case("gated_mlp_gelu", "GeGLU feed-forward", _TODAY.with_(activation="gelu_tanh"), "model.layers.1.mlp"),
+        Case(
+            "grouped_query_window",
+            "grouped-query attention over a window, two of three numbers rotary, soft cap, sinks",
+            _TINY.with_(num_heads=4, attention=_WINDOW),
+            "model.layers.0.self_attn",
+            length=14,  # at least twice the window and 3
+        ),
+        Case(
+            "grouped_query_gated",
+            "grouped-query attention with ALiBi, normed queries and keys, and a gate",
+            _TINY.with_(embed_dim=12, num_heads=6, attention=_GATED, qkv_bias=False),  # slopes of no power of two
+            "model.layers.1.self_attn",
+        ),
+        Case(
+            "latent_attention",
+            "latent attention with a latent for queries, norms and a key that turns",
+            _TINY.with_(attention=_LATENT),
+            "model.layers.0.self_attn",
+        ),
+        Case(
+            "latent_attention_book",
+            "latent attention without norms and rotary part",
+            _TINY.with_(attention=_BOOK_LATENT, qkv_bias=False),
+            "model.layers.1.self_attn",
+        ),
+        Case(
+            "gated_deltanet",
+            "Gated DeltaNet: four value heads on two key heads, a convolution over three tokens",
+            _TINY.with_(attention=_DELTA),
+            "model.layers.1.self_attn",
+        ),
+        Case(
+            "sparse",
+            "sparse attention, its indexer rotary in part",
+            _TINY.with_(num_heads=4, attention=_SPARSE),
+            "model.layers.0.self_attn",
+        ),
+        Case(
+            "experts",
+            "mixture of experts with a gated shared expert",
+            _TINY.with_(feed_forward=_ROUTED.with_(normalise=True)),
+            "model.layers.1.mlp",
+        ),
+        Case(
+            "experts_chosen_softmax",
+            "mixture of experts, softmax over the chosen",
+            _TODAY.with_(feed_forward=_CHOSEN),
+            "model.layers.0.mlp",
+        ),
+        Case(
+            "experts_sigmoid",
+            "mixture of experts, sigmoids of the chosen made one",
+            _TODAY.with_(feed_forward=_CHOSEN.with_(routing="top_k_then_sigmoid", normalise=True, scale=1.5)),
+            "model.layers.0.mlp",
+        ),
         Case("block", "pre-norm block", _TINY, "model.layers.1"),
         Case("gpt", "GPT with a tied head", _TINY, train_steps=2, sampling=_SAMPLING),
         Case(
@@ -104,10 +209,71 @@ CASES: dict[str, Case] = {
             train_steps=1,
         ),
         Case(
+            "gpt_today",
+            "GPT with RMS norms, SwiGLU, local and global layers of grouped-query attention, scaled rotary positions",
+            _TODAY.with_(num_layers=3),  # ends within a period
+            train_steps=2,
+            sampling=_SAMPLING,
+        ),
+        Case(
+            "gpt_latent",
+            "GPT with latent attention and RMS norms",
+            _TINY.with_(
+                attention=_LATENT.with_(scale=0.6, rotary=_UNSCALED),
+                norm="rms_norm",
+                positions="none",
+                tie_embeddings=False,
+            ),
+            train_steps=2,
+            sampling=_SAMPLING,
+        ),
+        Case(
+            "gpt_hybrid",
+            "GPT with a layer of Gated DeltaNet to one of gated attention",
+            # a short state that a norm makes long again moves by far more than a rounding: 1e-11 after a hundred steps
+            _TODAY.with_(attention=(_DELTA, _LOCAL.with_(head_dim=4, window=None, gate=True)), norm_eps=0.05),
+            train_steps=2,
+            seed=3,
+            sampling=_SAMPLING,
+        ),
+        Case(
+            "gpt_sparse",
+            "GPT whose layers attend to the keys that an indexer chooses, which learns to",
+            _TINY.with_(num_heads=4, tie_embeddings=False, attention=_TAUGHT),
+            train_steps=2,
+            sampling=_SAMPLING,
+        ),
+        Case("gpt_experts", "GPT of mixtures of experts", _TINY.with_(feed_forward=_ROUTED), sampling=_SAMPLING),
+        Case(
+            "gpt_balance",
+            "GPT with a balance of experts",
+            _TODAY.with_(feed_forward=(_ROUTED.with_(balance=0.5), GatedMLP())),
+            train_steps=2,
+            seed=3,  # by many others what one rounding moves grows a thousandfold in a hundred steps
+        ),
+        Case(
+            "gpt_sharing",
+            "GPT whose later layers share keys and values of earlier ones: windows, ALiBi, sinks;"
+            " stretched rotary, a gate",
+            _TINY.with_(num_layers=5, num_heads=4, attention=_SHARED, positions="sinusoidal"),
+            full_gradient=False,
+            sampling=_SAMPLING,
+        ),
+        Case(
             "gpt_wide",
             "GPT with 16-wide heads, an odd vocabulary and positions past 256",
             _WIDE,
             length=280,
+            full_gradient=False,
+        ),
+        Case(
+            "gpt_long",
+            "GPT of one layer: grouped-query attention of 16 heads, rotary positions scaled, and past 256",
+            _TINY.with_(
+                context_length=264, num_layers=1, num_heads=16, embed_dim=16, attention=_LONG, positions="none"
+            ),
+            batch=1,
+            length=260,
             full_gradient=False,
         ),
     )

@@ -18,6 +18,7 @@ ORDER = (
     "generate",
     "convert",
     "inspect",
+    "estimate",
     "fetch",
     "doctor",
 )

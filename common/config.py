@@ -6,15 +6,24 @@ Every error names the field, the value it got and what is allowed. Dimension let
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from common.errors import UserError, unknown
+from common import variants
+from common.errors import unknown
+from common.record import Record, flag, number, positive_int, require, whole
+from common.variants import Attention, FeedForward, MultiHead, PlainMLP
 
-ACTIVATIONS = ("gelu_tanh", "gelu")
+ACTIVATIONS = ("gelu_tanh", "gelu", "silu")
+MODEL_NORMS = ("layer_norm", "rms_norm")
+POSITIONS = ("learned", "sinusoidal", "none")
 DTYPES = ("float32", "float64", "bfloat16")
-ATTENTION_KERNELS = ("plain", "loop", "blockwise", "fused", "masked", "module", "module_weights")
+COMPILED_KERNELS = ("flex", "cudnn", "pallas")  # each of one wing, and not on every device: attention/compiled.py
+ATTENTION_KERNELS = ("plain", "loop", "blockwise", "fused", "masked", "module", "module_weights", *COMPILED_KERNELS)
 PROJECTIONS = ("plain", "joined", "einsum")
+EXPERTS = ("loop", "grouped", "gathered")
+LATENTS = ("expanded", "absorbed")
+RECURRENCES = ("recurrent", "chunked")
 STACKS = ("loop", "scan", "checkpointed")
 LOSSES = ("plain", "chunked")
 NORMS = ("plain", "fused")
@@ -28,61 +37,13 @@ SCHEDULES = ("constant", "cosine")
 DECAYS = ("matrices", "all")
 
 
-def _require(holds: bool, owner: object, field: str, allowed: str) -> None:
-    if not holds:
-        raise UserError(f"{type(owner).__name__}.{field} is {getattr(owner, field)!r}; allowed is {allowed}.")
-
-
-def _positive_int(owner: object, *names: str) -> None:
-    for name in names:
-        _whole(owner, name, 1, math.inf, "a whole number > 0")
-
-
-def _number(owner: object, name: str, low: float, high: float, allowed: str) -> None:
-    value = getattr(owner, name)
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    _require(good and low <= value <= high, owner, name, allowed)
-
-
-def _whole(owner: object, name: str, low: int, high: float, allowed: str) -> None:
-    value = getattr(owner, name)
-    good = isinstance(value, int) and not isinstance(value, bool)
-    _require(good and low <= value < high, owner, name, allowed)
-
-
-def _flag(owner: object, *names: str) -> None:
-    for name in names:
-        _require(isinstance(getattr(owner, name), bool), owner, name, "true or false")
-
-
-class _Record:
-    """Dictionary form shared by all configs; unknown keys are refused with their near matches."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        names = [f.name for f in fields(cls)]
-        for key in values:
-            if key not in names:
-                raise unknown(f"field of {cls.__name__}", key, names)
-        try:
-            return cls(**values)
-        except TypeError as error:
-            missing = str(error).split("argument")[-1].lstrip("s:").strip()
-            raise UserError(f"{cls.__name__} lacks a value for {missing}.") from error
-
-    def with_(self, **changes: Any) -> Self:
-        """A copy with some fields changed (validated again)."""
-        return replace(self, **changes)
-
-
 @dataclass(frozen=True)
-class GPTConfig(_Record):
+class GPTConfig(Record):
     """A GPT-2 style decoder: learned positions, pre-norm blocks, causal multi-head attention, GELU MLP.
 
-    Source: Radford et al. 2019; Raschka, *Build a Large Language Model (From Scratch)*, chapter 4.
+    `attention` and `feed_forward` are patterns of the kinds in `common/variants`, repeated over the layers; `norm` and
+    `positions` (added to the embeddings) are names. Source: Radford et al. 2019; Raschka, *Build a Large Language Model
+    (From Scratch)*, chapter 4.
     """
 
     family: ClassVar[str] = "gpt"
@@ -100,25 +61,55 @@ class GPTConfig(_Record):
     dropout_embed: float = 0.0
     dropout_attn: float = 0.0
     dropout_shortcut: float = 0.0
+    attention: tuple[Attention, ...] = (MultiHead(),)
+    feed_forward: tuple[FeedForward, ...] = (PlainMLP(),)
+    norm: str = "layer_norm"
+    positions: str = "learned"
 
     def __post_init__(self):
-        _positive_int(self, "vocab_size", "context_length", "embed_dim", "num_layers", "num_heads")
+        positive_int(self, "vocab_size", "context_length", "embed_dim", "num_layers", "num_heads")
         if self.ff_dim is None:
             object.__setattr__(self, "ff_dim", 4 * self.embed_dim)
-        _positive_int(self, "ff_dim")
-        divides = f"a divisor of embed_dim ({self.embed_dim}), because the heads share the width equally"
-        _require(self.embed_dim % self.num_heads == 0, self, "num_heads", divides)
-        _flag(self, "qkv_bias", "tie_embeddings")
-        _number(self, "norm_eps", 1e-12, 1.0, "a number in [1e-12, 1]")
+        positive_int(self, "ff_dim")
+        flag(self, "qkv_bias", "tie_embeddings")
+        number(self, "norm_eps", 1e-12, 1.0, "a number in [1e-12, 1]")
         if self.activation not in ACTIVATIONS:
             raise unknown("activation", str(self.activation), ACTIVATIONS)
         for name in ("dropout_embed", "dropout_attn", "dropout_shortcut"):
-            _number(self, name, 0.0, 0.999, "a rate in [0, 0.999]")
+            number(self, name, 0.0, 0.999, "a rate in [0, 0.999]")
+        if self.norm not in MODEL_NORMS:
+            raise unknown("norm", str(self.norm), MODEL_NORMS)
+        if self.positions not in POSITIONS:
+            raise unknown("positions", str(self.positions), POSITIONS)
+        for name, table in variants.PATTERNS.items():
+            object.__setattr__(self, name, variants.pattern(name.replace("_", "-"), getattr(self, name), table))
+            for entry in getattr(self, name):
+                entry.check(self)
 
     @property
     def head_dim(self) -> int:
-        """D, the width of one head."""
+        """D, the width of a head to which its kind gives none. Raises UserError where it is no whole number."""
+        divides = f"a divisor of embed_dim ({self.embed_dim}), which heads without a size of their own share equally"
+        require(self.embed_dim % self.num_heads == 0, self, "num_heads", divides)
         return self.embed_dim // self.num_heads
+
+    @property
+    def residual_std(self) -> float:
+        """Of the initial weights that end a residual branch. Source: Radford et al. 2019, section 2.3."""
+        return 0.02 / math.sqrt(2 * self.num_layers)
+
+    def attention_of(self, layer: int) -> Attention:
+        """The kind of attention of a layer."""
+        return self.attention[layer % len(self.attention)]
+
+    def feed_forward_of(self, layer: int) -> FeedForward:
+        """The kind of feed-forward of a layer."""
+        return self.feed_forward[layer % len(self.feed_forward)]
+
+    @property
+    def period(self) -> int:
+        """After how many layers the kinds of blocks repeat."""
+        return min(self.num_layers, math.lcm(len(self.attention), len(self.feed_forward)))
 
     @property
     def has_dropout(self) -> bool:
@@ -195,13 +186,16 @@ STRATEGIES = {
     "products": PRODUCTS,
     "decode": DECODES,
     "projections": PROJECTIONS,
+    "experts": EXPERTS,
+    "latent": LATENTS,
+    "recurrence": RECURRENCES,
     "rng": GENERATORS,
     "allocator": ALLOCATORS,
 }
 
 
 @dataclass(frozen=True)
-class Execution(_Record):
+class Execution(Record):
     """How a model runs: nothing here changes what it computes, only where, how precisely and how fast.
 
     `attention="fused"` asks for the framework's own fused attention; it raises where that cannot compute the
@@ -209,9 +203,12 @@ class Execution(_Record):
     that "fused" leaves out where rows are causal. "loop" computes head by head, "blockwise" block by block of keys with
     a running softmax; "module" is the framework's own multi-head attention on the same parameters, "module_weights"
     the same with its weights returned: neither has a cache or draws dropout. `projections` says how q, k and v are
-    made: by three products, by one ("joined"), or by contractions that give heads at once ("einsum"). `compile` None is
-    the framework's own way: PyTorch runs eagerly, JAX compiles; True compiles PyTorch's blocks, False runs JAX
-    operation by operation.
+    made: by three products, by one ("joined"), or by contractions that give heads at once ("einsum").
+    `latent="absorbed"` makes no keys and values from latents: queries and contexts are multiplied by what would make
+    them. `recurrence="chunked"` computes a delta rule 64 tokens at once; a single token is always one recurrent step.
+    `experts` run one by one ("loop"), sorted by expert in one product ("grouped"), or with their matrices taken for
+    every token ("gathered"). `compile` None is the framework's own way: PyTorch runs eagerly, JAX compiles; True
+    compiles PyTorch's blocks, False runs JAX operation by operation.
     `layers="scan"` compiles one block for all layers (JAX); "checkpointed" is a scan that keeps what the linear layers
     of a block give, and computes the rest again on the way back. `loss="chunked"` never holds all logits while
     training. `norm` and `optimizer` "fused" are PyTorch's own kernels; XLA fuses by itself. `products="wide"`
@@ -234,6 +231,9 @@ class Execution(_Record):
     products: str = "plain"
     decode: str = "plain"
     projections: str = "plain"
+    experts: str = "loop"
+    latent: str = "expanded"
+    recurrence: str = "recurrent"
     rng: str = "shared"
     allocator: str = "plain"
 
@@ -242,16 +242,16 @@ class Execution(_Record):
             raise unknown("dtype", str(self.dtype), DTYPES)
         if self.attention not in ATTENTION_KERNELS:
             raise unknown("attention kernel", str(self.attention), ATTENTION_KERNELS)
-        _require(isinstance(self.device, str), self, "device", "a name such as 'cpu' or 'cuda'")
+        require(isinstance(self.device, str), self, "device", "a name such as 'cpu' or 'cuda'")
         if self.layers not in STACKS:
             raise unknown("way to run the layers", str(self.layers), STACKS)
         for name, table in STRATEGIES.items():
             if getattr(self, name) not in table:
                 raise unknown(f"{name} (of Execution)", str(getattr(self, name)), table)
         if self.compile is not None:
-            _flag(self, "compile")
+            flag(self, "compile")
         if self.threads is not None:
-            _positive_int(self, "threads")
+            positive_int(self, "threads")
 
     @property
     def precision(self) -> Precision:
@@ -272,8 +272,13 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
     "module weights": {_PLAIN: {"attention": "module_weights"}},
     "per head": {_PLAIN: {"attention": "loop"}},
     "blockwise": {_PLAIN: {"attention": "blockwise"}},
+    **{name: {_PLAIN: {"attention": name}} for name in COMPILED_KERNELS},
     "joined": {_PLAIN: {"projections": "joined"}},
     "einsum": {_PLAIN: {"projections": "einsum"}},
+    "grouped experts": {_PLAIN: {"experts": "grouped"}},
+    "gathered experts": {_PLAIN: {"experts": "gathered"}},
+    "absorbed": {_PLAIN: {"latent": "absorbed"}},
+    "chunked rule": {_PLAIN: {"recurrence": "chunked"}},
     "fused norm": {_PLAIN: {"norm": "fused"}},
     "fused optimizer": {_PLAIN: {"optimizer": "fused"}},
     "chunked loss": {_PLAIN: {"loss": "chunked"}},
@@ -283,12 +288,7 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
     "wide": {"torch": {"products": "wide"}, _PLAIN: {}},
     # what pays on a CPU in each wing and can be looked into: the ablation suite of `parallax bench` measures each entry
     "fast": {
-        "torch": {
-            "loss": "chunked",
-            "norm": "fused",
-            "optimizer": "fused",
-            "decode": "streamed",
-        },
+        "torch": {"loss": "chunked", "norm": "fused", "optimizer": "fused", "decode": "streamed"},
         "jax": {"layers": "checkpointed", "loss": "chunked", "decode": "streamed"},
         _PLAIN: {},
     },
@@ -306,7 +306,7 @@ def mode(name: str, backend: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class TrainConfig(_Record):
+class TrainConfig(Record):
     """One training run: AdamW with decoupled decay, global-norm clipping, a learning rate for every step.
 
     `learning_rate` is the peak. The schedule "cosine" warms up linearly from `initial_rate` over `warmup_steps`
@@ -331,20 +331,20 @@ class TrainConfig(_Record):
     seed: int = 0
 
     def __post_init__(self):
-        _positive_int(self, "steps", "batch_size", "accumulate")
+        positive_int(self, "steps", "batch_size", "accumulate")
         for name in ("learning_rate", "initial_rate", "final_rate", "weight_decay"):
-            _number(self, name, 0.0, 1e6, "a number >= 0")
+            number(self, name, 0.0, 1e6, "a number >= 0")
         for name in ("beta1", "beta2"):
-            _number(self, name, 0.0, 1 - 1e-12, "a number in [0, 1)")
-        _number(self, "adam_eps", 1e-30, 1.0, "a number in (0, 1]")
+            number(self, name, 0.0, 1 - 1e-12, "a number in [0, 1)")
+        number(self, "adam_eps", 1e-30, 1.0, "a number in (0, 1]")
         if self.clip_norm is not None:
-            _number(self, "clip_norm", 1e-12, 1e12, "a number > 0, or none")
-        _whole(self, "warmup_steps", 0, math.inf, "a whole number >= 0")
+            number(self, "clip_norm", 1e-12, 1e12, "a number > 0, or none")
+        whole(self, "warmup_steps", 0, math.inf, "a whole number >= 0")
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", str(self.schedule), SCHEDULES)
         if self.decay not in DECAYS:
             raise unknown("decay", str(self.decay), DECAYS)
-        _whole(self, "seed", 0, 2**32, "a whole number in [0, 2^32)")
+        whole(self, "seed", 0, 2**32, "a whole number in [0, 2^32)")
 
     def rate(self, step: int) -> float:
         """The learning rate of step 0, 1, 2, …"""
@@ -361,7 +361,7 @@ class TrainConfig(_Record):
 
 
 @dataclass(frozen=True)
-class SamplingConfig(_Record):
+class SamplingConfig(Record):
     """How the next token is chosen. `temperature` 0 is greedy; filters act as temperature, top-k, top-p, draw.
 
     `end_token` ends a row and is not part of its text. `overflow` says what happens when prompt and new tokens
@@ -379,18 +379,18 @@ class SamplingConfig(_Record):
     prefill_chunk: int | None = None
 
     def __post_init__(self):
-        _positive_int(self, "max_new_tokens")
-        _number(self, "temperature", 0.0, 1e6, "a number >= 0 (0 is greedy)")
+        positive_int(self, "max_new_tokens")
+        number(self, "temperature", 0.0, 1e6, "a number >= 0 (0 is greedy)")
         if self.top_k is not None:
-            _positive_int(self, "top_k")
+            positive_int(self, "top_k")
         if self.top_p is not None:
-            _number(self, "top_p", 1e-9, 1.0, "a number in (0, 1]")
+            number(self, "top_p", 1e-9, 1.0, "a number in (0, 1]")
         if self.end_token is not None:
-            _whole(self, "end_token", 0, math.inf, "a token id >= 0")
-        _flag(self, "cache")
+            whole(self, "end_token", 0, math.inf, "a token id >= 0")
+        flag(self, "cache")
         if self.prefill_chunk is not None:
-            _positive_int(self, "prefill_chunk")
-        _whole(self, "seed", 0, 2**32, "a whole number in [0, 2^32)")
+            positive_int(self, "prefill_chunk")
+        whole(self, "seed", 0, 2**32, "a whole number in [0, 2^32)")
         if self.overflow not in OVERFLOWS:
             raise unknown("overflow rule", str(self.overflow), OVERFLOWS)
 

@@ -8,65 +8,29 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
 
 from common.config import GPTConfig, ModelConfig
 from common.errors import UserError
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One tensor: its name, shape, initial distribution ("normal", "zeros", "ones") and whether AdamW decays it.
-
-    `dead` marks a parameter whose gradient is exactly zero in theory, so that what arrives is rounding noise: softmax
-    ignores what is the same for all keys, hence a key bias without rotary positions.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    init: str = "normal"
-    std: float = 0.02
-    decays: bool = True
-    dead: bool = False
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-
-def _linear(
-    name: str, out_dim: int, in_dim: int, *, bias: bool, std: float = 0.02, dead_bias: bool = False
-) -> Iterator[Parameter]:
-    yield Parameter(f"{name}.weight", (out_dim, in_dim), std=std)
-    if bias:
-        yield Parameter(f"{name}.bias", (out_dim,), init="zeros", decays=False, dead=dead_bias)
-
-
-def _norm(name: str, width: int) -> Iterator[Parameter]:
-    yield Parameter(f"{name}.weight", (width,), init="ones", decays=False)
-    yield Parameter(f"{name}.bias", (width,), init="zeros", decays=False)
+from common.parameter import NORMS, Parameter, embedding, linear
 
 
 def _gpt(config: GPTConfig) -> Iterator[Parameter]:
-    embed, shrunk = config.embed_dim, 0.02 / math.sqrt(2 * config.num_layers)  # residual branches: GPT-2, section 2.3
-    yield Parameter("model.embed_tokens.weight", (config.vocab_size, embed))
-    yield Parameter("model.embed_positions.weight", (config.context_length, embed))
+    norm, embed = NORMS[config.norm], config.embed_dim
+    yield from embedding("model.embed_tokens", config.vocab_size, embed)
+    if config.positions == "learned":
+        yield from embedding("model.embed_positions", config.context_length, embed)
     for index in range(config.num_layers):
         layer = f"model.layers.{index}"
-        yield from _norm(f"{layer}.input_layernorm", embed)
-        for name in ("q_proj", "k_proj", "v_proj"):
-            path, dead = f"{layer}.self_attn.{name}", name == "k_proj"
-            yield from _linear(path, embed, embed, bias=config.qkv_bias, dead_bias=dead)
-        yield from _linear(f"{layer}.self_attn.o_proj", embed, embed, bias=True, std=shrunk)
-        yield from _norm(f"{layer}.post_attention_layernorm", embed)
-        yield from _linear(f"{layer}.mlp.up_proj", config.ff_dim, embed, bias=True)
-        yield from _linear(f"{layer}.mlp.down_proj", embed, config.ff_dim, bias=True, std=shrunk)
-    yield from _norm("model.norm", embed)
+        yield from norm(f"{layer}.input_layernorm", embed)
+        yield from config.attention_of(index).parameters(config, f"{layer}.self_attn")
+        yield from norm(f"{layer}.post_attention_layernorm", embed)
+        yield from config.feed_forward_of(index).parameters(config, f"{layer}.mlp")
+    yield from norm("model.norm", embed)
     if not config.tie_embeddings:
-        yield Parameter("lm_head.weight", (config.vocab_size, embed))
+        yield from linear("lm_head", config.vocab_size, embed, bias=False)
 
 
 TABLES: dict[str, Callable[[ModelConfig], Iterator[Parameter]]] = {"gpt": _gpt}
@@ -119,8 +83,12 @@ def checked(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> "LazyWeig
 
 def draw(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Standard normal float64 from Philox keyed by SHA-256 of (seed, name): independent of the order of creation."""
+    return _generator(seed, name).standard_normal(shape)
+
+
+def _generator(seed: int, name: str) -> np.random.Generator:
     digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little"))).standard_normal(shape)
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
 def initial(parameter: Parameter, seed: int) -> np.ndarray:
@@ -129,6 +97,8 @@ def initial(parameter: Parameter, seed: int) -> np.ndarray:
         return np.ones(parameter.shape, np.float32)
     if parameter.init == "zeros":
         return np.zeros(parameter.shape, np.float32)
+    if parameter.init == "log_uniform":
+        return np.log(16 * (1 - _generator(seed, parameter.name).random(parameter.shape))).astype(np.float32)
     return (parameter.std * draw(seed, parameter.name, parameter.shape)).astype(np.float32)
 
 

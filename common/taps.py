@@ -17,8 +17,12 @@ class Taps:
             return self
         return Taps(self.wanted, prefix=f"{self.prefix}{name}.", found=self.found)
 
+    def wants(self, name: str) -> bool:
+        """Whether a value of that name is asked for; one that nothing else needs is not made in vain."""
+        return bool(self.wanted) and any(fnmatchcase(self.prefix + name, pattern) for pattern in self.wanted)
+
     def __call__(self, name: str, value: Any) -> Any:
-        if self.wanted and any(fnmatchcase(self.prefix + name, pattern) for pattern in self.wanted):
+        if self.wants(name):
             self.found[self.prefix + name] = value
         return value
 

@@ -5,12 +5,12 @@ import numpy as np
 
 from common import backend as door
 from common.accounting.tasks import check_counted, input_width
-from common.config import SamplingConfig, TrainConfig
+from common.config import COMPILED_KERNELS, SamplingConfig, TrainConfig
 
+from .attention import empty_cache
 from .attention.kernels import fused_attention
 from .flops import matmul_flops, xla_flops
 from .generate import recipe
-from .kv_cache import empty_cache
 from .memory import planned_bytes
 from .optim import empty_slots
 from .precision import dtype
@@ -32,6 +32,11 @@ class Accounts:
 
     def about(self):
         """What the framework chooses by itself, as it chose: the kernel of fused attention."""
+        if self.execution.attention in COMPILED_KERNELS:
+            from .attention.compiled import compiled_kernel
+
+            with self.scope():
+                return {"kernel": compiled_kernel(self.config, self.execution)}
         if self.execution.attention not in ("fused", "masked"):
             return {}
         with self.scope():

@@ -18,8 +18,8 @@ from common.errors import UserError
 
 from . import rng
 from .accounts import Accounts
+from .attention import empty_cache
 from .generate import generate
-from .kv_cache import empty_cache
 from .layers import ELEMENTWISE
 from .optim import empty_slots
 from .precision import dtype
@@ -27,17 +27,6 @@ from .programs import programs
 from .tasks import TASKS
 
 MATMUL = "highest"  # no TF32
-
-
-class JaxCache:
-    """The caches of all layers, with what the host must know."""
-
-    def __init__(self, layers, batch, capacity):
-        self.layers, self.batch, self.capacity, self.used = layers, batch, capacity, 0
-
-    @property
-    def nbytes(self):
-        return sum(layer.keys_BHSD.nbytes + layer.values_BHSD.nbytes for layer in self.layers)
 
 
 def _scoped(method):
@@ -53,6 +42,8 @@ def _scoped(method):
 
 class JaxModel(Accounts):
     """See `common.backend.Model`."""
+
+    title = "JAX"
 
     def __init__(self, config, weights, execution, device):
         self.config, self.execution, self.device = config, execution, device
@@ -101,15 +92,21 @@ class JaxModel(Accounts):
 
     @_scoped
     def new_cache(self, batch, capacity):
-        return JaxCache(empty_cache(self.config, batch, capacity, self.execution), batch, capacity)
+        door.check_size(batch, capacity)
+        return door.Cache(empty_cache(self.config, batch, capacity, self.execution), self, batch, capacity)
+
+    @_scoped
+    def reset(self, cache):
+        door.check_cache(cache, self)
+        cache.emptied(self.programs.reset(cache.layers))
 
     @_scoped
     def extend(self, cache, ids, positions=None):
         ids = door.check_ids(ids, self.config)
         positions = door.positions_of(ids, positions, cache.used, self.config)
-        door.check_room(cache, ids)
-        logits, cache.layers = self.programs.extend(self.params, cache.layers, ids, positions)
-        cache.used += ids.shape[1]
+        door.check_room(cache, ids, positions, self)
+        logits, layers = self.programs.extend(self.params, cache.layers, ids, positions)
+        cache.extended(layers, positions)
         return _numpy(logits)
 
     @_scoped
@@ -209,7 +206,7 @@ class JaxModel(Accounts):
 class JaxBackend:
     """See `common.backend.Backend`."""
 
-    name, title = "jax", "JAX"
+    name, title = "jax", JaxModel.title
 
     def versions(self):
         return {"jax": jax.__version__, "flax": flax.__version__, "optax": optax.__version__}

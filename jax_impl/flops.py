@@ -58,6 +58,12 @@ def _walk(jaxpr, times, rounds):
             contracted = equation.params["dimension_numbers"][0][0]
             depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             total += 2 * times * depth * equation.outvars[0].aval.size
+        elif name == "ragged_dot_general":  # every row is multiplied by the matrix of its group
+            dims, (lhs, rhs) = equation.params["ragged_dot_dimension_numbers"], (v.aval for v in equation.invars[:2])
+            (_, contracted), (_, rows) = dims.dot_dimension_numbers
+            taken = {*contracted, *rows, *dims.rhs_group_dimensions}
+            free = math.prod(size for axis, size in enumerate(rhs.shape) if axis not in taken)
+            total += 2 * times * lhs.size * free
         elif name in BODIES:
             total += _walk_bodies(equation, times, rounds)
         elif UNKNOWN.search(name):

@@ -9,7 +9,7 @@ import numpy as np
 
 from common.decoding import Progress, context_window, crop_prompts, padded
 
-from .kv_cache import empty_cache
+from .attention import empty_cache
 from .precision import dtype
 from .sampling import sample
 

@@ -75,7 +75,21 @@ class LayerNorm(nnx.Module):
         return (centred * jax.lax.rsqrt(variance + self.eps) * self.weight[...] + self.bias[...]).astype(x.dtype)
 
 
-NORMS = {"plain": LayerNorm}
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean of x^2 + eps) * weight over the last axis. Source: Zhang and Sennrich 2019, equation 4."""
+
+    def __init__(self, dim, eps, precision):
+        self.weight = nnx.Param(jnp.zeros(dim, dtype(precision.param)))
+        self.eps, self.reduce = eps, dtype(precision.reduce)
+
+    def __call__(self, x):
+        # [1] divide by the root of the mean square, scale
+        wide = at_least(x, self.reduce)
+        scaled = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
+        return (scaled * self.weight[...]).astype(x.dtype)
+
+
+NORMS = {"layer_norm": {"plain": LayerNorm}, "rms_norm": {"plain": RMSNorm}}
 
 
 def matmul(dims, a, b, reduce):
@@ -88,12 +102,17 @@ def gelu_tanh(x):
     return jax.nn.gelu(x, approximate=True)
 
 
+def silu(x):
+    """x sigmoid(x). Source: Elfwing et al. 2017."""
+    return jax.nn.silu(at_least(x, jnp.float32)).astype(x.dtype)  # in 16 bits the sigmoid would be rounded, too
+
+
 def gelu(x):
     """Exact GELU, x times the normal distribution function. Source: Hendrycks and Gimpel 2016, equation 1."""
     return jax.nn.gelu(x, approximate=False)
 
 
-ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu}
+ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu, "silu": silu}
 ELEMENTWISE = {
     "exp": jnp.exp,
     "log": jnp.log,

@@ -9,3 +9,9 @@ def causal_mask(query_positions_BT, key_positions_BS):
         return None
     query, key = query_positions_BT[:, None, :, None], key_positions_BS[:, None, None, :]
     return (key <= query) & (key >= 0)
+
+
+def local_mask(query_positions_BT, key_positions_BS, window):
+    """[B, 1, T, S]: a query sees `window` positions, the last of them its own; `causal_mask` hides later ones."""
+    # [1] not too far back
+    return key_positions_BS[:, None, None, :] > query_positions_BT[:, None, :, None] - window

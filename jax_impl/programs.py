@@ -16,6 +16,7 @@ from common.rng import DROPOUT
 from common.taps import Taps
 
 from . import generate, rng
+from .kv_cache import emptied
 from .layers import dropout
 from .models import MODELS
 from .optim import adamw, clip_by_global_norm
@@ -35,7 +36,7 @@ class Programs:
         # every layer by itself: for decoding, which would copy what it takes out of a fold, and for components
         self.apart, state = graph_of(config, execution.with_(layers="loop"))
         self.graph = self.apart if execution.layers == "loop" else folded_graph(config, execution)
-        self.fold, self.unfold = FOLDS[execution.layers]
+        self.fold, self.unfold = (functools.partial(way, period=config.period) for way in FOLDS[execution.layers])
         self.shapes = {".".join(map(str, path)): value.get_value().shape for path, value in nnx.to_flat_state(state)}
         self.forward = jax.jit(self._forward, static_argnums=3)
         self.loss_sum = jax.jit(self._loss_sum)
@@ -44,6 +45,7 @@ class Programs:
         self.part = jax.jit(self._part, static_argnums=0)
         self.component = jax.jit(self._component, static_argnums=0)
         self.extend = jax.jit(self._extend, donate_argnums=1)
+        self.reset = jax.jit(emptied, donate_argnums=0, keep_unused=True)  # whose memory the result takes over
         self.prefill = jax.jit(self._prefill, donate_argnums=1)
         self.choose = jax.jit(self._choose, static_argnums=3)
         self.serve = jax.jit(self._serve)
@@ -131,12 +133,14 @@ def graph_of(config, execution):
 
 
 def folded_graph(config, execution):
-    """The description of a model of one block, which stands for all of them; blocks that differ are refused."""
+    """The description of a model of one period of blocks, which stands for all whole ones, and of the blocks behind
+    the last of these. Blocks that differ otherwise are refused."""
+    period = config.period
     blocks = nnx.eval_shape(lambda: MODELS[config.family](config, execution)).model.layers
-    first, *others = (nnx.graphdef(block) for block in blocks)
-    if any(other != first for other in others):
+    graphs = [nnx.graphdef(block) for block in blocks]
+    if any(graph != graphs[index % period] for index, graph in enumerate(graphs)):
         raise UserError("The blocks of this model differ from each other: use layers='loop'.")
-    return graph_of(config.with_(num_layers=1), execution)[0]
+    return graph_of(config.with_(num_layers=period + config.num_layers % period), execution)[0]
 
 
 @functools.lru_cache(maxsize=64)

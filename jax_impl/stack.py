@@ -2,6 +2,7 @@
 
 import functools
 import re
+from fnmatch import fnmatchcase
 
 import jax
 import jax.numpy as jnp
@@ -15,44 +16,72 @@ from .layers import layer_key
 
 
 def loop(layers, x_BTE, positions_BT, caches, dropout_key, taps):
-    """Call every block in turn; block i draws its dropout with the key of layer i + 1. Returns ([B, T, E], caches)."""
-    filled = []
+    """Call every block in turn; block i draws its dropout with the key of layer i + 1. Returns ([B, T, E], caches).
+
+    Layers that share keys and values hand them on in `given`.
+    """
+    filled, given = [], {}
     for index, layer in enumerate(layers):
         # [1] the block's own cache and key
         cache = None if caches is None else caches[index]
         key = layer_key(dropout_key, index + 1)
         # [2] x = block(x)
-        x_BTE, cache = layer(x_BTE, positions_BT, cache, key, taps.under(f"layers.{index}"))
+        x_BTE, cache = layer(x_BTE, positions_BT, cache, key, taps.under(f"layers.{index}"), given)
         filled.append(cache)
     return x_BTE, None if caches is None else filled
 
 
-def scan(layers, x_BTE, positions_BT, caches, dropout_key, taps, wrap=lambda block: block):
-    """The same by `jax.lax.scan`: `layers` is one block whose parameters are `fold`ed, and is compiled once."""
-    (folded,) = layers
-    graph, states = nnx.split(folded)
+def scan(layers, x_BTE, positions_BT, caches, dropout_key, taps, wrap=lambda blocks: blocks):
+    """The same by `jax.lax.scan`: compiled once. `layers` are `fold`ed: the blocks of one period, whose parameters are
+    those of all whole periods, and behind them the blocks of a period that ends too early.
+    """
+    period = sum(map(_folded, layers))
+    graphs, states = zip(*map(nnx.split, layers), strict=True)
     count = len(jax.tree.leaves(states)[0])
+    index = [[repeat * period + place for repeat in range(count)] for place in range(period)]
 
     # [1] the block's own cache and key
     def stacked(trees):
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
-    keys = None if dropout_key is None else stacked([layer_key(dropout_key, i + 1) for i in range(count)])
+    def cache_of(i):
+        return None if caches is None else caches[i]
 
-    def block(x_BTE, own):
-        state, cache, key = own
-        inner = Taps(("*",) if taps.wanted else ())
-        x_BTE, cache = nnx.merge(graph, state)(x_BTE, positions_BT, cache, key, inner)
-        return x_BTE, (cache, inner.found)
+    def key_of(i):
+        return None if dropout_key is None else layer_key(dropout_key, i + 1)
+
+    own_caches, keys = ([stacked([of(i) for i in own]) for own in index] for of in (cache_of, key_of))
+
+    def run(graphs, index):
+        @wrap
+        def blocks(x_BTE, every):
+            filled, given = [], {}
+            for own, graph, state, cache, key in zip(index, graphs, *every, strict=True):
+                inner = Taps(("*",) if taps.wanted else ())
+                x_BTE, cache = nnx.merge(graph, state)(x_BTE, positions_BT, cache, key, inner, given)
+                filled.append((cache, _asked(taps, own, inner.found)))
+            return x_BTE, filled
+
+        return blocks
 
     # [2] x = block(x)
-    block = wrap(block)
-    every = states, None if caches is None else stacked(caches), keys
-    x_BTE, (filled, found) = jax.lax.scan(block, x_BTE, every)
-    for index in range(count):
-        for name, values in found.items():
-            taps.under(f"layers.{index}")(name, values[index])
-    return x_BTE, filled and [jax.tree.map(lambda leaf, i=i: leaf[i], filled) for i in range(count)]
+    after = [None] * (period * count)
+    x_BTE, filled = jax.lax.scan(run(graphs[:period], index), x_BTE, (states[:period], own_caches, keys))
+    for own, (cache, found) in zip(index, filled, strict=True):
+        for repeat, i in enumerate(own):
+            after[i] = jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat], cache)
+            for name, values in found.items():
+                taps.under(f"layers.{i}")(name, values[repeat])
+    # [3] the blocks behind the last whole period
+    rest = range(period * count, period * count + len(layers) - period)
+    if rest:
+        every = states[period:], [cache_of(i) for i in rest], [key_of(i) for i in rest]
+        x_BTE, filled = run(graphs[period:], [[i] for i in rest])(x_BTE, every)
+        for i, (cache, found) in zip(rest, filled, strict=True):
+            after.append(cache)
+            for name, value in found.items():
+                taps.under(f"layers.{i}")(name, value)
+    return x_BTE, None if caches is None else after
 
 
 def checkpointed(layers, x_BTE, positions_BT, caches, dropout_key, taps):
@@ -68,38 +97,65 @@ def checkpointed(layers, x_BTE, positions_BT, caches, dropout_key, taps):
 STACKS = {"loop": loop, "scan": scan, "checkpointed": checkpointed}
 
 
-def apart(arrays):
+def _folded(layer):
+    """Whether a block's parameters are those of several layers."""
+    return layer.input_layernorm.weight[...].ndim > 1
+
+
+def _asked(taps, layers, found):
+    """Of what a block shows, by name, what is asked for of any of these layers: a scan would carry all else along."""
+    names = {name: [f"{taps.prefix}layers.{i}.{name}" for i in layers] for name in found}
+    wanted = {n for n, full in names.items() if any(fnmatchcase(name, p) for name in full for p in taps.wanted)}
+    return {name: value for name, value in found.items() if name in wanted}
+
+
+def apart(arrays, period):
     """(name, array) of NumPy's arrays by name, as a loop takes them: every layer's own by itself."""
     yield from arrays.items()
 
 
-def fold(arrays):
-    """(name, array) as a scan takes them: those of all layers in one, [layer, …], under the name of layer 0.
+def together(arrays, period):
+    """The inverse of `apart`."""
+    return dict(arrays)
+
+
+def fold(arrays, period):
+    """(name, array) as a scan takes them: those of every layer i, i + period, … in one, [repeat, …], named by layer i.
+    Layers behind the last whole period follow, as they are.
 
     Arrays that are made when they are asked for (`LazyWeights`) are stacked for one such name at a time.
     """
+    found = {name: LAYER.fullmatch(name) for name in arrays}
+    count = (1 + max(int(match[2]) for match in found.values() if match)) // period
     layers = {}
-    for name in arrays:
-        found = LAYER.fullmatch(name)
-        if found:
-            layers.setdefault(f"{found[1]}0{found[3]}", {})[int(found[2])] = name
-        else:
+    for name, match in found.items():
+        if match is None:
             yield name, arrays[name]
+        elif (layer := int(match[2])) < count * period:
+            layers.setdefault(f"{match[1]}{layer % period}{match[3]}", {})[layer] = name
+        else:
+            yield f"{match[1]}{layer - (count - 1) * period}{match[3]}", arrays[name]
     for name, own in layers.items():
         parts = [arrays[own[index]] for index in sorted(own)]
-        if len({part.shape for part in parts}) > 1 or len(parts) < max(map(len, layers.values())):
+        if len({part.shape for part in parts}) > 1 or len(parts) != count:
             raise UserError("The blocks of this model differ from each other: use layers='loop'.")
         yield name, np.stack(parts)
 
 
-def unfold(arrays):
+def unfold(arrays, period):
     """The inverse of `fold`."""
-    own = {}
-    for name, array in arrays.items():
-        found = LAYER.fullmatch(name)
-        own |= {f"{found[1]}{i}{found[3]}": array[i] for i in range(len(array))} if found else {name: array}
+    found = {name: LAYER.fullmatch(name) for name in arrays}
+    own, counts = {}, {len(arrays[name]) for name, match in found.items() if match and int(match[2]) < period}
+    count = counts.pop()
+    for name, match in found.items():
+        if match is None:
+            own[name] = arrays[name]
+        elif (layer := int(match[2])) < period:
+            own |= {f"{match[1]}{layer + period * i}{match[3]}": arrays[name][i] for i in range(count)}
+        else:
+            own[f"{match[1]}{layer + (count - 1) * period}{match[3]}"] = arrays[name]
     return own
 
 
-FOLDS = {"loop": (apart, dict), "scan": (fold, unfold), "checkpointed": (fold, unfold)}
+FOLDS = {"loop": (apart, together), "scan": (fold, unfold), "checkpointed": (fold, unfold)}
 LAYER = re.compile(r"(.*\.layers\.)(\d+)(\..*)")

@@ -3,6 +3,7 @@
 A task gives a function without arguments whose outputs are a flat dictionary of arrays on the device.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -11,8 +12,8 @@ from common.backend import SHOWN
 from common.config import SamplingConfig
 from common.decoding import Progress, crop_prompts
 
+from .attention import empty_cache
 from .generate import bucket, fill, recipe
-from .kv_cache import empty_cache
 from .precision import dtype
 
 RATE, SEED = 0.1, 0  # of the task "dropout"
@@ -104,7 +105,7 @@ def go_on(model, inputs, targets, sampling):
     """`max_new_tokens` tokens [B, N] after prompts [B, T] in a cache, whose first was chosen beforehand: {"tokens"}."""
     progress = Progress(crop_prompts(inputs, sampling, model.config), sampling, model.config)
     logits_BV, caches = fill(model.programs, model.params, model.config, model.execution, progress)
-    used = [np.asarray(layer.used) for layer in caches]
+    kept = [np.asarray(layer.used) if hasattr(layer, "used") else jax.tree.map(np.asarray, layer) for layer in caches]
     seed, steps = np.uint32(sampling.seed), sampling.max_new_tokens
     rest = progress.positions, progress.ended, seed, np.int32(steps - 1), bucket(steps - 1, 64), recipe(sampling)
     first_B = model.programs.choose(logits_BV, progress.positions, seed, recipe(sampling))
@@ -113,12 +114,17 @@ def go_on(model, inputs, targets, sampling):
         nonlocal caches
         if steps == 1:
             return {"tokens": first_B[:, None]}
-        # slots behind the prompts hold what the last call wrote: hidden, for they stand later than any query
-        filled = [layer._replace(used=jnp.asarray(count)) for layer, count in zip(caches, used, strict=True)]
+        filled = list(map(_as_it_was, caches, kept))
         caches, _, tokens_BN = model.programs.decode(model._serving(), filled, first_B, *rest)
         return {"tokens": np.concatenate([np.asarray(first_B)[:, None], np.asarray(tokens_BN)[:, : steps - 1]], 1)}
 
     return run
+
+
+def _as_it_was(layer, kept):
+    """A filled cache to write into once more. Slots behind those in use hold what the last call wrote: hidden, for they
+    stand later than any query. What has no such slots is copied."""
+    return layer._replace(used=jnp.asarray(kept)) if hasattr(layer, "used") else jax.tree.map(jnp.array, kept)
 
 
 TASKS = {

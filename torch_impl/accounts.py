@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common import backend as door
 from common.accounting.tasks import check_counted, input_width
+from common.config import COMPILED_KERNELS
 from common.errors import UserError
 
 from . import rng
@@ -52,6 +53,10 @@ class Accounts:
 
     def about(self):
         """What the framework chooses by itself, as it chose: the kernel of fused attention."""
+        if self.execution.attention in COMPILED_KERNELS:
+            from .attention.compiled import compiled_kernel
+
+            return {"kernel": compiled_kernel(self.config, self.execution)}
         if self.execution.attention not in ("fused", "masked"):
             return {}
         return door.kernel_names(lambda masked: fused_kernel(self.config, self.execution, masked))
@@ -77,6 +82,8 @@ class Accounts:
             return saved_bytes(self.net, *call)
 
     def planned_bytes(self, what, batch, length, path="", slots=None):
+        if self.execution.attention in COMPILED_KERNELS:
+            return None  # MemTracker knows no operators of higher order
         call = self._counted(what, batch, length, path, slots)
         with self._eagerly(), torch.set_grad_enabled(what in ("gradients", "train")):
             return live_bytes(self.net, getattr(self, "slots", {}).values(), *call)

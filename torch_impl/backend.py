@@ -11,8 +11,9 @@ from common.taps import Taps
 
 from . import pth, rng
 from .accounts import Accounts
+from .attention import empty_cache
 from .generate import generate, serve
-from .kv_cache import empty_cache
+from .kv_cache import emptied
 from .layers import ELEMENTWISE
 from .models import MODELS
 from .optim import OPTIMIZERS, empty_slots
@@ -22,19 +23,10 @@ from .tasks import TASKS
 from .train import loss_and_grads, train_step
 
 
-class TorchCache:
-    """The caches of all layers, with what the host must know."""
-
-    def __init__(self, layers, batch, capacity):
-        self.layers, self.batch, self.capacity, self.used = layers, batch, capacity, 0
-
-    @property
-    def nbytes(self):
-        return sum(layer.keys_BHSD.nbytes + layer.values_BHSD.nbytes for layer in self.layers)
-
-
 class TorchModel(Accounts):
     """See `common.backend.Model`."""
+
+    title = "PyTorch"
 
     def __init__(self, config, weights, execution):
         self.config, self.execution = config, execution
@@ -79,21 +71,27 @@ class TorchModel(Accounts):
         out = door.call(module.forward, x, self._places(positions))
         value = (out * self._put(np.asarray(cotangent)).to(out.dtype)).sum()
         own = dict(module.named_parameters(prefix=path))
-        grads = torch.autograd.grad(value, [x, *own.values()])
+        grads = torch.autograd.grad(value, [x, *own.values()], materialize_grads=True)
         named = dict(zip(["input", *own], map(_numpy, grads), strict=True))
         return _numpy(out), door.Gradients(value.item(), named)
 
     def new_cache(self, batch, capacity):
+        door.check_size(batch, capacity)
         with torch.inference_mode():
-            return TorchCache(empty_cache(self.config, batch, capacity, self.execution), batch, capacity)
+            return door.Cache(empty_cache(self.config, batch, capacity, self.execution), self, batch, capacity)
+
+    def reset(self, cache):
+        door.check_cache(cache, self)
+        with torch.inference_mode():
+            cache.emptied(emptied(cache.layers))
 
     def extend(self, cache, ids, positions=None):
         ids = door.check_ids(ids, self.config)
         positions = door.positions_of(ids, positions, cache.used, self.config)
-        door.check_room(cache, ids)
+        door.check_room(cache, ids, positions, self)
         with torch.inference_mode():
-            logits, cache.layers = self.net(self._put(ids), self._put(positions), cache.layers)
-        cache.used += ids.shape[1]
+            logits, layers = self.net(self._put(ids), self._put(positions), cache.layers)
+        cache.extended(layers, positions)
         return _numpy(logits)
 
     def cache_contents(self, cache):
@@ -182,7 +180,7 @@ class TorchModel(Accounts):
 class TorchBackend:
     """See `common.backend.Backend`. State dicts in PyTorch's own file format are read and written here too."""
 
-    name, title = "torch", "PyTorch"
+    name, title = "torch", TorchModel.title
 
     def read_state_dict(self, path):
         return pth.read_state_dict(path)

@@ -1,7 +1,9 @@
 """Matrix-multiplication FLOPs as the framework itself counts them (2 per multiply-add)."""
 
+import math
+
 import torch
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
 
 def matmul_flops(function, *args):
@@ -14,6 +16,12 @@ def matmul_flops(function, *args):
         known = getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention{tail}")
         on_cpu = getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{tail}")
         flop_registry.setdefault(on_cpu, flop_registry[known])
+    if torch.ops.aten._grouped_mm not in flop_registry:  # every row of the first is multiplied by one matrix
+        register_flop_formula(torch.ops.aten._grouped_mm)(_grouped_flops)
     with FlopCounterMode(display=False) as counter:
         function(*args)
     return counter.get_total_flops()
+
+
+def _grouped_flops(rows, matrices, *_, out_shape=None, **__):
+    return 2 * math.prod(rows) * matrices[-1]

@@ -6,7 +6,7 @@ import torch
 
 from common.decoding import Progress, context_window, crop_prompts, padded
 
-from .kv_cache import empty_cache
+from .attention import empty_cache
 from .layers import streamed_product
 from .models import MODELS
 from .precision import dtype
@@ -15,7 +15,7 @@ from .sampling import sample
 from .stack import compile_in_place
 
 # a compiled step writes its own attention and norms, and fuses them with what surrounds them
-WHILE_DECODING = {"plain": {}, "streamed": {"attention": "plain", "norm": "plain"}}
+WHILE_DECODING = {"plain": {}, "streamed": {"attention": "plain", "norm": "plain", "experts": "gathered"}}
 
 
 def serve(model, config, execution):

@@ -99,7 +99,32 @@ class FusedLayerNorm(LayerNorm):
         return F.layer_norm(centred, self.weight.shape, self.weight, self.bias, self.eps).to(x.dtype)
 
 
-NORMS = {"plain": LayerNorm, "fused": FusedLayerNorm}
+class RMSNorm(nn.Module):
+    """x / sqrt(mean of x^2 + eps) * weight over the last axis. Source: Zhang and Sennrich 2019, equation 4."""
+
+    def __init__(self, dim, eps, precision):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim, dtype=dtype(precision.param)))
+        self.eps, self.reduce = eps, dtype(precision.reduce)
+
+    def forward(self, x):
+        # [1] divide by the root of the mean square, scale
+        wide = at_least(x, self.reduce)
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
+
+
+class FusedRMSNorm(RMSNorm):
+    """The same by PyTorch's own kernel."""
+
+    def forward(self, x):
+        # [1] divide by the root of the mean square, scale
+        return F.rms_norm(at_least(x, self.reduce), self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+
+NORMS = {
+    "layer_norm": {"plain": LayerNorm, "fused": FusedLayerNorm},
+    "rms_norm": {"plain": RMSNorm, "fused": FusedRMSNorm},
+}
 
 
 def matmul(dims, a, b, reduce):
@@ -112,12 +137,17 @@ def gelu_tanh(x):
     return F.gelu(x, approximate="tanh")
 
 
+def silu(x):
+    """x sigmoid(x). Source: Elfwing et al. 2017."""
+    return F.silu(x)
+
+
 def gelu(x):
     """Exact GELU, x times the normal distribution function. Source: Hendrycks and Gimpel 2016, equation 1."""
     return F.gelu(x, approximate="none")
 
 
-ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu}
+ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu, "silu": silu}
 ELEMENTWISE = {
     "exp": torch.exp,
     "log": torch.log,

@@ -12,9 +12,9 @@ from common.config import SamplingConfig
 from common.decoding import Progress, crop_prompts
 from common.rng import DROPOUT
 
+from .attention import empty_cache
 from .generate import fill
 from .generate import go_on as continued
-from .kv_cache import empty_cache
 from .layers import dropout
 from .optim import OPTIMIZERS, clip_by_global_norm
 from .sampling import sample
@@ -124,14 +124,19 @@ def go_on(model, inputs, targets, sampling):
         progress, tokens = Progress(rows, sampling, config), [first]
         progress.take(first)
         if not progress.finished:
-            # slots behind the prompts hold what the last call wrote: hidden, for they stand later than any query
             own, fed = model._serving(), (progress.last_tokens[:, None], progress.last_positions[:, None])
             with torch.inference_mode():
-                hidden_BTE, layers = own.model(*(model._put(array) for array in fed), caches)
+                hidden_BTE, layers = own.model(*(model._put(array) for array in fed), list(map(_as_it_was, caches)))
             tokens += continued(own, model._serving, execution, progress, hidden_BTE, layers)
         return {"tokens": np.array(tokens).T}
 
     return run
+
+
+def _as_it_was(layer):
+    """A filled cache to write into once more. Slots behind those in use hold what the last call wrote: hidden, for they
+    stand later than any query. What has no such slots is copied."""
+    return layer if hasattr(layer, "used") else type(layer)(*(value.clone() for value in layer))
 
 
 TASKS = {

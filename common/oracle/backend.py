@@ -9,9 +9,10 @@ from common.config import STRATEGIES, Execution
 from common.errors import UserError
 from common.taps import Taps
 
+from .attention import empty_cache
 from .generate import generate
 from .gradient import gradient
-from .kv_cache import empty_cache
+from .kv_cache import emptied
 from .layers import ELEMENTWISE
 from .loss import token_loss
 from .models import MODELS
@@ -21,19 +22,10 @@ from .train import loss_and_grads, mean_loss, train_step
 DIFFERENTIABLE = 50_000  # numbers: each costs one forward pass
 
 
-class OracleCache:
-    """The caches of all layers, with what the host must know."""
-
-    def __init__(self, layers, batch, capacity):
-        self.layers, self.batch, self.capacity, self.used = layers, batch, capacity, 0
-
-    @property
-    def nbytes(self):
-        return sum(layer.keys_BHSD.nbytes + layer.values_BHSD.nbytes for layer in self.layers)
-
-
 class OracleModel:
     """See `common.backend.Model`."""
+
+    title = "NumPy oracle"
 
     def __init__(self, config, weights, execution):
         self.config, self.execution = config, execution
@@ -84,14 +76,19 @@ class OracleModel:
         return run(variables), door.Gradients(float(scalar(variables)), gradient(scalar, variables))
 
     def new_cache(self, batch, capacity):
-        return OracleCache(empty_cache(self.config, batch, capacity), batch, capacity)
+        door.check_size(batch, capacity)
+        return door.Cache(empty_cache(self.config, batch, capacity), self, batch, capacity)
+
+    def reset(self, cache):
+        door.check_cache(cache, self)
+        cache.emptied(emptied(cache.layers))
 
     def extend(self, cache, ids, positions=None):
         ids = door.check_ids(ids, self.config)
         positions = door.positions_of(ids, positions, cache.used, self.config)
-        door.check_room(cache, ids)
-        logits, cache.layers = self.net(ids, positions, cache.layers)
-        cache.used += ids.shape[1]
+        door.check_room(cache, ids, positions, self)
+        logits, layers = self.net(ids, positions, cache.layers)
+        cache.extended(layers, positions)
         return logits
 
     def cache_contents(self, cache):
@@ -153,7 +150,7 @@ class OracleModel:
 class OracleBackend:
     """See `common.backend.Backend`."""
 
-    name, title = "numpy", "NumPy oracle"
+    name, title = "numpy", OracleModel.title
 
     def versions(self):
         return {"numpy": np.__version__}
@@ -187,7 +184,7 @@ class OracleBackend:
             raise UserError(f"The oracle computes in float64 only, not in {execution.dtype}.")
         if execution.compile or execution.layers != "loop":
             raise UserError("The oracle neither compiles nor scans: it is plain NumPy.")
-        for name in STRATEGIES:
+        for name in ("attention", *STRATEGIES):
             if getattr(execution, name) != getattr(Execution(), name):
                 raise UserError(f"The oracle has no fast paths: leave {name}={getattr(execution, name)!r} out.")
         if execution.device != "cpu":

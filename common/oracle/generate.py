@@ -2,7 +2,7 @@
 
 from common.decoding import Progress, context_window, crop_prompts, padded
 
-from .kv_cache import empty_cache
+from .attention import empty_cache
 from .sampling import sample
 
 

@@ -59,7 +59,18 @@ class LayerNorm(Module):
         return centred / np.sqrt(variance + self.eps) * self.weight + self.bias
 
 
-NORMS = {"plain": LayerNorm}
+class RMSNorm(Module):
+    """x / sqrt(mean of x^2 + eps) * weight over the last axis. Source: Zhang and Sennrich 2019, equation 4."""
+
+    def __init__(self, dim, eps):
+        self.weight, self.eps = Slot(dim), eps
+
+    def __call__(self, x):
+        # [1] divide by the root of the mean square, scale
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.eps) * self.weight
+
+
+NORMS = {"layer_norm": {"plain": LayerNorm}, "rms_norm": {"plain": RMSNorm}}
 
 
 def gelu_tanh(x):
@@ -67,12 +78,23 @@ def gelu_tanh(x):
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
+def sigmoid(x):
+    """1 / (1 + exp(-x))."""
+    e = np.exp(np.where(x.real < 0, x, -x))
+    return np.where(x.real < 0, e, 1.0) / (1 + e)
+
+
+def silu(x):
+    """x sigmoid(x). Source: Elfwing et al. 2017."""
+    return x * sigmoid(x)
+
+
 def gelu(x):
     """Exact GELU, x times the normal distribution function. Source: Hendrycks and Gimpel 2016, equation 1."""
     return 0.5 * x * (1 + _erf(x / math.sqrt(2)))
 
 
-ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu}
+ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu, "silu": silu}
 ELEMENTWISE = {
     "exp": np.exp,
     "log": np.log,

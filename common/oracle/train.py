@@ -1,17 +1,29 @@
 """One training step: gradients over micro-batches, clipping, AdamW."""
 
 from common import rng
+from common.backend import IGNORED
+from common.taps import NO_TAPS, Taps
 
 from .gradient import gradient
 from .optim import adamw, clip_by_global_norm
 
+TERMS = ("*.self_attn.index_loss", "*.mlp.balance")  # what indexers and mixtures of experts add to the loss
+
 
 def objective(model, inputs_BT, targets_BT, positions_1T, count, dropout_key):
-    """This micro-batch's share of the mean loss: its sum divided by the number of targets of the whole step."""
+    """This micro-batch's share of the mean loss: its sum divided by the number of targets of the whole step.
+
+    With it goes the same share of what layers add: each micro-batch's terms weigh like its targets.
+    """
     # [1] hidden states
-    hidden_BTE, _ = model.model(inputs_BT, positions_1T, dropout_key=dropout_key)
+    layers = model.model.layers
+    weights = [(getattr(layer.self_attn, "index_loss", 0), getattr(layer.mlp, "balance", 0)) for layer in layers]
+    taps = Taps(TERMS) if any(map(any, weights)) else NO_TAPS
+    hidden_BTE, _ = model.model(inputs_BT, positions_1T, dropout_key=dropout_key, taps=taps)
     # [2] sum of losses / global count
     total, _ = model.loss(model, hidden_BTE, targets_BT)
+    if taps.found:
+        total = total + (targets_BT != IGNORED).sum() * sum(taps.found.values())
     return total / count
 
 

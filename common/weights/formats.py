@@ -175,7 +175,7 @@ def convert(
 
 def _refuse_what_a_file_cannot_say(config: ModelConfig, target: Path) -> None:
     """A file of tensors has no config: what neither shapes nor GPT-2's own values tell would be lost."""
-    usual = {"activation": "gelu_tanh", "norm_eps": 1e-5}
+    usual = {"activation": "gelu_tanh", "norm_eps": 1e-5, **gpt2_names.PLAIN}
     lost = [f"{name} {getattr(config, name)!r}" for name, value in usual.items() if getattr(config, name) != value]
     if lost:
         raise UserError(f"{target} would lose {' and '.join(lost)}: a file of tensors has no config; give a folder.")

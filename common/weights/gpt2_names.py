@@ -6,7 +6,7 @@ weights. Fused projections split along their last axis, in the order query, key,
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -153,8 +153,22 @@ class Entry:
     shape: tuple[int, ...]
 
 
+def _usual(name: str) -> object:
+    return next(field.default for field in fields(GPTConfig) if field.name == name)
+
+
+PLAIN = {name: _usual(name) for name in ("attention", "feed_forward", "norm", "positions")}
+
+
 def entries(scheme: Scheme, config: GPTConfig) -> dict[str, Entry]:
     """Every tensor of a model in this scheme by its name there; with a tied head, some schemes hold it twice."""
+    if scheme is CANONICAL:  # has a form for every model
+        return {name: Entry((name,), "out, in", p.shape) for name, p in params.table(config).items()}
+    if other := [name for name, usual in PLAIN.items() if getattr(config, name) != usual]:
+        raise UserError(
+            f"{scheme.title} has no form for a model whose {' and '.join(other)} are not those of GPT-2; save it as a"
+            " Parallax checkpoint."
+        )
     if scheme.fused and not config.qkv_bias:
         raise UserError(
             f"{scheme.title} has no form for a model without query, key and value biases (qkv_bias is false);"

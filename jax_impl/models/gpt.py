@@ -5,10 +5,11 @@ from flax import nnx
 
 from common.taps import NO_TAPS
 
-from ..attention import IMPLEMENTATIONS
+from ..attention import attention
+from ..feed_forward import feed_forward
 from ..layers import NORMS, PRODUCTS, Embedding, Linear, dropout, layer_key
 from ..loss import LOSSES
-from ..mlp import MLP
+from ..positions import POSITIONS
 from ..precision import dtype
 from ..stack import STACKS
 
@@ -16,17 +17,19 @@ from ..stack import STACKS
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), dropout on either branch. x [B, T, E] -> ([B, T, E], cache)."""
 
-    def __init__(self, config, execution):
-        self.rate = config.dropout_shortcut
-        self.input_layernorm = NORMS[execution.norm](config.embed_dim, config.norm_eps, execution.precision)
-        self.self_attn = IMPLEMENTATIONS[execution.attention](config, execution)
-        self.post_attention_layernorm = NORMS[execution.norm](config.embed_dim, config.norm_eps, execution.precision)
-        self.mlp = MLP(config, execution)
+    def __init__(self, config, layer, execution):
+        self.rate, norm = config.dropout_shortcut, NORMS[config.norm][execution.norm]
+        self.hands_on = config.attention_of(layer).hands_on(config)
+        self.input_layernorm = norm(config.embed_dim, config.norm_eps, execution.precision)
+        self.self_attn = attention(config, layer, execution)
+        self.post_attention_layernorm = norm(config.embed_dim, config.norm_eps, execution.precision)
+        self.mlp = feed_forward(config, layer, execution)
 
-    def __call__(self, x_BTE, positions_BT, cache=None, dropout_key=None, taps=NO_TAPS):
+    def __call__(self, x_BTE, positions_BT, cache=None, dropout_key=None, taps=NO_TAPS, given=None):
         # [1] x + dropout(attention(norm(x)))
         normed_BTE = taps("input_layernorm", self.input_layernorm(x_BTE))
-        branch_BTE, cache = self.self_attn(normed_BTE, positions_BT, cache, dropout_key, taps.under("self_attn"))
+        shared, inner = {"given": given} if self.hands_on else {}, taps.under("self_attn")
+        branch_BTE, cache = self.self_attn(normed_BTE, positions_BT, cache, dropout_key, inner, **shared)
         x_BTE = x_BTE + dropout(branch_BTE, self.rate, dropout_key, 1)
         # [2] x + dropout(mlp(norm(x)))
         normed_BTE = taps("post_attention_layernorm", self.post_attention_layernorm(x_BTE))
@@ -41,14 +44,15 @@ class Decoder(nnx.Module):
     def __init__(self, config, execution):
         self.rate, self.run = config.dropout_embed, STACKS[execution.layers]
         self.embed_tokens = Embedding(config.vocab_size, config.embed_dim, execution.precision)
-        self.embed_positions = Embedding(config.context_length, config.embed_dim, execution.precision)
-        self.layers = nnx.List([Block(config, execution) for _ in range(config.num_layers)])
-        self.norm = NORMS[execution.norm](config.embed_dim, config.norm_eps, execution.precision)
+        self.embed_positions = POSITIONS[config.positions](config, execution)
+        self.layers = nnx.List([Block(config, layer, execution) for layer in range(config.num_layers)])
+        self.norm = NORMS[config.norm][execution.norm](config.embed_dim, config.norm_eps, execution.precision)
 
     def __call__(self, ids_BT, positions_BT, caches=None, dropout_key=None, taps=NO_TAPS):
         # [1] token + position embedding; padding (-1) reads position 0, and nobody reads padding
         at = jnp.arange(ids_BT.shape[1]) if positions_BT is None else jnp.maximum(positions_BT, 0)
-        x_BTE = self.embed_tokens(ids_BT) + self.embed_positions(at)
+        x_BTE = self.embed_tokens(ids_BT)
+        x_BTE = x_BTE if self.embed_positions is None else x_BTE + self.embed_positions(at)
         x_BTE = dropout(taps("embed", x_BTE), self.rate, layer_key(dropout_key, 0), 0)
         # [2] the blocks
         x_BTE, caches = self.run(self.layers, x_BTE, positions_BT, caches, dropout_key, taps)

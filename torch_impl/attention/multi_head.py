@@ -5,6 +5,7 @@ from torch import nn
 
 from common.taps import NO_TAPS
 
+from ..kv_cache import layer_cache
 from ..layers import Linear
 from ..masks import causal_mask
 from ..precision import dtype
@@ -18,7 +19,9 @@ class MultiHeadAttention(nn.Module):
     Returns ([B, T, E], the cache).
     """
 
-    def __init__(self, config, execution):
+    empty_cache = staticmethod(layer_cache)
+
+    def __init__(self, config, entry, execution):
         super().__init__()
         embed = config.embed_dim
         self.num_heads, self.rate = config.num_heads, config.dropout_attn
@@ -36,8 +39,7 @@ class MultiHeadAttention(nn.Module):
         key_positions_BS = positions_BT
         # [2] with a cache: append k, v and their positions, then attend to every slot
         if cache is not None:
-            cache = cache.append(k_BHSD, v_BHSD, positions_BT)
-            k_BHSD, v_BHSD, key_positions_BS = cache.keys_BHSD, cache.values_BHSD, cache.positions_BS
+            cache, k_BHSD, v_BHSD, key_positions_BS = cache.take(k_BHSD, v_BHSD, positions_BT)
         # [3] a query sees keys that are not later than itself
         mask_B1TS = causal_mask(positions_BT, key_positions_BS)
         # [4] softmax attention

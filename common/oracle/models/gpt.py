@@ -4,28 +4,31 @@ import numpy as np
 
 from common.taps import NO_TAPS
 
-from ..attention import IMPLEMENTATIONS
+from ..attention import attention
+from ..feed_forward import feed_forward
 from ..layers import NORMS, PRODUCTS, Embedding, Linear, dropout, layer_key
 from ..loss import LOSSES
-from ..mlp import MLP
 from ..module import Module
+from ..positions import POSITIONS
 from ..stack import STACKS
 
 
 class Block(Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), dropout on either branch. x [B, T, E] -> ([B, T, E], cache)."""
 
-    def __init__(self, config):
-        self.rate = config.dropout_shortcut
-        self.input_layernorm = NORMS["plain"](config.embed_dim, config.norm_eps)
-        self.self_attn = IMPLEMENTATIONS["plain"](config)
-        self.post_attention_layernorm = NORMS["plain"](config.embed_dim, config.norm_eps)
-        self.mlp = MLP(config)
+    def __init__(self, config, layer):
+        self.rate, norm = config.dropout_shortcut, NORMS[config.norm]["plain"]
+        self.hands_on = config.attention_of(layer).hands_on(config)
+        self.input_layernorm = norm(config.embed_dim, config.norm_eps)
+        self.self_attn = attention(config, layer)
+        self.post_attention_layernorm = norm(config.embed_dim, config.norm_eps)
+        self.mlp = feed_forward(config, layer)
 
-    def __call__(self, x_BTE, positions_BT, cache=None, dropout_key=None, taps=NO_TAPS):
+    def __call__(self, x_BTE, positions_BT, cache=None, dropout_key=None, taps=NO_TAPS, given=None):
         # [1] x + dropout(attention(norm(x)))
         normed_BTE = taps("input_layernorm", self.input_layernorm(x_BTE))
-        branch_BTE, cache = self.self_attn(normed_BTE, positions_BT, cache, dropout_key, taps.under("self_attn"))
+        shared, inner = {"given": given} if self.hands_on else {}, taps.under("self_attn")
+        branch_BTE, cache = self.self_attn(normed_BTE, positions_BT, cache, dropout_key, inner, **shared)
         x_BTE = x_BTE + dropout(branch_BTE, self.rate, dropout_key, 1)
         # [2] x + dropout(mlp(norm(x)))
         normed_BTE = taps("post_attention_layernorm", self.post_attention_layernorm(x_BTE))
@@ -40,13 +43,15 @@ class Decoder(Module):
     def __init__(self, config):
         self.rate, self.run = config.dropout_embed, STACKS["loop"]
         self.embed_tokens = Embedding(config.vocab_size, config.embed_dim)
-        self.embed_positions = Embedding(config.context_length, config.embed_dim)
-        self.layers = [Block(config) for _ in range(config.num_layers)]
-        self.norm = NORMS["plain"](config.embed_dim, config.norm_eps)
+        self.embed_positions = POSITIONS[config.positions](config)
+        self.layers = [Block(config, layer) for layer in range(config.num_layers)]
+        self.norm = NORMS[config.norm]["plain"](config.embed_dim, config.norm_eps)
 
     def __call__(self, ids_BT, positions_BT, caches=None, dropout_key=None, taps=NO_TAPS):
         # [1] token + position embedding; padding (-1) reads position 0, and nobody reads padding
-        x_BTE = self.embed_tokens(ids_BT) + self.embed_positions(np.maximum(positions_BT, 0))
+        at = np.maximum(positions_BT, 0)
+        x_BTE = self.embed_tokens(ids_BT)
+        x_BTE = x_BTE if self.embed_positions is None else x_BTE + self.embed_positions(at)
         x_BTE = dropout(taps("embed", x_BTE), self.rate, layer_key(dropout_key, 0), 0)
         # [2] the blocks
         x_BTE, caches = self.run(self.layers, x_BTE, positions_BT, caches, dropout_key, taps)

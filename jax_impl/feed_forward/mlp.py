@@ -1,16 +1,16 @@
-"""Feed-forward layers."""
+"""The feed-forward layer of GPT-2."""
 
 from flax import nnx
 
 from common.taps import NO_TAPS
 
-from .layers import ACTIVATIONS, Linear
+from ..layers import ACTIVATIONS, Linear
 
 
 class MLP(nnx.Module):
     """down(activation(up(x))): E -> F -> E, each position by itself."""
 
-    def __init__(self, config, execution):
+    def __init__(self, config, entry, execution):
         self.activation = ACTIVATIONS[config.activation]
         self.up_proj = Linear(config.embed_dim, config.ff_dim, True, execution)
         self.down_proj = Linear(config.ff_dim, config.embed_dim, True, execution)

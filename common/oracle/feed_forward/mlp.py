@@ -1,15 +1,15 @@
-"""Feed-forward layers."""
+"""The feed-forward layer of GPT-2."""
 
 from common.taps import NO_TAPS
 
-from .layers import ACTIVATIONS, Linear
-from .module import Module
+from ..layers import ACTIVATIONS, Linear
+from ..module import Module
 
 
 class MLP(Module):
     """down(activation(up(x))): E -> F -> E, each position by itself."""
 
-    def __init__(self, config):
+    def __init__(self, config, entry):
         self.activation = ACTIVATIONS[config.activation]
         self.up_proj = Linear(config.embed_dim, config.ff_dim, bias=True)
         self.down_proj = Linear(config.ff_dim, config.embed_dim, bias=True)

@@ -1,0 +1,145 @@
+"""What every kind of attention and feed-forward layer says of itself: settings, parameters, costs."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from common.accounting.work import (
+    ACTIVATION,
+    FEED_FORWARD,
+    PROJECTIONS,
+    SCORES,
+    SOFTMAX,
+    Buffers,
+    Component,
+    Pass,
+    Work,
+)
+from common.parameter import Parameter
+from common.record import Record
+
+if TYPE_CHECKING:
+    from common.config import GPTConfig
+
+SOFTMAX_COST = 6  # of one score: divide by sqrt(D), maximum, subtract, exp, sum, divide
+ACTIVATION_COST = {"gelu_tanh": 8, "gelu": 5, "silu": 4}  # of one number
+# A fused kernel kept no scores, so its backward has 5 products for 2: it computes them again. Checkpointed blocks keep
+# neither scores nor what they weigh, and multiply for both again.
+SCORED = Component(SCORES, again={"fused": 1, "masked": 1, "checkpointed": 2})
+
+
+class Part(Record):
+    """A frozen dataclass of settings. `kind` is its name in configs and that of its file in every implementation,
+    `module` the class there. `aliases` are other words for it, behind which may stand what has to be set:
+    "mqa with num_kv_heads=1". Accounts read the others: `components` are the kinds of its matrix FLOPs, in their order,
+    the first one that of its linear maps unless `component` says otherwise; `inputs` the linear maps inside that read
+    one and the same tensor (map -> tensor); `decodes` the fields of an execution to decode with where plain ones cost
+    far more.
+    """
+
+    kind: ClassVar[str]
+    module: ClassVar[str]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    components: ClassVar[tuple[Component, ...]]
+    inputs: ClassVar[Mapping[str, str]] = {}
+    decodes: ClassVar[Mapping[str, str]] = {}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, **super().to_dict()}
+
+    def check(self, config: "GPTConfig") -> None:
+        """Raise UserError if a model of this config cannot have it."""
+
+    def parameters(self, config: "GPTConfig", path: str) -> Iterator[Parameter]:
+        """Its entries of the parameter table, in the order in which they are used."""
+        raise NotImplementedError
+
+    def shut(self, name: str) -> bool:
+        """Whether no gradient leaves that linear map inside by its input."""
+        return False
+
+    def component(self, name: str) -> str:
+        """The component that a linear map inside counts as."""
+        return self.components[0].name
+
+    def products(self, config: "GPTConfig", work: Work) -> dict[str, int]:
+        """FLOPs of matrix products beside those of its linear maps, by component."""
+        return {}
+
+    def elements(self, config: "GPTConfig", work: Work) -> dict[str, int]:
+        """Elementwise FLOPs beside those of its linear maps and norms, by component."""
+        return {}
+
+    def kept(self, config: "GPTConfig", at: Pass, path: str) -> Buffers:
+        """(component, name, bytes) of what PyTorch's eager training keeps of it for the backward pass, beside inputs of
+        its linear maps and norms: a buffer that several operations keep has one name, and counts once."""
+        raise NotImplementedError
+
+
+class Attention(Part):
+    """Softmax attention over keys and values of `heads`, of which a cache holds `held` slots."""
+
+    components = (Component(PROJECTIONS), SCORED)
+    inputs: ClassVar[Mapping[str, str]] = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "x")
+
+    window: int | None = None
+
+    def heads(self, config: "GPTConfig") -> tuple[int, int, int]:
+        """(query heads H, key and value heads K, head size D)."""
+        return config.num_heads, config.num_heads, config.head_dim
+
+    def check(self, config: "GPTConfig") -> None:
+        self.heads(config)  # the model's head size is asked for by those that have none
+
+    def hands_on(self, config: "GPTConfig") -> bool:
+        """Whether layers of this kind make keys and values for each other."""
+        return False
+
+    def rows_of(self, config: "GPTConfig", name: str) -> int:
+        """How often a norm inside is taken for a token: "q_norm" may be taken head by head."""
+        return 1
+
+    def reach(self, config: "GPTConfig") -> int | None:
+        """How many positions a query looks back, its own among them: a window, or all there are (None)."""
+        if self.window is None or self.window >= config.context_length:
+            return None
+        return self.window
+
+    def held(self, capacity: int) -> int:
+        """Slots of a cache with room for `capacity` tokens: no more than can be seen."""
+        return capacity if self.window is None else min(capacity, self.window)
+
+    def cached_numbers(self, config: "GPTConfig", batch: int, capacity: int) -> int:
+        """Numbers in its cache: keys and values, without their positions."""
+        _, keys, dim = self.heads(config)
+        return 2 * batch * self.held(capacity) * keys * dim
+
+    def state_numbers(self, config: "GPTConfig", batch: int) -> int:
+        """Those of them that are kept in the precision of reductions."""
+        return 0
+
+    def read_numbers(self, config: "GPTConfig", batch: int, slots: int) -> int:
+        """Numbers of its cache that a decoding step reads."""
+        return self.cached_numbers(config, batch, slots)
+
+    def quiet(self, name: str) -> bool:
+        """Whether nothing flows back through that linear map or norm inside."""
+        return False
+
+    def products(self, config: "GPTConfig", work: Work) -> dict[str, int]:
+        """q k^T and weights v: 2 D each for every pair and head."""
+        heads, _, dim = self.heads(config)
+        return {SCORES: 2 * 2 * work.pairs(self.window) * heads * dim}
+
+    def elements(self, config: "GPTConfig", work: Work) -> dict[str, int]:
+        heads, _, _ = self.heads(config)
+        return {SOFTMAX: SOFTMAX_COST * work.pairs(self.window) * heads}
+
+
+class FeedForward(Part):
+    """E -> F -> E, each position by itself."""
+
+    components = (Component(FEED_FORWARD),)
+    inputs: ClassVar[Mapping[str, str]] = dict.fromkeys(("gate_proj", "up_proj"), "x")
+
+    def elements(self, config: "GPTConfig", work: Work) -> dict[str, int]:
+        return {ACTIVATION: ACTIVATION_COST[config.activation] * work.tokens * config.ff_dim}

@@ -1,0 +1,215 @@
+"""Gated DeltaNet (Yang et al. 2025): in place of keys and values a state, which fades and is corrected token by token.
+
+Letters: H value heads of size P, K key heads of size D, C = 2 K D + H P channels, W tokens of a convolution, N chunks
+of M tokens.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from common.backend import only_plain
+from common.taps import NO_TAPS
+
+from ..layers import NORMS, Linear, silu
+from ..precision import at_least, dtype
+from .multi_head import join_heads, split_heads
+
+EPS = 1e-6  # in the length of queries and keys
+CHUNK = 64  # tokens of a chunk
+
+
+class DeltaCache(NamedTuple):
+    """One layer's past, of the same size however long: the states [B, H, D, P], and the last W - 1 inputs of the
+    convolution [B, W - 1, C]."""
+
+    state_BHDP: torch.Tensor
+    inputs_BWC: torch.Tensor
+
+    def write(self, state_BHDP, inputs_BWC):
+        """Put others in their place, in place. Returns the cache with them in it."""
+        # [1] the states, the last inputs
+        self.state_BHDP.copy_(state_BHDP)
+        self.inputs_BWC.copy_(inputs_BWC)
+        return self
+
+
+def delta_cache(config, entry, batch, capacity, execution):
+    """An empty cache of one layer, which has room for any number of tokens. States are kept as they are summed up."""
+    # [1] nothing was written, nothing was before
+    heads, _, dim = entry.heads(config)
+    kinds = [dtype(kind) for kind in (execution.precision.reduce, execution.precision.compute)]
+    shapes = (batch, heads, dim, entry.value_size(config)), (batch, entry.kernel - 1, entry.channels(config))
+    return DeltaCache(*(torch.zeros(s, dtype=k, device=execution.device) for s, k in zip(shapes, kinds, strict=True)))
+
+
+class GatedDeltaNet(nn.Module):
+    """H heads, each with a state [D, P] of what it has read. Head h has the queries and keys of head h K / H of K.
+
+    x [B, T, E], positions [B or 1, T], of which only -1 (padding) is looked at. Returns ([B, T, E], the cache).
+    """
+
+    empty_cache = staticmethod(delta_cache)
+
+    def __init__(self, config, entry, execution):
+        super().__init__()
+        only_plain("Gated DeltaNet", execution)
+        self.heads, self.groups, self.dim = entry.heads(config)
+        self.size, self.rule = entry.value_size(config), RULES[execution.recurrence]
+        keys, values = self.groups * self.dim, self.heads * self.size
+        precision, norm = execution.precision, NORMS["rms_norm"][execution.norm]
+        kind, self.reduce = dtype(precision.param), dtype(precision.reduce)
+        self.q_proj = Linear(config.embed_dim, keys, config.qkv_bias, execution)
+        self.k_proj = Linear(config.embed_dim, keys, config.qkv_bias, execution)
+        self.v_proj = Linear(config.embed_dim, values, config.qkv_bias, execution)
+        self.q_conv = nn.Parameter(torch.empty(keys, entry.kernel, dtype=kind))
+        self.k_conv = nn.Parameter(torch.empty(keys, entry.kernel, dtype=kind))
+        self.v_conv = nn.Parameter(torch.empty(values, entry.kernel, dtype=kind))
+        self.a_proj = Linear(config.embed_dim, self.heads, False, execution)
+        self.b_proj = Linear(config.embed_dim, self.heads, False, execution)
+        self.A_log = nn.Parameter(torch.empty(self.heads, dtype=kind))
+        self.dt_bias = nn.Parameter(torch.empty(self.heads, dtype=kind))
+        self.gate_proj = Linear(config.embed_dim, values, False, execution)
+        self.norm = norm(self.size, config.norm_eps, precision)
+        self.o_proj = Linear(values, config.embed_dim, entry.out_bias, execution)
+
+    def forward(self, x_BTE, positions_BT, cache=None, dropout_key=None, taps=NO_TAPS):
+        # [1] q, k, v = x W^T + b, side by side
+        mixed_BTC = torch.cat([self.q_proj(x_BTE), self.k_proj(x_BTE), self.v_proj(x_BTE)], -1)
+        # [2] every channel is mixed with what was before it in its row, and bent
+        there_BT = positions_BT >= 0
+        weight_CW = torch.cat([self.q_conv, self.k_conv, self.v_conv])
+        state_BHDP, inputs_BWC = self._nothing(x_BTE, weight_CW) if cache is None else cache
+        mixed_BTC, inputs_BWC = convolve(taps("mixed", mixed_BTC), weight_CW, inputs_BWC, there_BT, self.reduce)
+        mixed_BTC = taps("convolved", silu(mixed_BTC))
+        # [3] split into heads; q and k of length 1, q / sqrt(D), each shared by the value heads of its group
+        widths = self.groups * self.dim, self.groups * self.dim, self.heads * self.size
+        q_BTC, k_BTC, v_BTC = mixed_BTC.split(widths, -1)
+        q_BKTD = unit(split_heads(q_BTC, self.groups)) / math.sqrt(self.dim)
+        q_BHTD = taps("q", q_BKTD.repeat_interleave(self.heads // self.groups, dim=1))
+        k_BKTD = unit(split_heads(k_BTC, self.groups))
+        k_BHTD = taps("k", k_BKTD.repeat_interleave(self.heads // self.groups, dim=1))
+        v_BHTP = taps("v", split_heads(v_BTC, self.heads))
+        # [4] how fast a state fades (Mamba-2), and how strongly it is corrected
+        a_BTH, b_BTH = taps("a", self.a_proj(x_BTE)), taps("b", self.b_proj(x_BTE))
+        a_BTH, b_BTH = at_least(a_BTH, self.reduce), at_least(b_BTH, self.reduce)
+        log_decay_BTH = taps("log_decay", -self.A_log.exp() * _softplus(a_BTH + self.dt_bias))
+        beta_BTH = taps("beta", torch.sigmoid(b_BTH))
+        # [5] padding leaves a state as it is
+        there_B1T = there_BT[:, None]
+        log_decay_BHT = torch.where(there_B1T, log_decay_BTH.transpose(1, 2), 0.0)
+        beta_BHT = torch.where(there_B1T, beta_BTH.transpose(1, 2), 0.0)
+        # [6] the gated delta rule; a single token is one step of its recurrent form
+        rule = RULES["recurrent"] if x_BTE.shape[1] == 1 else self.rule
+        context_BHTP, state_BHDP = rule(q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHT, state_BHDP)
+        context_BHTP = taps("context", context_BHTP)
+        # [7] with a cache: keep the states and the last inputs
+        if cache is not None:
+            cache = cache.write(state_BHDP, inputs_BWC)
+        # [8] normalise every head, join, gate, project
+        gate_BTC = taps("gate", silu(at_least(self.gate_proj(x_BTE), self.reduce)))
+        gated_BTC = taps("gated", (join_heads(self.norm(context_BHTP)) * gate_BTC).to(x_BTE.dtype))
+        return taps("output", self.o_proj(gated_BTC)), cache
+
+    def _nothing(self, x_BTE, weight_CW):
+        """States and inputs of rows before which nothing was."""
+        channels, kernel = weight_CW.shape
+        wide = torch.promote_types(x_BTE.dtype, self.reduce)
+        state_BHDP = x_BTE.new_zeros((len(x_BTE), self.heads, self.dim, self.size), dtype=wide)
+        return state_BHDP, x_BTE.new_zeros((len(x_BTE), kernel - 1, channels))
+
+
+def convolve(x_BTC, weight_CW, inputs_BWC, there_BT, reduce):
+    """Each channel's sum over W tokens, the last of them its own, with its own weights; `inputs` are the W - 1 before
+    the first. Padding, wherever it stands, is passed over. Returns ([B, T, C], the last W - 1 inputs)."""
+    length, kernel = x_BTC.shape[1], weight_CW.shape[1]
+    rows_B1 = torch.arange(len(x_BTC), device=x_BTC.device)[:, None]
+    # [1] behind what was before: the tokens of a row in their order, then its padding
+    order_BT = torch.argsort((~there_BT).int(), dim=1, stable=True)
+    joined_BSC = torch.cat([inputs_BWC, x_BTC[rows_B1, order_BT]], 1)
+    # [2] sum
+    wide_BSC, weight_CW = at_least(joined_BSC, reduce), at_least(weight_CW.to(x_BTC.dtype), reduce)
+    mixed_BTC = wide_BSC[:, :length] * weight_CW[:, 0]
+    for tap in range(1, kernel):
+        mixed_BTC = mixed_BTC + wide_BSC[:, tap : tap + length] * weight_CW[:, tap]
+    # [3] each token back to its place; the last inputs of every row
+    back_BT = (there_BT.cumsum(1) - 1).clamp(min=0)
+    last_BW = there_BT.sum(1, keepdim=True) + torch.arange(kernel - 1, device=x_BTC.device)
+    return mixed_BTC[rows_B1, back_BT], joined_BSC[rows_B1, last_BW]
+
+
+def unit(x):
+    """x / sqrt(sum of x^2 + eps) over the last axis."""
+    # [1] divide by the length
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + EPS)
+
+
+def recurrent_rule(q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHT, state_BHDP):
+    """One token after the other: S = decay S, S = S + k beta (v - k^T S), y = q^T S. Returns (y [B, H, T, P], S).
+
+    Source: Yang et al. 2025, equation 10, with states transposed.
+    """
+    decay_BHT, context = log_decay_BHT.exp(), []
+    for token in range(q_BHTD.shape[2]):
+        q_BH1D, k_BH1D, v_BH1P = q_BHTD[:, :, token, None], k_BHTD[:, :, token, None], v_BHTP[:, :, token, None]
+        # [1] the state fades
+        state_BHDP = decay_BHT[:, :, token, None, None] * state_BHDP
+        # [2] what it answers to the key is to come nearer to the value
+        change_BH1P = beta_BHT[:, :, token, None, None] * (v_BH1P - k_BH1D @ state_BHDP)
+        # [3] write
+        state_BHDP = state_BHDP + k_BH1D.transpose(2, 3) * change_BH1P
+        # [4] read
+        context.append(q_BH1D @ state_BHDP)
+    return torch.cat(context, 2), state_BHDP
+
+
+def chunked_rule(q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHT, state_BHDP, chunk=CHUNK):
+    """The same, `chunk` tokens at once: products inside a chunk, a state from one to the next.
+
+    Source: Yang et al. 2024, section 3.2 (the WY form); Yang et al. 2025, section 3.3 (with decay).
+    """
+    length, size = v_BHTP.shape[2:]
+    chunk = min(chunk, length)
+    # [1] cut into N chunks of M tokens; what fills the last one leaves a state as it is
+    tokens = q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHT
+    q_BHNMD, k_BHNMD, v_BHNMP, log_decay_BHNM, beta_BHNM = (_cut(x, chunk) for x in tokens)
+    # [2] what is left of the state before the chunk, and of what token s of it wrote, when token m is there
+    total_BHNM = log_decay_BHNM.cumsum(-1)
+    seen_MS = torch.ones((chunk, chunk), dtype=torch.bool, device=q_BHTD.device).tril()
+    left_BHNMS = torch.where(seen_MS, total_BHNM[..., :, None] - total_BHNM[..., None, :], -torch.inf).exp()
+    left_BHNM1, beta_BHNM1 = total_BHNM.exp()[..., None], beta_BHNM[..., None]
+    # [3] changes hang on those before and on the state: (1 + lower) change = beta (v - left k^T state). Solve for both
+    lower_BHNMS = beta_BHNM1 * left_BHNMS * (k_BHNMD @ k_BHNMD.transpose(3, 4))
+    wanted = torch.cat([beta_BHNM1 * v_BHNMP, beta_BHNM1 * left_BHNM1 * k_BHNMD], -1)
+    solved = torch.linalg.solve_triangular(lower_BHNMS, wanted, upper=False, unitriangular=True)
+    own_BHNMP, drawn_BHNMD = solved[..., :size], solved[..., size:]
+    # [4] how much of each change a token reads, and of the state; how much of each is left at the end of the chunk
+    reads_BHNMS = left_BHNMS * (q_BHNMD @ k_BHNMD.transpose(3, 4))
+    q_BHNMD = left_BHNM1 * q_BHNMD
+    k_BHNMD = (total_BHNM[..., -1:] - total_BHNM).exp()[..., None] * k_BHNMD
+    end_BHN11 = total_BHNM[..., -1].exp()[..., None, None]
+    # [5] chunk by chunk: change, read, write
+    context = []
+    for part in range(q_BHNMD.shape[2]):
+        change_BHMP = own_BHNMP[:, :, part] - drawn_BHNMD[:, :, part] @ state_BHDP
+        context.append(q_BHNMD[:, :, part] @ state_BHDP + reads_BHNMS[:, :, part] @ change_BHMP)
+        state_BHDP = end_BHN11[:, :, part] * state_BHDP + k_BHNMD[:, :, part].transpose(2, 3) @ change_BHMP
+    return torch.cat(context, 2)[:, :, :length], state_BHDP
+
+
+RULES = {"recurrent": recurrent_rule, "chunked": chunked_rule}
+
+
+def _softplus(x):
+    """log(1 + exp(x)), exact for large x too (F.softplus is x from 20 on)."""
+    return -F.logsigmoid(-x)
+
+
+def _cut(x_BHT, chunk):
+    """[B, H, T, …] -> [B, H, N, M, …], the last chunk filled with zeros."""
+    batch, heads, length, *rest = x_BHT.shape
+    filled = F.pad(x_BHT, [*[0, 0] * len(rest), 0, -length % chunk])
+    return filled.reshape(batch, heads, -1, chunk, *rest)

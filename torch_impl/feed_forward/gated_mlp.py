@@ -1,0 +1,25 @@
+"""Gated feed-forward layers (Shazeer 2020): SwiGLU, GeGLU."""
+
+from torch import nn
+
+from common.taps import NO_TAPS
+
+from ..layers import ACTIVATIONS, Linear
+
+
+class GatedMLP(nn.Module):
+    """down(activation(gate(x)) * up(x)): E -> F -> E, each position by itself."""
+
+    def __init__(self, config, entry, execution):
+        super().__init__()
+        self.activation = ACTIVATIONS[config.activation]
+        self.gate_proj = Linear(config.embed_dim, config.ff_dim, entry.bias, execution)
+        self.up_proj = Linear(config.embed_dim, config.ff_dim, entry.bias, execution)
+        self.down_proj = Linear(config.ff_dim, config.embed_dim, entry.bias, execution)
+
+    def forward(self, x_BTE, taps=NO_TAPS):
+        # [1] widen twice, bend one, multiply
+        gate_BTF = taps("gate", self.activation(self.gate_proj(x_BTE)))
+        hidden_BTF = taps("hidden", gate_BTF * self.up_proj(x_BTE))
+        # [2] back to the width of the model
+        return taps("output", self.down_proj(hidden_BTF))
