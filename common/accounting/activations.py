@@ -8,131 +8,53 @@ For float32 without dropout a block keeps 18 B T E + H T^2 B + 2 B T numbers at 
 Korthikanti et al. 2022, section 4, count the same way, for other kernels.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from common.accounting.memory import ITEM_BYTES
-from common.accounting.parts import rules_under
-from common.backend import pick
+from common.accounting.parts import entry, holder, place, quiet, rules_under, shut, times
+from common.accounting.work import ATTENTION, BOOL, FEED_FORWARD, NORMS, Buffers, Pass
 from common.config import PRECISIONS, ModelConfig
 
-NORMS, ATTENTION, FEED_FORWARD = "norms", "attention", "feed-forward"
-DROPOUT, COPIES, ENDS, LOSS = "dropout", "weights in compute format", "token ids and head", "loss"
-BOOL, INT32, INT64, SCALE = 1, 4, 8, 4  # the scale of a dropout is one float32
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One forward pass: its sizes, the bytes of a number in its formats, its kernel, whether dropout is on."""
-
-    batch: int
-    length: int
-    compute: int
-    reduce: int
-    copies: bool
-    kernel: Callable
-    dropout: bool
-
-    @property
-    def tokens(self) -> int:
-        return self.batch * self.length
-
-    def dropped(self, name: str, rate: float, numbers: int) -> "Buffers":
-        """A dropout keeps which numbers survive, and its scale."""
-        if self.dropout and rate:
-            yield DROPOUT, name, numbers * BOOL + SCALE
-
-
-Buffers = Iterator[tuple[str, str, int]]  # (component, name, bytes)
-INPUTS = {"q_proj": "x", "k_proj": "x", "v_proj": "x"}  # those that read one and the same tensor
+COPIES, ENDS, LOSS = "weights in compute format", "token ids and head", "loss"
+INT32, INT64 = 4, 8
 
 
 def _nothing(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
     yield from ()
 
 
-def _norm(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
+def _layer_norm(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
     """The centred input, the same divided by its deviation, and one reciprocal deviation a token."""
+    if quiet(config, path):
+        return
     width = own["weight"].size
     yield NORMS, f"{path} centred", at.tokens * width * at.reduce
     yield NORMS, f"{path} normed", at.tokens * width * at.reduce
     yield NORMS, f"{path} 1/deviation", at.tokens * at.reduce
 
 
-def _linear(component: str) -> Callable:
-    def rule(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
-        """Its input, and its weight where that is not the parameter itself."""
-        above, _, name = path.rpartition(".")
-        weight = own["weight"]
-        yield component, f"{above} {INPUTS.get(name, name)}", at.tokens * weight.shape[1] * at.compute
-        if at.copies:
-            yield COPIES, path, weight.size * at.compute
-
-    return rule
+def _rms_norm(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
+    """The input, the same divided by the root of its mean square, and one reciprocal root for every norm taken."""
+    rows, width = at.tokens * times(config, path), own["weight"].size
+    yield NORMS, f"{path} wide", rows * width * at.reduce
+    yield NORMS, f"{path} normed", rows * width * at.reduce
+    yield NORMS, f"{path} 1/root", rows * at.reduce
 
 
-def _attention(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
-    """What the kernel keeps. The context is the output map's input."""
-    yield from at.kernel(config, at, path, at.batch * config.num_heads * at.length * at.length)
+def _linear(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
+    """Its input, and, where that has a gradient, its weight if that is not the parameter itself."""
+    if quiet(config, path):
+        return
+    above, _, name = path.rpartition(".")
+    weight, component, layer = own["weight"], COMPONENTS[place(path)], holder(config, path)
+    read = name if layer is None else layer.inputs.get(name, name)
+    yield component, f"{above} {read}", at.tokens * weight.shape[1] * at.compute
+    if at.copies and not shut(config, path):
+        yield COPIES, path, weight.size * at.compute
 
 
-def _plain_kernel(config: ModelConfig, at: Pass, path: str, scores: int) -> Buffers:
-    """q and k as they are multiplied, v, the weights out of the softmax, and those that weigh v, if they are others.
-
-    Positions are the same in all rows, so there is one mask: [T, T], and [T] for rows that see nothing.
-    """
-    dropped = at.dropout and config.dropout_attn > 0
-    yield ATTENTION, f"{path} v", at.tokens * config.embed_dim * at.compute
-    yield ATTENTION, f"{path} q, k", 2 * at.tokens * config.embed_dim * at.reduce
-    yield ATTENTION, f"{path} mask", (at.length * at.length + at.length) * BOOL
-    yield ATTENTION, f"{path} softmax", scores * at.reduce
-    if dropped or at.compute != at.reduce:
-        yield ATTENTION, f"{path} weights", scores * at.compute
-    yield from at.dropped(f"{path} weights", config.dropout_attn, scores)
-
-
-def _loop_kernel(config: ModelConfig, at: Pass, path: str, scores: int) -> Buffers:
-    """As the plain one; the heads' weights are put together before they weigh v."""
-    yield from _plain_kernel(config, at, path, scores)
-    yield ATTENTION, f"{path} weights", scores * at.compute
-
-
-def _blockwise_kernel(config: ModelConfig, at: Pass, path: str, scores: int) -> Buffers:
-    """q (once a block), k, v as they are multiplied, all weights, what fades between blocks, and what is divided."""
-    rows, blocks = at.tokens * config.num_heads, -(-at.length // BLOCK)
-    yield ATTENTION, f"{path} q, k, v", (blocks + 2) * at.tokens * config.embed_dim * at.reduce
-    yield ATTENTION, f"{path} mask", at.length * at.length * BOOL
-    yield ATTENTION, f"{path} weights", scores * at.reduce
-    yield ATTENTION, f"{path} fading", (blocks - 1) * rows * at.reduce
-    yield ATTENTION, f"{path} sum", at.tokens * config.embed_dim * at.reduce
-    yield ATTENTION, f"{path} normalisers", rows * (at.reduce + BOOL)
-
-
-def _fused_kernel(config: ModelConfig, at: Pass, path: str, scores: int) -> Buffers:
-    """q, k, v and the log of each row's normaliser; it needs no mask (`common.backend.places`)."""
-    yield ATTENTION, f"{path} v", at.tokens * config.embed_dim * at.compute
-    yield ATTENTION, f"{path} q, k", 2 * at.tokens * config.embed_dim * at.compute
-    yield ATTENTION, f"{path} normalisers", at.tokens * config.num_heads * at.reduce
-
-
-def _masked_kernel(config: ModelConfig, at: Pass, path: str, scores: int) -> Buffers:
-    """The same with a mask, as numbers that are added."""
-    yield from _fused_kernel(config, at, path, scores)
-    yield ATTENTION, f"{path} mask", at.length * at.length * at.compute
-
-
-KERNELS = {
-    "plain": _plain_kernel,
-    "loop": _loop_kernel,
-    "blockwise": _blockwise_kernel,
-    "fused": _fused_kernel,
-    "masked": _masked_kernel,
-}
-BLOCK = 128  # keys of a block
-
-
-def _mlp(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
-    yield FEED_FORWARD, f"{path} before the activation", at.tokens * config.ff_dim * at.compute
+def _entry(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
+    yield from entry(config, path).kept(config, at, path)
 
 
 def _block(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
@@ -141,9 +63,10 @@ def _block(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
 
 
 def _decoder(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
-    """Token ids, positions (the same in all rows), the dropout of their sum."""
+    """Token ids, positions of which a table is learned (the same in all rows), the dropout of their sum."""
     yield ENDS, "ids", at.tokens * INT32
-    yield ENDS, "positions", at.length * INT32
+    if config.positions == "learned":
+        yield ENDS, "positions", at.length * INT32
     yield from at.dropped("embedding", config.dropout_embed, at.tokens * config.embed_dim)
 
 
@@ -157,27 +80,17 @@ def _model(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
     yield LOSS, "targets", at.tokens * (INT64 + BOOL)
 
 
-RULES: dict[str, dict[str, Callable]] = {
-    "gpt": {
-        "": _model,
-        "model": _decoder,
-        "embed_tokens": _nothing,
-        "embed_positions": _nothing,
-        "layers": _nothing,
-        "layers.#": _block,
-        "input_layernorm": _norm,
-        "self_attn": _attention,
-        "q_proj": _linear(ATTENTION),
-        "k_proj": _linear(ATTENTION),
-        "v_proj": _linear(ATTENTION),
-        "o_proj": _linear(ATTENTION),
-        "post_attention_layernorm": _norm,
-        "mlp": _mlp,
-        "up_proj": _linear(FEED_FORWARD),
-        "down_proj": _linear(FEED_FORWARD),
-        "norm": _norm,
-        "lm_head": _linear(ENDS),
-    }
+COMPONENTS = {"self_attn": ATTENTION, "mlp": FEED_FORWARD, "lm_head": ENDS}
+RULES: dict[str, Callable] = {
+    "": _model,
+    "model": _decoder,
+    **dict.fromkeys(("layers", "embedding", "experts", "shared_expert", "router"), _nothing),
+    "layers.#": _block,
+    "self_attn": _entry,
+    "mlp": _entry,
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "linear": _linear,
 }
 
 
@@ -195,9 +108,8 @@ def saved(
     `dtype` is the execution's. `dropout` is on in a training step, with the config's rates.
     """
     precision = PRECISIONS[dtype]
-    kernel = pick("attention kernel", attention, KERNELS)
     copies = precision.param != precision.compute
-    at = Pass(batch, length, ITEM_BYTES[precision.compute], ITEM_BYTES[precision.reduce], copies, kernel, dropout)
+    at = Pass(batch, length, ITEM_BYTES[precision.compute], ITEM_BYTES[precision.reduce], copies, attention, dropout)
     buffers: dict[tuple[str, str], int] = {}
     for module, rule, own in rules_under(config, path, RULES, "common/accounting/activations.py"):
         for component, name, size in rule(config, at, module, own):

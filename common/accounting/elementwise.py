@@ -7,70 +7,63 @@ sqrt, power); choosing by a mask, comparing and picking rows are free. XLA's own
 from collections.abc import Callable, Mapping
 
 from common import params
-from common.accounting.parts import rules_under
+from common.accounting.parts import entry, rules_under, times
+from common.accounting.work import NORMS, SUMS, Work
 from common.config import ModelConfig
 from common.params import Parameter
 
-NORMS, SOFTMAX, ACTIVATION, SUMS = "norms", "softmax", "activation", "biases and residual sums"
-ACTIVATION_COST = {"gelu_tanh": 8, "gelu": 5}  # of one number
-SOFTMAX_COST = 6  # of one score: divide by sqrt(D), maximum, subtract, exp, sum, divide
 ADAMW_COST, CLIP_COST = 15, 3  # of one parameter: the averages 7, decay 1, the step 7; square, sum, scale
 
 
-def _nothing(config: ModelConfig, tokens: int, pairs: int, own: Mapping[str, Parameter]) -> dict[str, int]:
+def _nothing(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
     return {}
 
 
-def _norm(config: ModelConfig, tokens: int, pairs: int, own: Mapping[str, Parameter]) -> dict[str, int]:
+def _layer_norm(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
     """Sum, subtract, square, sum, divide, scale, shift for every number; two divisions, + eps and a root a token."""
-    return {NORMS: tokens * (7 * own["weight"].size + 4)}
+    return {NORMS: work.tokens * (7 * own["weight"].size + 4)}
 
 
-def _bias(config: ModelConfig, tokens: int, pairs: int, own: Mapping[str, Parameter]) -> dict[str, int]:
-    return {SUMS: tokens * own["bias"].size} if "bias" in own else {}
+def _rms_norm(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
+    """Square, sum, divide, scale for every number; a division, + eps and a root for every norm that is taken."""
+    return {NORMS: work.tokens * times(config, path) * (4 * own["weight"].size + 3)}
 
 
-def _softmax(config: ModelConfig, tokens: int, pairs: int, own: Mapping[str, Parameter]) -> dict[str, int]:
-    return {SOFTMAX: SOFTMAX_COST * pairs * config.num_heads}
+def _bias(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
+    return {SUMS: work.tokens * own["bias"].size} if "bias" in own else {}
 
 
-def _activation(config: ModelConfig, tokens: int, pairs: int, own: Mapping[str, Parameter]) -> dict[str, int]:
-    return {ACTIVATION: ACTIVATION_COST[config.activation] * tokens * config.ff_dim}
+def _entry(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
+    return entry(config, path).elements(config, work)
 
 
-def _sums(count: int) -> Callable:
-    return lambda config, tokens, pairs, own: {SUMS: count * tokens * config.embed_dim}
+def _model(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
+    """Positions are added to the embeddings, where a model has any."""
+    return {} if config.positions == "none" else {SUMS: work.tokens * config.embed_dim}
 
 
-RULES: dict[str, dict[str, Callable]] = {
-    "gpt": {
-        "": _nothing,
-        "model": _sums(1),
-        "embed_tokens": _nothing,
-        "embed_positions": _nothing,
-        "layers": _nothing,
-        "layers.#": _sums(2),
-        "input_layernorm": _norm,
-        "self_attn": _softmax,
-        "q_proj": _bias,
-        "k_proj": _bias,
-        "v_proj": _bias,
-        "o_proj": _bias,
-        "post_attention_layernorm": _norm,
-        "mlp": _activation,
-        "up_proj": _bias,
-        "down_proj": _bias,
-        "norm": _norm,
-        "lm_head": _bias,
-    }
+def _block(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
+    return {SUMS: 2 * work.tokens * config.embed_dim}
+
+
+RULES: dict[str, Callable] = {
+    **dict.fromkeys(("", "layers", "embedding", "experts", "shared_expert", "router"), _nothing),
+    "model": _model,
+    "layers.#": _block,
+    "self_attn": _entry,
+    "mlp": _entry,
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "linear": _bias,
 }
 
 
 def forward(config: ModelConfig, batch: int, length: int, path: str = "") -> dict[str, int]:
     """Elementwise FLOPs of one forward pass without dropout, by component, with full T x T scores."""
     found: dict[str, int] = {}
-    for _, rule, own in rules_under(config, path, RULES, "common/accounting/elementwise.py"):
-        for component, flops in rule(config, batch * length, batch * length * length, own).items():
+    work = Work(batch, length, length, batch * length)
+    for module, rule, own in rules_under(config, path, RULES, "common/accounting/elementwise.py"):
+        for component, flops in rule(config, module, work, own).items():
             found[component] = found.get(component, 0) + flops
     return found
 

@@ -6,138 +6,145 @@ their sums; whoever publishes a rate says which one it is. Source: PaLM (Chowdhe
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
-from common.accounting.parts import rules_under
+from common.accounting.parts import entry, holder, kind, rules_under
+from common.accounting.work import FEED_FORWARD, HEAD, Component, Work
 from common.backend import pick
 from common.config import ModelConfig
+from common.errors import unknown
 from common.params import Parameter
 
-PROJECTIONS, SCORES, FEED_FORWARD, HEAD = (
-    "attention projections",
-    "attention scores and values",
-    "feed-forward",
-    "head",
-)
-# Forward and backward together, in halves of the forward pass. Backward multiplies once for the input's gradient and
-# once for the weight's. A fused kernel kept no scores, so its backward has 5 products for 2: it computes them again.
-# Checkpointed blocks keep neither scores nor what they weigh, and multiply for both again.
-HALVES = {
-    "plain": {},
-    "loop": {},
-    "blockwise": {},
-    "fused": {SCORES: 7},
-    "masked": {SCORES: 7},
-    "checkpointed": {SCORES: 8},
-}
+KERNELS = ("plain", "loop", "blockwise", "fused", "masked", "checkpointed")  # of training; the last one: of blocks
+Forms = Mapping[str, str]
+PLAIN: Forms = {}
+Rule = Callable[[ModelConfig, str, Work, Mapping[str, Parameter]], dict[str, int]]
 
 
-@dataclass(frozen=True)
-class Work:
-    """What passes through: tokens, (query, key) pairs of one head, and tokens for which the head predicts."""
-
-    tokens: int
-    pairs: int
-    predicted: int
-
-
-Rule = Callable[[ModelConfig, Work, Mapping[str, Parameter]], dict[str, int]]
-
-
-def _nothing(config: ModelConfig, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
+def _nothing(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
     """A module without products of its own: a container, a norm, a table whose rows are picked."""
     return {}
 
 
-def _linear(component: str) -> Rule:
-    return lambda config, work, own: {component: 2 * work.tokens * own["weight"].size}
+def _linear(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
+    tokens = work.predicted if kind(path) == "lm_head" else work.tokens
+    layer = holder(config, path)
+    component = HEAD if layer is None else layer.component(kind(path))
+    return {component: 2 * tokens * own["weight"].size}
 
 
-def _scores(config: ModelConfig, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
-    """q k^T and weights v: 2 D each for every pair and head."""
-    return {SCORES: 2 * 2 * work.pairs * config.num_heads * config.head_dim}
+def _entry(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
+    return entry(config, path).products(config, work)
 
 
-def _head(config: ModelConfig, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
-    return {HEAD: 2 * work.predicted * own["weight"].size}
+def _experts(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
+    """Every token is multiplied by the matrices of the experts that it chose."""
+    chosen = entry(config, path.rpartition(".")[0]).top_k
+    return {FEED_FORWARD: 2 * work.tokens * chosen * sum(p.size // p.shape[0] for p in own.values())}
 
 
-def _tied_head(config: ModelConfig, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
+def _tied_head(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
     """A tied head has no parameters of its own, but the whole model multiplies by the token table."""
     return {HEAD: 2 * work.predicted * config.embed_dim * config.vocab_size} if config.tie_embeddings else {}
 
 
-RULES: dict[str, dict[str, Rule]] = {
-    "gpt": {
-        "": _tied_head,
-        "model": _nothing,
-        "embed_tokens": _nothing,
-        "embed_positions": _nothing,
-        "layers": _nothing,
-        "layers.#": _nothing,
-        "input_layernorm": _nothing,
-        "self_attn": _scores,
-        "q_proj": _linear(PROJECTIONS),
-        "k_proj": _linear(PROJECTIONS),
-        "v_proj": _linear(PROJECTIONS),
-        "o_proj": _linear(PROJECTIONS),
-        "post_attention_layernorm": _nothing,
-        "mlp": _nothing,
-        "up_proj": _linear(FEED_FORWARD),
-        "down_proj": _linear(FEED_FORWARD),
-        "norm": _nothing,
-        "lm_head": _head,
-    }
+RULES: dict[str, Rule] = {
+    "": _tied_head,
+    **dict.fromkeys(("model", "layers", "layers.#", "embedding", "layer_norm", "rms_norm"), _nothing),
+    "self_attn": _entry,
+    "mlp": _entry,
+    **dict.fromkeys(("linear", "router"), _linear),
+    "shared_expert": _nothing,
+    "experts": _experts,
 }
+
+
+def components(config: ModelConfig) -> dict[str, Component]:
+    """What a model's products count as, in order: as its layers have them, what one kind alone has behind what it
+    follows there; then the head."""
+    found: list[Component] = []
+    for layer in (*config.attention, *config.feed_forward):
+        at = len(found)
+        for own in layer.components:
+            names = [one.name for one in found]
+            if own.name in names:
+                at = names.index(own.name)
+            else:
+                found.insert(at, own)
+            at += 1
+    return {one.name: one for one in (*found, Component(HEAD))}
 
 
 def _count(config: ModelConfig, path: str, work: Work) -> dict[str, int]:
     found: dict[str, int] = {}
-    for _, rule, own in rules_under(config, path, RULES, "common/accounting/flops.py"):
-        for component, flops in rule(config, work, own).items():
+    for module, rule, own in rules_under(config, path, RULES, "common/accounting/flops.py"):
+        for component, flops in rule(config, module, work, own).items():
             found[component] = found.get(component, 0) + flops
-    return {name: found[name] for name in sorted(found, key=(PROJECTIONS, SCORES, FEED_FORWARD, HEAD).index)}
+    order = [*components(config), *found]  # what no layer declares comes last
+    return {name: found[name] for name in sorted(found, key=order.index)}
 
 
-def forward(config: ModelConfig, batch: int, length: int, causal: bool = False, path: str = "") -> dict[str, int]:
-    """FLOPs of one forward pass over `batch` sequences of `length` tokens, by component; `path` names a submodule."""
-    pairs = length * (length + 1) // 2 if causal else length * length
-    return _count(config, path, Work(batch * length, batch * pairs, batch * length))
+def forward(
+    config: ModelConfig, batch: int, length: int, causal: bool = False, path: str = "", forms: Forms = PLAIN
+) -> dict[str, int]:
+    """FLOPs of one forward pass over `batch` sequences of `length` tokens, by component; `path` names a submodule.
+
+    `forms` are fields of the execution that change what is multiplied, here and below: {"latent": "absorbed"} makes no
+    keys and values from latents.
+    """
+    return _count(config, path, Work(batch, length, length, batch * length, causal, forms=forms))
 
 
 def training(
-    config: ModelConfig, batch: int, length: int, causal: bool = False, path: str = "", attention: str = "plain"
+    config: ModelConfig,
+    batch: int,
+    length: int,
+    causal: bool = False,
+    path: str = "",
+    attention: str = "plain",
+    forms: Forms = PLAIN,
 ) -> dict[str, int]:
     """FLOPs of forward and backward: every product again for its input and for its weight, so three times forward.
 
     `attention="fused"` is a kernel that computes its scores again on the way back: 3.5 times forward for these;
     "checkpointed" blocks compute attention again, 4 times.
     """
-    halves = pick("attention kernel", attention, HALVES)
-    parts = forward(config, batch, length, causal, path)
-    return {name: halves.get(name, 6) * flops // 2 for name, flops in parts.items()}
+    if attention not in KERNELS:
+        raise unknown("attention kernel", attention, KERNELS)
+    declared, parts = components(config), forward(config, batch, length, causal, path, forms)
+    halves = {name: declared.get(name, Component(name)).halves(attention) for name in parts}
+    return {name: halves[name] * flops // 2 for name, flops in parts.items()}
 
 
 def prefill(
-    config: ModelConfig, batch: int, length: int, causal: bool = False, slots: int | None = None
+    config: ModelConfig,
+    batch: int,
+    length: int,
+    causal: bool = False,
+    slots: int | None = None,
+    forms: Forms = PLAIN,
 ) -> dict[str, int]:
     """FLOPs of filling an empty cache with `length` tokens a row; the head predicts at the last position only.
 
     `slots` is the cache's capacity, all of which the kernels read; None is a cache that is full afterwards.
     """
-    pairs = length * (length + 1) // 2 if causal else length * (length if slots is None else slots)
-    return _count(config, "", Work(batch * length, batch * pairs, batch))
+    slots = length if slots is None else slots
+    return _count(config, "", Work(batch, length, slots, batch, causal, cached=True, forms=forms))
 
 
 def decode_step(
-    config: ModelConfig, batch: int, slots: int, causal: bool = False, visible: int | None = None
+    config: ModelConfig,
+    batch: int,
+    slots: int,
+    causal: bool = False,
+    visible: int | None = None,
+    forms: Forms = PLAIN,
 ) -> dict[str, int]:
     """FLOPs of one more token a row on a cache of `slots` slots, all of which the kernels read.
 
     With `causal` only the `visible` ones count, the token's own among them; None is a full cache.
     """
-    keys = visible if causal and visible is not None else slots
-    return _count(config, "", Work(batch, batch * keys, batch))
+    past = (slots if visible is None else visible) - 1
+    return _count(config, "", Work(batch, 1, slots, batch, causal, past, cached=True, forms=forms))
 
 
 TASKS = {"forward": forward, "train": training, "prefill": prefill, "decode": decode_step}

@@ -4,9 +4,12 @@ Activations are in `activations.py`. Where `dtype` is a number format, it is tha
 is an execution's, `PRECISIONS` says what is kept in which format.
 """
 
+from collections.abc import Callable
+
 from common import params
-from common.accounting.parts import kind
+from common.accounting.parts import entry, kind
 from common.config import PRECISIONS, ModelConfig
+from common.variants import Attention
 
 ITEM_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
 LOOKED_UP = ("embed_tokens", "embed_positions")  # tables of which only some rows are read
@@ -33,17 +36,30 @@ def training(config: ModelConfig, dtype: str = "float32") -> int:
 
 
 def kv_cache(config: ModelConfig, batch: int, slots: int, dtype: str = "float32") -> int:
-    """Bytes of the keys and values of all layers, without the slots' positions."""
-    return 2 * config.num_layers * batch * slots * config.num_heads * config.head_dim * ITEM_BYTES[dtype]
+    """Bytes of the keys and values of all layers, or what stands for them, without the slots' positions. `dtype` is the
+    execution's: states are kept in its precision of reductions."""
+    return _held(config, dtype, batch, lambda layer: layer.cached_numbers(config, batch, slots))
+
+
+def states(config: ModelConfig, batch: int, dtype: str = "float32") -> int:
+    """Bytes of those of them that are states: what every token changes, and no context lengthens."""
+    layers = map(config.attention_of, range(config.num_layers))
+    return sum(layer.state_numbers(config, batch) for layer in layers) * ITEM_BYTES[PRECISIONS[dtype].reduce]
+
+
+def _held(config: ModelConfig, dtype: str, batch: int, numbers: Callable[[Attention], int]) -> int:
+    layers = [config.attention_of(layer) for layer in range(config.num_layers)]
+    others = sum(numbers(layer) - layer.state_numbers(config, batch) for layer in layers)
+    return others * ITEM_BYTES[PRECISIONS[dtype].compute] + states(config, batch, dtype)
 
 
 def decode_bytes(config: ModelConfig, batch: int, slots: int, dtype: str = "float32") -> dict[str, int]:
     """Bytes that one decode step of an execution in `dtype` must move: "weights read", "cache read", "cache written".
 
     Every weight is read once for all rows, matrices in the format of compute; of a table whose rows are looked up, one
-    row for every row of the batch. A tied head reads the whole token table once, the looked-up rows among it. The cache
-    is read in all its `slots`, which is what the kernels do (give the visible ones for the least possible), and written
-    in one.
+    row for every row of the batch; of a layer's experts as many as the rows take if each takes others, so at most all.
+    A tied head reads the whole token table once, the looked-up rows among it. The cache is read in all its `slots`,
+    which is what the kernels do (give the visible ones for the least possible), and written in one.
     """
     precision = PRECISIONS[dtype]
     read = 0
@@ -51,9 +67,12 @@ def decode_bytes(config: ModelConfig, batch: int, slots: int, dtype: str = "floa
         module, size = name.rpartition(".")[0], parameter.size
         if kind(module) in LOOKED_UP and not (config.tie_embeddings and kind(module) == "embed_tokens"):
             size = min(batch, parameter.shape[0]) * parameter.shape[1]
+        elif parameter.part == "experts":
+            layer = entry(config, module.rpartition(".")[0])
+            size = size // layer.num_experts * min(layer.num_experts, batch * layer.top_k)
         read += size * ITEM_BYTES[precision.compute if len(parameter.shape) > 1 else precision.param]
     return {
         "weights read": read,
-        "cache read": kv_cache(config, batch, slots, precision.compute),
-        "cache written": kv_cache(config, batch, 1, precision.compute),
+        "cache read": _held(config, dtype, batch, lambda layer: layer.read_numbers(config, batch, slots)),
+        "cache written": kv_cache(config, batch, 1, dtype),
     }

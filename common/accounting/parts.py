@@ -9,8 +9,10 @@ from common import params
 from common.config import ModelConfig
 from common.errors import UserError, unknown
 from common.params import Parameter
+from common.variants import Part
 
-Rules = Mapping[str, Mapping[str, Callable]]  # family -> kind of module -> rule
+Rules = Mapping[str, Callable]  # what a module is -> rule
+ENTRIES = {"self_attn": "attention", "mlp": "feed_forward"}  # modules that a config's pattern chooses
 
 
 def kind(path: str) -> str:
@@ -19,9 +21,52 @@ def kind(path: str) -> str:
     return f"{above[-1]}.#" if last.isdigit() else last
 
 
+def entry(config: ModelConfig, path: str) -> Part:
+    """The kind of attention or feed-forward at a path such as "model.layers.3.self_attn"."""
+    layer = int(path.split(".")[-2])
+    return config.attention_of(layer) if kind(path) == "self_attn" else config.feed_forward_of(layer)
+
+
+def holder(config: ModelConfig, path: str) -> Part | None:
+    """The attention or feed-forward layer that a module is or lies in, if any."""
+    names = path.split(".")
+    at = next((at for at, name in enumerate(names) if name in ENTRIES), None)
+    return None if at is None else entry(config, ".".join(names[: at + 1]))
+
+
+def decoding(config: ModelConfig) -> dict[str, str]:
+    """The fields of an execution that are not plain where a model's layers are to decode."""
+    return {field: form for layer in config.attention for field, form in layer.decodes.items()}
+
+
+def times(config: ModelConfig, path: str) -> int:
+    """How often the norm at a path is taken for a token: one inside attention may be taken head by head."""
+    if place(path) != "self_attn":
+        return 1
+    return entry(config, path.rpartition(".")[0]).rows_of(config, kind(path))
+
+
+def quiet(config: ModelConfig, path: str) -> bool:
+    """Whether nothing flows back through the linear map or norm at a path: what it makes is only chosen by."""
+    if place(path) != "self_attn" or kind(path) == "self_attn":
+        return False
+    return entry(config, path.rpartition(".")[0]).quiet(kind(path))
+
+
+def shut(config: ModelConfig, path: str) -> bool:
+    """Whether no gradient leaves the linear map at a path by its input."""
+    layer = holder(config, path)
+    return layer is not None and layer.shut(kind(path))
+
+
 def inside(path: str, name: str) -> bool:
     """Whether a module or parameter is the module at `path` or lies in it."""
     return not path or name == path or name.startswith(f"{path}.")
+
+
+def place(path: str) -> str:
+    """Where a module lies: in "self_attn", in "mlp", or in neither (its own kind)."""
+    return next((part for part in ENTRIES if f".{part}." in f"{path}."), kind(path))
 
 
 def rules_under(
@@ -29,20 +74,24 @@ def rules_under(
 ) -> Iterator[tuple[str, Callable, dict[str, Parameter]]]:
     """(path, rule, the module's own parameters by their last name) of the module at `path` and of all below it.
 
-    Raises where the path names nothing, and where a kind of module has no rule: nothing is counted as 0 by oversight.
+    What holds parameters follows the rule of what it does with them (`Parameter.part`), the others that of their kind.
+    Raises where the path names nothing, and where there is no rule: nothing is counted as 0 by oversight.
     """
     modules = params.modules(config)
     if path not in modules:
         raise unknown("component", path, modules)
-    if config.family not in rules:
-        raise unknown("family with rules", config.family, rules)
-    table = params.table(config)
+    owned: dict[str, dict[str, Parameter]] = {}
+    for name, parameter in params.table(config).items():
+        above, _, leaf = name.rpartition(".")
+        owned.setdefault(above, {})[leaf] = parameter
     for module in filter(lambda name: inside(path, name), modules):
-        if kind(module) not in rules[config.family]:
-            raise UserError(
-                f"The component {module!r} has no rule: {kind(module)!r} of family {config.family!r} is missing in"
-                f" RULES of {where}."
-            )
-        prefix = f"{module}." if module else ""
-        own = {n[len(prefix) :]: p for n, p in table.items() if n.startswith(prefix) and "." not in n[len(prefix) :]}
-        yield module, rules[config.family][kind(module)], own
+        own = owned.get(module, {})
+        named = kind(module) in rules  # attention may hold numbers of its own beside its submodules
+        parts = {parameter.part for parameter in own.values()} if own and not named else {kind(module)}
+        if len(parts) != 1 or not parts <= set(rules):
+            raise UserError(f"The component {module!r} has no rule: there is none for {_listed(parts)} in {where}.")
+        yield module, rules[parts.pop()], own
+
+
+def _listed(parts: set) -> str:
+    return " and ".join(sorted(repr(part) for part in parts))

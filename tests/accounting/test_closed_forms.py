@@ -138,14 +138,12 @@ def test_a_component_without_a_rule_is_refused(monkeypatch):
 
     def table(config):
         yield from gpt(config)
-        yield params.Parameter("model.layers.1.mlp.gate_proj.weight", (20, 12))
+        yield params.Parameter("model.layers.1.mlp.sieve.weight", (20, 12), part="sieve")
 
     gpt = params.TABLES["gpt"]
     monkeypatch.setitem(params.TABLES, "gpt", table)
     for rule in (flops.forward, elementwise.forward, activations.saved):
-        with pytest.raises(
-            UserError, match=r"'model\.layers\.1\.mlp\.gate_proj' has no rule: 'gate_proj' of family 'gpt'"
-        ):
+        with pytest.raises(UserError, match=r"'model\.layers\.1\.mlp\.sieve' has no rule: there is none for 'sieve'"):
             rule(SMALL, 2, 7)
         assert rule(SMALL, 2, 7, path="model.layers.0") is not None
     with pytest.raises(UserError, match=r"Unknown component 'model\.layer'"):

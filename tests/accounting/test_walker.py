@@ -47,6 +47,8 @@ BODY_CASES = {  # products of X in a run, by how they are nested
     "custom_jvp": (1, lambda x: jax.nn.relu(x @ x)),
     "batched": (4, lambda x: jnp.einsum("bij,bjk->bik", jnp.stack([x] * 4), jnp.stack([x] * 4))),
     "vmap": (4, lambda x: jax.vmap(lambda y: y @ y)(jnp.stack([x] * 4))),
+    "groups of rows": (1, lambda x: jax.lax.ragged_dot(x, jnp.stack([x, x]), jnp.array([1, 2]))),
+    "groups of rows, gradient": (3, jax.grad(lambda x: jax.lax.ragged_dot(x, x[None], jnp.array([3])).sum())),
     "vector": (1 / 3, lambda x: x @ x[0]),
 }
 
@@ -76,7 +78,6 @@ def test_a_loop_without_a_known_end_is_refused():
         ("conv_general_dilated", lambda x: jax.lax.conv(x[None, None], x[None, None], (1, 1), "SAME")),
         ("cholesky", jnp.linalg.cholesky),
         ("triangular_solve", lambda x: jax.scipy.linalg.solve_triangular(x, x)),
-        ("ragged_dot", lambda x: jax.lax.ragged_dot(x, x[None], jnp.array([3]))),
         ("eigh", jnp.linalg.eigh),
         ("fft", jnp.fft.fft),
         ("pure_callback", lambda x: jax.pure_callback(lambda y: y @ y, x, x)),
