@@ -234,13 +234,15 @@ def _differing(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) ->
 def _gpt_sites(config: GPTConfig) -> list[Site]:
     """Of a text of one token: a parameter that is added where a mask cuts has a zero gradient exactly where it cuts."""
     embed, heads = config.embed_dim, config.num_heads
+    table = params.table(config)
     sites = [Site(0, 0, config.dropout_embed, (1, 1, embed), "model.embed_positions.weight")]
     for index in range(config.num_layers):
         layer = f"model.layers.{index}"
         sites.append(Site(index + 1, 1, config.dropout_shortcut, (1, 1, embed), f"{layer}.self_attn.o_proj.bias"))
         sites.append(Site(index + 1, 2, config.dropout_shortcut, (1, 1, embed), f"{layer}.mlp.down_proj.bias"))
-        sites.append(Site(index + 1, 0, config.dropout_attn, (1, heads, 1, 1), f"{layer}.self_attn.v_proj.weight"))
-    return [site for site in sites if site.rate]
+        if config.attention_of(index).kind == "multi_head":  # no heads that share a value
+            sites.append(Site(index + 1, 0, config.dropout_attn, (1, heads, 1, 1), f"{layer}.self_attn.v_proj.weight"))
+    return [site for site in sites if site.rate and site.shown_by in table]
 
 
 SITES = {"gpt": _gpt_sites}  # by family; C2 compares what comes of the masks for those that are not here

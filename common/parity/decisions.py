@@ -3,31 +3,37 @@
 In float64 tokens are equal. Below, a token may differ only where the oracle itself nearly chose otherwise: where its
 margin is smaller than what rounding of the tier can do to the logits there (the oracle with noise; no implementation
 has a say in it). Such a certified tie is listed with its margin; from there on the texts are two, and are not compared.
+
+Layers decide too: a router for experts, an indexer for keys. In every tier they choose the largest of the scores that
+the implementation itself shows, to the last one; and given its own values before it, layer by layer, a router chooses
+what the oracle's would, or its logits at the border lie within rounding: another certified tie.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from common import backend as door
+from common.accounting.parts import entry
 from common.backend import Model
-from common.config import SamplingConfig
+from common.config import PRECISIONS, SamplingConfig
 from common.decoding import padded
-from common.parity import noise
+from common.parity import noise, thresholds
 from common.parity.margins import lead, margin
 from common.parity.rows import Exhibit, Row
-from common.parity.thresholds import EXACT, GUMBEL
+from common.parity.thresholds import EXACT, GUMBEL, ROUNDOFF
 from common.parity.trial import Session, Trial, Truth
 
 NAME = "C4"
 TITLE = "decisions"
 SENTENCE = (
-    "All implementations choose the same tokens as the oracle: exactly in float64, and below wherever the oracle's"
+    "All implementations choose the same tokens and experts as the oracle: exactly in float64, and below wherever its"
     " margin is larger than rounding; every other place is listed with its margin."
 )
+OWN, ROUTED = "choices by own scores", "chosen experts"  # rows about what is chosen inside of a model
 TIERS = ("float64", "float32", "bfloat16")
 CHUNK = 3  # tokens per prefill: two full chunks and a rest, for the prompts of the cases
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -37,12 +43,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "streamed": {},
 }
 
+Values = Mapping[str, np.ndarray]
+
 
 def for_case(trial: Trial) -> Iterator[Row | Exhibit]:
-    """First choices along the case's own tokens, then generated tokens, in every precision."""
+    """Choices along the case's own tokens, of tokens and inside of the model, then generated tokens; all precisions."""
     ties: list[dict[str, Any]] = []
     for tier in _tiers(trial.session) if not trial.case.path else ():
         yield _first_choices(trial, tier, ties)
+        yield from _inner_choices(trial, tier, ties)
         for number, variant in _generations(trial, tier):
             yield _generated(trial, tier, number, variant, ties)
     if ties:
@@ -53,7 +62,7 @@ def declared(trial: Trial) -> set[tuple[str, str]]:
     """What `for_case` must yield."""
     if trial.case.path:
         return set()
-    found = {("first choices", tier) for tier in _tiers(trial.session)}
+    found = {(what, tier) for tier in _tiers(trial.session) for what in ("first choices", *_inner(trial))}
     for tier in _tiers(trial.session):
         found |= {(_what(trial, number, variant), tier) for number, variant in _generations(trial, tier)}
     return found
@@ -121,6 +130,91 @@ def _logit_error(tier: str, clean: np.ndarray, noisy: list[np.ndarray]) -> np.nd
     if tier == "float64":
         return EXACT * np.abs(clean).max(-1)
     return noise.largest_logit_error(tier, clean, noisy)
+
+
+# --- inside the model ------------------------------------------------------------------------------------------------
+
+
+def _choosers(trial: Trial) -> list[str]:
+    """The paths of the modules that choose something for every token: experts, or keys."""
+    return [tap.removesuffix(".chosen") for tap in trial.truth.forward.taps if tap.endswith(".chosen")]
+
+
+def _routes(path: str) -> bool:
+    """Whether a module that chooses is one that chooses experts."""
+    return path.endswith(".mlp")
+
+
+def _inner(trial: Trial) -> set[str]:
+    """The rows about what modules choose."""
+    paths = _choosers(trial)
+    return ({OWN} if paths else set()) | ({ROUTED} if any(map(_routes, paths)) else set())
+
+
+def _inner_choices(trial: Trial, tier: str, ties: list[dict[str, Any]]) -> Iterator[Row]:
+    """Along the case's own tokens: what follows from an implementation's own scores, and what from its own inputs."""
+    paths = _choosers(trial)
+    if not paths:
+        return
+    ids, _ = trial.case.tokens()
+    sizes = {path: trial.truth.forward.taps[f"{path}.chosen"][..., 0].size for path in paths}
+    taps = {name: model.forward(ids, taps=("*",)).taps for name, model in trial.each(tier).items()}
+    wrong = {name: sum(_unlike_own_scores(trial, path, own) for path in paths) for name, own in taps.items()}
+    yield _row(trial, tier, OWN, wrong, sum(sizes.values()), "")
+    if routed := list(filter(_routes, paths)):
+        wrong = {name: _unlike_the_oracle(trial, tier, name, own, ties) for name, own in taps.items()}
+        yield _row(trial, tier, ROUTED, wrong, sum(sizes[path] for path in routed), "")
+
+
+def _unlike_own_scores(trial: Trial, path: str, own: Values) -> int:
+    """How many choices of a module are not those of the largest of the implementation's own scores."""
+    scores = own[f"{path}.router" if _routes(path) else f"{path}.index_scores"]
+    return int(_unlike(own[f"{path}.chosen"], _largest(trial, path, scores)).sum())
+
+
+def _unlike_the_oracle(trial: Trial, tier: str, name: str, own: Values, ties: list[dict[str, Any]]) -> int:
+    """How many tokens go to other experts than the oracle would send them to, given what the implementation itself
+    hands to the router, though the last logit chosen and the next one lie farther apart than twice what one may be off.
+    """
+    steps, wrong = noise.step_by_step(trial.truth, own), 0
+    for path in filter(_routes, _choosers(trial)):
+        logits, top_k = steps[f"{path}.router"], entry(trial.case.config, path).top_k
+        ranked = -np.sort(-logits, -1)
+        margins = ranked[..., top_k - 1] - (ranked[..., top_k] if top_k < ranked.shape[-1] else -np.inf)
+        bounds = 2 * _router_error(trial, tier, path, own)
+        differs = _unlike(own[f"{path}.chosen"], _largest(trial, path, logits))
+        wrong += int((differs & (margins > bounds)).sum())
+        for row, step in np.argwhere(differs & (margins <= bounds)):
+            place, what = (int(row), int(step)), f"experts of {path}"
+            ties.append(_tie(trial, tier, name, what, place, margins[row, step], bounds[row, step]))
+    return wrong
+
+
+def _router_error(trial: Trial, tier: str, path: str, own: Values) -> np.ndarray:
+    """How far a token's logits may be off in a router, the largest of them, [B, T]: by the rule for products whose sums
+    and results are here in the precision of reductions.
+    """
+    x = np.asarray(own[f"{path.rpartition('.')[0]}.post_attention_layernorm"], np.float64)
+    weight, unit = trial.truth.model.params[f"{path}.router.weight"], ROUNDOFF[PRECISIONS[tier].reduce]
+    inputs = {"terms": float(weight.shape[1]), "sums": unit, "unit": unit}
+    return thresholds.bounds("matmul", {path: 0.0}, inputs)[path] * (np.abs(x) @ np.abs(weight).T).max(-1)
+
+
+def _largest(trial: Trial, path: str, scores: np.ndarray) -> np.ndarray:
+    """What a module must choose by these scores, of equal ones the first: experts by number, in order, [B, T, C]; keys
+    as a mask [B, T, S], hidden ones never.
+    """
+    order = np.argsort(-scores, -1, kind="stable")[..., : entry(trial.case.config, path).top_k]
+    if _routes(path):
+        return np.sort(order, -1)
+    mask = np.zeros(scores.shape, bool)
+    np.put_along_axis(mask, order, True, -1)
+    return mask & (scores > -np.inf)
+
+
+def _unlike(got: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """Where two choices differ, bool [B, T]: everywhere if one is of another number."""
+    return (got != want).any(-1) if got.shape == want.shape else np.ones(want.shape[:-1], bool)
 
 
 # --- generation ------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from common.parity.perturb import another, names_of
 from common.parity.probes import ORACLE, Outcome, Probe, forward, probes, smallest
 from common.parity.rows import Exhibit, Row
 from common.parity.trial import Session
+from common.record import plain
 
 NAME = "C6"
 READ = 1e-9  # a smaller relative change is none: float64 rounds at 1e-15, the faintest field here changes 1e-6
@@ -41,6 +42,9 @@ UNREAD = {
     "Execution.products": "the same products of the same numbers",
     "Execution.decode": "the same products, read otherwise",
     "Execution.projections": "the same products, joined or with heads in place",
+    "Execution.experts": "the same experts, one by one or together",
+    "Execution.recurrence": "the same recurrence, some tokens at once",
+    "Execution.latent": "the same products in another order",
     "Execution.allocator": "the same work in other memory",
     "Execution.rng": "only training and sampling draw",
 }
@@ -62,7 +66,7 @@ def rows(session: Session) -> Iterator[Row | Exhibit]:
         owner, _, field = key.partition(".")
         change, errors = row.inputs.get("change", 0.0), [e for n, e in row.errors.items() if not n.endswith(" change")]
         shown.append(
-            {"class": owner, "field": field, "from": before, "to": after, "unread": UNREAD.get(key, "")}
+            {"class": owner, "field": field, "from": plain(before), "to": plain(after), "unread": UNREAD.get(key, "")}
             | {"change": _plain(change), "agreement": _plain(max(errors, default=np.inf)), "passed": row.passed}
         )
     if shown:
@@ -127,7 +131,7 @@ def _changed(probe: Probe, name: str) -> Any:
     if probe.key(name) == "SamplingConfig.end_token":  # only a token that is drawn can end a row
         rows = probe.stages[0](ORACLE, probe.base)
         return probe.base.with_(end_token=int(rows[0, 1]))
-    return another(probe.base, name)
+    return another(probe.base, name, probe.place)
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------

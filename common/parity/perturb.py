@@ -2,15 +2,16 @@
 
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import common.config as tables
+from common import variants
 from common.errors import UserError
 
 FACTOR = 4.0  # floats are scaled by this, far enough that an epsilon shows in the outputs
-OF_TYPE: dict[type, tuple[Any, ...]] = {bool: (True, False), int: (2, 3), float: (0.5,)}  # for a field without a value
+OF_TYPE: dict[type, tuple[Any, ...]] = {bool: (True, False), int: (2, 3), float: (0.4,)}  # for a field without a value
 
 
 def names_of(config: Any) -> list[str]:
@@ -18,16 +19,24 @@ def names_of(config: Any) -> list[str]:
     return [f.name for f in fields(config)]
 
 
-def another(config: Any, name: str) -> Any:
-    """The config with another valid value in that field, or None if none is known."""
+def another(config: Any, name: str, place: Callable[[Any], Any] = lambda changed: changed) -> Any:
+    """The config with another valid value in that field, or None if none is known. `place` puts it where it belongs and
+    raises where it does not fit: a value that fits nowhere comes last, for then all must refuse it."""
+    misfit = None
     for value in candidates(config, name):
         try:
             changed = config.with_(**{name: value})
         except UserError:
             continue
-        if getattr(changed, name) != getattr(config, name):
-            return changed
-    return None
+        if getattr(changed, name) == getattr(config, name):
+            continue
+        try:
+            place(changed)
+        except UserError:
+            misfit = misfit or changed
+            continue
+        return changed
+    return misfit
 
 
 def candidates(config: Any, name: str) -> Iterator[Any]:
@@ -44,13 +53,20 @@ def candidates(config: Any, name: str) -> Iterator[Any]:
             yield from (other for other in table if value in table and other != value)
     elif is_dataclass(value):
         yield from filter(None, (another(value, inner) for inner in names_of(value)))
+    elif name in variants.PATTERNS and isinstance(value, tuple):
+        yield from ((kind,) for kind in variants.PATTERNS[name])
     elif value is None:
         hint = typing.get_type_hints(type(config))[name]
         for kind in typing.get_args(hint) if isinstance(hint, types.UnionType) else ():
-            yield from OF_TYPE.get(kind, ())
+            yield from OF_TYPE.get(kind, (kind(),) if is_dataclass(kind) else ())
 
 
 def enumerations() -> list[tuple[str, ...]]:
-    """The tables of names in `common.config`: DTYPES, ACTIVATIONS, …"""
-    found = [value for name, value in vars(tables).items() if name.isupper() and isinstance(value, tuple)]
+    """The tables of names in `common.config` and `common.variants`: DTYPES, ACTIVATIONS, SCALINGS, …"""
+    found = [
+        value
+        for module in (tables, *variants.modules())
+        for name, value in vars(module).items()
+        if name.isupper() and isinstance(value, tuple)
+    ]
     return [table for table in found if all(isinstance(entry, str) for entry in table)]

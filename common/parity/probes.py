@@ -1,8 +1,8 @@
 """What the fields of a config are observed in: logits, objectives, trained weights, sampled texts."""
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ from common.cases import CASES, Case
 from common.config import FAMILIES, Execution, GPTConfig, ModelConfig, SamplingConfig, TrainConfig
 from common.errors import UserError
 from common.parity.trial import Session
+from common.record import Record
+from common.variants import PATTERNS, Part
+from common.variants.rotary import SCALINGS
 
 ORACLE = "numpy"
 TRAINED = GPTConfig(5, 4, 4, 1, 2, ff_dim=4, qkv_bias=False, dropout_embed=0.2)  # the oracle differentiates 144 numbers
@@ -39,21 +42,24 @@ Stage = Callable[[str, Any], Outcome]  # (implementation, config) -> outcome
 class Probe:
     """Where one class of configs is observed: a base config, and stages of which one at least must show every field.
 
-    `exact` says that outcomes are decisions, equal or not.
+    `exact` says that outcomes are decisions, equal or not. `place` puts a changed config where it is observed, and
+    raises where it does not fit.
     """
 
     base: Any
     stages: tuple[Stage, ...]
     exact: bool = False
+    place: Callable[[Any], Any] = lambda changed: changed
 
     def key(self, name: str) -> str:
         return f"{type(self.base).__name__}.{name}"
 
 
 def probes(session: Session) -> list[Probe]:
-    """What is changed: every model family, then training, sampling and execution."""
+    """What is changed: every model family and kind of layer, then training, sampling and execution."""
     return [
         *(_model_probe(session, smallest(family)) for family in FAMILIES),
+        *_part_probes(session),
         Probe(TRAIN, (_kept(lambda name, train: _trained(session, name, train)),)),
         _sampling_probe(session, smallest(min(FAMILIES))),
         _execution_probe(session, smallest(min(FAMILIES))),
@@ -88,6 +94,60 @@ def _build(session: Session, name: str, config: ModelConfig, weights: Mapping, e
 def _ids(config: ModelConfig, rows: int, length: int) -> np.ndarray:
     """Random ids [rows, length] of the vocabulary."""
     return np.random.default_rng(0).integers(0, config.vocab_size, (rows, length)).astype(np.int32)
+
+
+def _part_probes(session: Session) -> Iterator[Probe]:
+    """Every kind of layer with settings, and the records among its settings: of each the one that says most, so that
+    its fields have something to act on, in the smallest case that has it."""
+    chosen: dict[type, tuple[Case, Any, list[Callable[[Any], dict]]]] = {}
+    for case in sorted((c for c in CASES.values() if not c.path), key=lambda case: params.count(case.config)):
+        for field in PATTERNS:
+            for part in filter(fields, getattr(case.config, field)):
+                found = [(part, [lambda other, field=field: {field: other}])]
+                found += [(inner, _inner_places(field, part, name)) for name, inner in _records(part)]
+                for base, places in found if _stands_alone(case, field, part) else ():
+                    best = chosen.get(type(base))
+                    if best is None or _told(base) > _told(best[1]):
+                        chosen[type(base)] = case, base, places
+    for case, base, places in chosen.values():
+        yield _in_place(session, case, base, places)
+
+
+def _told(record: Record) -> int:
+    """How many of its fields are not as they would be unsaid."""
+    return sum(getattr(record, one.name) != one.default for one in fields(record))
+
+
+def _stands_alone(case: Case, field: str, part: Part) -> bool:
+    """Whether all layers can be of that kind: one that reads the keys of others cannot be the first."""
+    try:
+        case.config.with_(**{field: part})
+    except UserError:
+        return False
+    return True
+
+
+def _records(part: Part) -> list[tuple[str, Record]]:
+    found = [(one.name, getattr(part, one.name)) for one in fields(part)]
+    return [(name, value) for name, value in found if isinstance(value, Record)]
+
+
+def _inner_places(field: str, part: Part, name: str) -> list[Callable[[Any], dict]]:
+    """Where a record of settings is observed: as it is, and in each of the ways that it can be scaled, for most of its
+    numbers belong to one of them."""
+    plain = [lambda inner: {field: part.with_(**{name: inner})}]
+    scaled = [lambda inner, s=s: {field: part.with_(**{name: inner.with_(scaling=s)})} for s in SCALINGS]
+    return plain + (scaled if hasattr(getattr(part, name), "scaling") else [])
+
+
+def _in_place(session: Session, case: Case, base: Any, places: Sequence[Callable[[Any], dict]]) -> Probe:
+    """A probe of something inside a model's config, which is observed where the model is."""
+
+    def stage(whole: Stage, put: Callable[[Any], dict]) -> Stage:
+        return _kept(lambda name, inner: whole(name, case.config.with_(**put(inner))))
+
+    stages = tuple(stage(whole, put) for put in places for whole in _model_probe(session, case).stages)
+    return Probe(base, stages, place=lambda changed: case.config.with_(**places[0](changed)))
 
 
 def _model_probe(session: Session, case: Case) -> Probe:

@@ -169,16 +169,21 @@ def _scale(arrays) -> float:
 
 
 def _cached(trial: Trial, ids: np.ndarray) -> Iterator[Row]:
-    """A prefill, single steps and a last chunk, rows padded to unequal lengths: logits, and what lies in the caches."""
+    """A prefill, single steps and a last chunk, rows padded to unequal lengths: logits, and what lies in the caches.
+    These held another text before, whose positions would be seen, and were reset."""
     rows = [row[: ids.shape[1] - 2 * number].tolist() for number, row in enumerate(ids)]
     ids, positions = padded(rows, ids.shape[1])
     prefill = ids.shape[1] // 2
     cuts = [0, prefill, prefill + 1, prefill + 2, ids.shape[1]]
     capacity = ids.shape[1] + 1
     visible = positions >= 0
+    other, others = ids[::-1], np.tile(np.maximum(np.arange(ids.shape[1]) - prefill, -1), (len(ids), 1))
 
     def through_cache(model):
         cache = model.new_cache(len(ids), capacity)
+        for a, b in (cuts[:2], cuts[1:3]):
+            model.extend(cache, other[:, a:b], others[:, a:b])
+        model.reset(cache)
         parts = [model.extend(cache, ids[:, a:b], positions[:, a:b]) for a, b in itertools.pairwise(cuts)]
         return np.concatenate(parts, axis=1)[visible], model.cache_contents(cache)
 

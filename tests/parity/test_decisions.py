@@ -1,5 +1,7 @@
 """C4: the same tokens in every way of generating; a planted fault fails, a choice within rounding is a listed tie."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from altered import failed, rows, session, with_config, with_methods
@@ -10,7 +12,7 @@ from common.config import SamplingConfig
 from common.oracle.sampling import sample
 from common.parity import decisions, margins
 from common.parity.rows import Exhibit
-from common.parity.thresholds import NOISE
+from common.parity.thresholds import NOISE, RULES
 from common.parity.trial import Session, Trial, truth
 
 TORCH = ("torch", "torch")
@@ -118,3 +120,48 @@ def test_a_full_session_tries_all_variants_in_all_tiers():
     whole = Trial(Session({"torch": door.load("torch")}), CASES["gpt"])
     count = len(CASES["gpt"].sampling) * len(decisions.VARIANTS) + 1
     assert len(decisions.declared(whole)) == count * len(decisions.TIERS)
+
+
+# --- inside the model -------------------------------------------------------------------------------------------------
+
+OWN, ROUTED = decisions.OWN, decisions.ROUTED
+
+
+@pytest.mark.parametrize("case", ["gpt_experts", "gpt_sparse"])
+def test_layers_choose_by_their_own_scores(case):
+    found = rows(decisions, session(None, TORCH, tiers=("float64", "bfloat16")), case)
+    inner = {key: row for key, row in found.items() if key[0] in (OWN, ROUTED)}
+    assert {what for what, _ in inner} == ({OWN, ROUTED} if case == "gpt_experts" else {OWN})
+    assert not failed(inner)
+    assert {row.size for row in inner.values()} == {2 * 2 * 11}  # layers, rows, tokens
+
+
+def next_expert(forward, ids, **options):
+    """The first of a token's experts is said to be the next one, or a key that is not chosen to be one that is."""
+    found = forward(ids, **options)
+    for tap, value in found.taps.items():
+        if tap.endswith(".chosen"):
+            found.taps[tap] = value.copy()
+            found.taps[tap][0, 7, 0] = ~value[0, 7, 0] if value.dtype == bool else (value[0, 7, 0] + 1) % 4
+    return found
+
+
+@pytest.mark.parametrize(("case", "wrong"), [("gpt_experts", {OWN, ROUTED}), ("gpt_sparse", {OWN})])
+def test_another_choice_fails(case, wrong):
+    found = rows(decisions, session(with_methods(forward=next_expert), TORCH, tiers=("float64",)), case)
+    assert {what for what, _ in failed(found)} == wrong
+    assert all(found[what, "float64"].errors == {"torch": 0.0, "altered": 2.0} for what in wrong)  # one in each layer
+
+
+def test_other_experts_that_rounding_explains_are_listed_ties(monkeypatch):
+    """With bounds as wide as all margins nothing fails beside the oracle; what own scores do not give fails anyway."""
+    wide = replace(RULES["matmul"], bounds=lambda errors, inputs: dict.fromkeys(errors, 1e9))
+    monkeypatch.setitem(RULES, "matmul", wide)
+    trial = Trial(session(with_methods(forward=next_expert), TORCH, tiers=("float32",)), CASES["gpt_experts"])
+    found = list(decisions.for_case(trial))
+    assert {item.what for item in found if not isinstance(item, Exhibit) and not item.passed} == {OWN}
+    (ties,) = (item.data for item in found if isinstance(item, Exhibit))
+    own = [tie for tie in ties if tie["what"].startswith("experts of model.layers.")]
+    assert {(tie["wing"], tie["row"], tie["step"]) for tie in own} == {("altered", 0, 7)}
+    assert len(own) == 2
+    assert all(0 < tie["margin"] <= tie["rounding"] for tie in own)

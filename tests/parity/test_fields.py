@@ -12,8 +12,11 @@ from common.parity import fields, probes
 from common.parity.perturb import another
 from common.parity.rows import Exhibit
 from common.parity.trial import Session, subjects
+from common.variants import PATTERNS
+from common.variants.rotary import Rotary
 
-CLASSES = (*FAMILIES.values(), TrainConfig, SamplingConfig, Execution)
+PARTS = (entry for table in PATTERNS.values() for entry in table.values() if dataclasses.fields(entry))
+CLASSES = (*FAMILIES.values(), *PARTS, Rotary, TrainConfig, SamplingConfig, Execution)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +139,7 @@ def test_a_field_of_unknown_kind_is_none_and_fails(torch_alone, monkeypatch):
 
     config = Layered(5, 4, 4, 1, 2)
     assert another(config, "kinds") is None
-    monkeypatch.setattr(fields, "another", lambda config, name: None)
+    monkeypatch.setattr(fields, "another", lambda *_: None)
     unknown = fields.row(torch_alone, "GPTConfig.ff_dim")
     assert not unknown.passed
     assert "no other valid value of GPTConfig.ff_dim is known" in unknown.note

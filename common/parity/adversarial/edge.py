@@ -84,6 +84,7 @@ class Record:
 
     models: list[tuple[ModelConfig, Weights]] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
+    caches: list[Any] = field(default_factory=list)
 
     def around(self, build: Build) -> Build:
         """The same builder, whose models write down what is asked of them."""
@@ -100,7 +101,7 @@ class _Recorded:
     """A model whose calls are recorded; caches go by number."""
 
     def __init__(self, model: Model, number: int, record: Record):
-        self._model, self._number, self._record, self._caches = model, number, record, []
+        self._model, self._number, self._record = model, number, record
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._model, name)
@@ -112,14 +113,14 @@ class _Recorded:
             self._record.calls.append({"call": name, "model": self._number, "arguments": arguments})
             out = value(*args, **kwargs)
             if name == "new_cache":
-                self._caches.append(out)
+                self._record.caches.append(out)
             return out
 
         return call
 
     def _plain(self, value: Any) -> Any:
         """An argument as JSON can hold it."""
-        for number, cache in enumerate(self._caches):
+        for number, cache in enumerate(self._record.caches):
             if value is cache:
                 return {"cache": number}
         if isinstance(value, np.ndarray):

@@ -5,11 +5,15 @@ import numpy as np
 from common import params
 from common.config import GPTConfig, SamplingConfig
 from common.parity.adversarial.edge import Build, Edge, Outcome, flat, refused
+from common.variants import GatedDeltaNet, GroupedQuery, MultiHead
 
 CONFIG = GPTConfig(7, 5, 4, 1, 2, ff_dim=4, tie_embeddings=False, qkv_bias=False)
 LONG = GPTConfig(5, 300, 4, 1, 2, ff_dim=4, qkv_bias=False)
 ONE_HEAD = CONFIG.with_(num_heads=1)
 NARROW_HEADS = CONFIG.with_(num_heads=4)
+WINDOWED = CONFIG.with_(attention=GroupedQuery(1, window=3), positions="sinusoidal")
+_DELTA = GatedDeltaNet(num_key_heads=1, num_value_heads=1, key_dim=2, value_dim=2, kernel=2)
+ALL_CACHES = WINDOWED.with_(num_layers=3, attention=(MultiHead(), GroupedQuery(1, window=3), _DELTA))
 SMALLEST = GPTConfig(1, 1, 1, 1, 1, ff_dim=1)
 IDS = np.array([[3, 6, 0, 2, 5], [1, 1, 4, 6, 2]], np.int32)
 TARGETS = np.array([[6, 0, 2, 5, 1], [1, 4, 6, 2, 0]], np.int32)
@@ -94,6 +98,49 @@ def _full_cache(build: Build) -> Outcome:
     return out
 
 
+def _wrong_caches(build: Build) -> Outcome:
+    """A cache of another config, and one that others made, are refused and stay as they are."""
+    model, other = build(CONFIG, weights()), build(ONE_HEAD, weights(ONE_HEAD))
+    cache = model.new_cache(2, 4)
+    first = model.extend(cache, IDS[:, :1])
+    out: Outcome = {
+        "another config": refused(lambda: other.extend(cache, IDS[:, 1:2])),
+        "a reset by another config": refused(lambda: other.reset(cache)),
+        "no rows": refused(lambda: model.new_cache(0, 4)),
+        "half a slot": refused(lambda: model.new_cache(2, 3.5)),
+    }
+    out["logits"] = np.concatenate([first, model.extend(cache, IDS[:, 1:2])], 1)
+    model.reset(cache)
+    out["after a reset"] = model.extend(cache, IDS[:, 1:2])
+    cache.maker = "somebody else in float16"
+    told = refused(lambda: model.extend(cache, IDS[:, 1:2]))
+    out["another maker"], out["slots in use"] = told.partition(";")[0], np.array(cache.used)  # behind it: who refuses
+    return out
+
+
+def _jumping_positions(build: Build) -> Outcome:
+    """A window of three in a ring of three slots, and in two slots, which are no ring."""
+    model = build(WINDOWED, weights(WINDOWED))
+    out: Outcome = {}
+    for slots, positions in ((4, (0, 2, 4)), (2, (0, 2))):
+        cache = model.new_cache(2, slots)
+        parts = [model.extend(cache, IDS[:, p : p + 1], np.full((2, 1), p)) for p in positions]
+        out[f"{slots} slots"] = np.concatenate(parts, 1)
+        out[f"back in {slots} slots"] = refused(lambda cache=cache: model.extend(cache, IDS[:, :1], np.full((2, 1), 1)))
+    return out
+
+
+def _reset_cache(build: Build) -> Outcome:
+    """Slots, a ring and states that are full of another text, which later positions would see; then as many tokens."""
+    model = build(ALL_CACHES, weights(ALL_CACHES))
+    cache = model.new_cache(2, 4)
+    for at in range(4):
+        model.extend(cache, IDS[:, at : at + 1], np.full((2, 1), at))
+    model.reset(cache)
+    parts = [model.extend(cache, IDS[:, at : at + 1], np.full((2, 1), at)) for at in (3, 4)]
+    return {"logits": np.concatenate(parts, 1), "slots in use": np.array(cache.used)}
+
+
 def _filled_at_once(build: Build) -> Outcome:
     model = build(CONFIG, weights())
     cache = model.new_cache(2, 5)
@@ -158,6 +205,27 @@ EDGES = (
         " usable",
         _full_cache,
         result="raises",
+    ),
+    Edge(
+        "a cache of another model",
+        ("Boundary",),
+        "numbers of another precision or of other layers may fit by chance: none but its maker goes on with a cache",
+        _wrong_caches,
+        result="raises",
+    ),
+    Edge(
+        "positions that jump",
+        ("Boundary",),
+        "in a ring with fewer slots than the window visible keys overwrite each other; positions that go back find"
+        " theirs overwritten: such a cache is no ring, such positions are refused",
+        _jumping_positions,
+        result="raises",
+    ),
+    Edge(
+        "a cache that is reset",
+        ("Boundary",),
+        "what a reset leaves behind (positions, counters, states) is part of the next text",
+        _reset_cache,
     ),
     Edge("a cache filled at once", ("Boundary",), "as many tokens as slots; no more than the context", _filled_at_once),
     Edge(

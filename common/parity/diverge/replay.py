@@ -27,6 +27,10 @@ class Forced:
         """The same, one level down."""
         return Forced(self.values, f"{self.prefix}{name}.", self.computed)
 
+    def wants(self, name: str) -> bool:
+        """Everything is asked for."""
+        return True
+
     def __call__(self, name: str, value: Any) -> Any:
         name = self.prefix + name
         self.computed[name] = value
@@ -52,6 +56,6 @@ def replay(model: Any, subject: Subject, values: Mapping[str, np.ndarray]) -> di
 
 def order(config: ModelConfig) -> list[str]:
     """All names of a model's values in the order in which they are made, from an oracle of the least width."""
-    least = config.with_(vocab_size=2, context_length=1, embed_dim=config.num_heads, ff_dim=1)
+    least = config.with_(vocab_size=2, context_length=1, embed_dim=2 * config.num_heads, ff_dim=1)
     model = door.load("numpy").build(least, params.randomise(least, 0), Execution(dtype="float64"))
     return list(model.forward(np.zeros((1, 1), np.int32), taps=("*",)).taps)
