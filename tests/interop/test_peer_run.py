@@ -109,6 +109,7 @@ def compare_with(run, recorded, model, recipe, batches, loss_bound, norm_bound):
     np.testing.assert_allclose(norms, run[f"grad_norms_{recorded}"], rtol=norm_bound)
 
 
+@pytest.mark.full_for("float32-0.0001-0.0001-jax")
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 @pytest.mark.parametrize(
     ("dtype", "loss_bound", "norm_bound"),
@@ -143,6 +144,7 @@ def their_gelu(xp, x):
     return 0.5 * x * (1 + xp.tanh(root * (x + 0.044715 * x**3)))
 
 
+@pytest.mark.full_for("jax")
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 def test_with_their_gelu_constant_not_even_the_last_digits_differ(
     run, config, initial, batches, recipe, wing, monkeypatch

@@ -159,6 +159,7 @@ def test_logits_and_loss_in_float32(case, built, wing):
     assert model.loss(case.ids, case.targets) == pytest.approx(case.loss, rel=1e-5)
 
 
+@pytest.mark.full_for("jax")
 @pytest.mark.parametrize("wing", WINGS)
 def test_greedy_tokens_over_64_steps(case, built, wing):
     """One batch of equal lengths, and a batch of unequal lengths against theirs row by row."""

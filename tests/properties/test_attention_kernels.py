@@ -39,6 +39,7 @@ def handed_on(monkeypatch, wing):
 UNJITTED = {"torch": {}, "jax": {"compile": False}}  # so that every call is seen
 
 
+@pytest.mark.full_for("jax")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_that_count_hand_on_no_mask_and_others_do(model_of, batch, tokens, wing, dtype, monkeypatch):
     """A kernel that knows how to leave out later keys need not be given all T x S of them: forward, loss, gradients.

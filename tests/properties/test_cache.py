@@ -1,13 +1,15 @@
 """A KV cache changes nothing, in any split, and neither does padding; and a cache refuses what does not fit."""
 
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from common import backend
 from common.accounting import memory
+from common.cases import CASES
 from common.errors import UserError
 
 LENGTH, BOUND = 8, 1e-12  # float64 rounding in sums of another order: 1e-14 here
@@ -50,7 +52,7 @@ def test_any_split(cuts, seed, case, case_model, late):
     filler=st.integers(0, 18),
     seed=st.integers(0, 99),
 )
-def test_a_padded_batch_equals_its_rows(slots, split, filler, seed, case, case_model, late):
+def test_a_padded_batch_equals_its_rows(slots, split, filler, seed, case, case_model, row_by_row, late):
     """Rows padded anywhere, in one forward and through a cache in two parts, equal each row alone.
 
     What stands in the padding changes no bit.
@@ -64,7 +66,7 @@ def test_a_padded_batch_equals_its_rows(slots, split, filler, seed, case, case_m
         for row, w in enumerate(slots)
     ]
     for name in ("numpy", "torch", "jax"):
-        model = case_model(name, case)
+        model = case_model(name, case, **row_by_row(name, case))
         whole = model.forward(ids, positions).logits
         cache = model.new_cache(2, CAPACITY)
         parts = [model.extend(cache, ids[:, p], positions[:, p]) for p in (slice(split), slice(split, SHORT))]
@@ -111,6 +113,113 @@ def test_a_batch_of_another_size_is_refused_and_the_cache_lives_on(model_of, tok
             model.extend(cache, ids[:rows, 5:])
     rest = model.extend(cache, ids[:2, 5:])
     close(np.concatenate([first, rest], axis=1), model.forward(ids[:2]).logits)
+
+
+def test_a_cache_of_another_model_is_refused_and_lives_on(model_of, tokens, name, small):
+    """Of other layers; a model of the same config may go on with it."""
+    model, ids = model_of(name), tokens(2, LENGTH)
+    cache = model.new_cache(2, CAPACITY)
+    first = model.extend(cache, ids[:, :5])
+    with pytest.raises(UserError, match="another config, which differs in num_layers"):
+        model_of(name, small.with_(num_layers=1)).extend(cache, ids[:, 5:])
+    with pytest.raises(UserError, match="another config, which differs in num_layers"):
+        model_of(name, small.with_(num_layers=1)).reset(cache)
+    close(np.concatenate([first, model.extend(cache, ids[:, 5:])], axis=1), model.forward(ids).logits)
+
+
+def in_parts(model, cache, ids, positions, cuts=(0, 4, 6, CAPACITY)):
+    return np.concatenate([model.extend(cache, ids[:, a:b], positions[:, a:b]) for a, b in pairwise(cuts)], axis=1)
+
+
+@pytest.mark.full_for("balance-jax", "sharing-jax", "experts-jax", "sparse-jax", "latent-jax", "wide-jax", "untied-jax")
+def test_after_a_reset_a_cache_is_as_new(case, case_model, late, name):
+    """To the bit, after it was filled with another text, and rings went round."""
+    model, (ids, positions) = case_model(name, case), late(case, 2, CAPACITY)
+    fresh, used = model.new_cache(2, CAPACITY), model.new_cache(2, CAPACITY)
+    in_parts(model, used, ids[::-1], positions)
+    with pytest.raises(UserError, match="holds 10 of 10"):
+        model.extend(used, ids[:, :1])
+    model.reset(used)
+    for stage in ("empty", "used"):
+        assert used.used == fresh.used
+        want, got = model.cache_contents(fresh), model.cache_contents(used)
+        assert want.keys() == got.keys()
+        for what in want:
+            np.testing.assert_array_equal(got[what], want[what], err_msg=f"{stage}: {what}")
+        if stage == "empty":
+            logits = [in_parts(model, cache, ids, positions) for cache in (used, fresh)]
+            np.testing.assert_array_equal(*logits)
+
+
+def test_a_reset_takes_no_memory_of_its_own(model_of, tokens, wing):
+    """PyTorch writes in place; JAX hands the donated buffers on."""
+    model = model_of(wing)
+    cache = model.new_cache(2, CAPACITY)
+    model.extend(cache, tokens(2, LENGTH))
+    places = [place(value) for layer in cache.layers for value in (layer.keys_BHSD, layer.values_BHSD)]
+    model.reset(cache)
+    after = [place(value) for layer in cache.layers for value in (layer.keys_BHSD, layer.values_BHSD)]
+    assert sorted(after) == sorted(places)
+
+
+def place(array):
+    return array.data_ptr() if hasattr(array, "data_ptr") else array.unsafe_buffer_pointer()
+
+
+WINDOWS = [
+    name
+    for name, case in CASES.items()
+    if not case.path and any(entry.window is not None for entry in case.config.attention)
+]
+GAPS = np.array([[-1, -1, 0, 1, 2, 7, 8, 9, 12, 15], [0, 1, 2, 3, 8, -1, 10, 11, 14, 15]], np.int32)
+
+
+@pytest.mark.full_for("jax-2-gpt_sharing", "jax-2-gpt_balance", "jax-10-gpt_sharing", "jax-10-gpt_balance")
+@pytest.mark.parametrize("case_name", WINDOWS)
+@pytest.mark.parametrize("slots", [CAPACITY, 2])
+def test_positions_may_jump(case_model, late, name, case_name, slots):
+    """Padding on the left and positions that are left out: in a ring, and in a cache shorter than the window, which is
+    none, since two visible keys would lie in one slot."""
+    case = CASES[case_name]
+    ids, _ = late(case, 2, CAPACITY)
+    cuts, positions = ([0, 4, 6, CAPACITY], GAPS) if slots == CAPACITY else ([0, 1, 2], np.array([[0, 2], [1, 3]]))
+    ids = ids[:, : cuts[-1]]
+    want = case_model("numpy", case).forward(ids, positions).logits
+    model = case_model(name, case)
+    got = in_parts(model, model.new_cache(2, slots), ids, positions, cuts)
+    close(got[positions >= 0], want[positions >= 0])
+
+
+@pytest.mark.parametrize("again", [[8, 9], [7, 8], [9, 9], [-1, 3]])
+def test_a_ring_refuses_positions_that_do_not_rise_and_lives_on(case_model, late, name, again):
+    """It holds the latest ones only: a query further back would miss what it has to see."""
+    case = CASES[WINDOWS[0]]
+    (ids, _), model = late(case, 2, 6), case_model(name, case)
+    cache, positions = model.new_cache(2, CAPACITY), np.array([[0, 1, 2, 3, 4, 5], [0, 1, 4, 8, 9, 13]])
+    first = model.extend(cache, ids[:, :4], positions[:, :4])
+    with pytest.raises(UserError, match=r"Position \d of row 1 comes after position \d; .* must rise in every row"):
+        model.extend(cache, ids[:, 4:], np.array([[4, 5], again]))
+    got = np.concatenate([first, model.extend(cache, ids[:, 4:], positions[:, 4:])], axis=1)
+    close(got, case_model("numpy", case).forward(ids, positions).logits)
+
+
+MADE = ("numpy-float64", "torch-float64", "torch-bfloat16", "jax-float64", "jax-float32")
+
+
+@pytest.mark.parametrize("case_name", ["gpt", "gpt_hybrid"])
+@pytest.mark.parametrize(("made", "other"), [pair for pair in permutations(MADE, 2) if "float64" in pair[0]])
+def test_a_cache_made_otherwise_is_refused_and_lives_on(case_model, late, case_name, made, other):
+    """By another implementation, or in another precision: states would be taken over silently."""
+    case, (name, _), (maker, dtype) = CASES[case_name], made.split("-"), other.split("-")
+    mine, theirs = case_model(name, case), case_model(maker, case, dtype)
+    (ids, positions), cache = late(case, 2, SHORT), mine.new_cache(2, CAPACITY)
+    first = mine.extend(cache, ids[:, :4], positions[:, :4])
+    made, own = (f"{backend.load(n).title} in {d} on cpu" for n, d in ((name, "float64"), (maker, dtype)))
+    for refused in (lambda: theirs.extend(cache, ids[:, 4:], positions[:, 4:]), lambda: theirs.reset(cache)):
+        with pytest.raises(UserError, match=f"^The cache was made by {made}; {own} cannot go on with it.$"):
+            refused()
+    got = np.concatenate([first, mine.extend(cache, ids[:, 4:], positions[:, 4:])], axis=1)
+    close(got, mine.forward(ids, positions).logits)
 
 
 def test_two_caches_do_not_know_each_other(model_of, tokens, name):

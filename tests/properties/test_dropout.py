@@ -79,6 +79,7 @@ def test_rate_0_and_no_key_leave_the_input_alone(room):
     assert layers.dropout(x, 0.5, None, 1) is x
 
 
+@pytest.mark.full_for("jax")
 def test_every_place_in_the_model_has_its_own_site(model_of, tokens, with_dropout, name, monkeypatch):
     """One place for the embedding and three for every block (attention, two branches), each with a key of its own."""
     room = {"numpy": "common.oracle", "torch": "torch_impl", "jax": "jax_impl"}[name]

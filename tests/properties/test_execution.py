@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common import compare, params
+from common.cases import CASES
 from common.config import SamplingConfig, TrainConfig
 
 LENGTH, BOUND = 6, 1e-12  # float64 rounding in another order of operations: 1e-14 here
@@ -63,9 +64,25 @@ def check_training(models, ids):
         check_named(got, want, models[0].config)
 
 
+@pytest.mark.full_for("untied", "wide", "dropout", "latent", "sparse", "experts", "balance", "sharing")
 def test_forward_and_cache_by_scan(case, case_model, late):
     plain, scan = (case_model("jax", case, layers=layers) for layers in ("loop", "scan"))
     check_forward_and_cache(plain, scan, *late(case, 2, LENGTH))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "layers"), [("gpt_sharing", 6), ("gpt_hybrid", 5)])
+@pytest.mark.parametrize("way", ["scan", "checkpointed"])
+def test_patterns_that_end_within_a_period(fresh_model, late, name, layers, way):
+    """Whole periods are scanned; what is behind the last one is run, trained, stored and resumed like all else."""
+    config = CASES[name].config.with_(num_layers=layers, dropout_embed=0.1, dropout_attn=0.2, dropout_shortcut=0.3)
+    assert 0 < layers % config.period < config.period < layers
+    plain, other = (fresh_model("jax", config, layers=how) for how in ("loop", way))
+    ids, positions = late(CASES[name], 2, LENGTH)
+    check_forward_and_cache(plain, other, ids, positions)
+    check_gradients(plain, other, ids)
+    check_named(other.weights(), plain.weights(), config)
+    check_training([plain, other], ids)
 
 
 @pytest.mark.full

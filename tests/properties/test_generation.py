@@ -109,6 +109,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.full_for("top", "temperature")
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_sampled_tokens_are_equal_everywhere(model_of, setting):
     """Equal seeds, equal tokens in all three, cached and plain; other seeds, other tokens."""

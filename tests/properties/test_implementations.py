@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from common import params
-from common.config import ATTENTION_KERNELS, PROJECTIONS, GPTConfig
+from common.config import ATTENTION_KERNELS, COMPILED_KERNELS, PROJECTIONS, GPTConfig
 from common.errors import UserError
 
 BOUND = 1e-12  # float64 rounding in sums of another order: 1e-14 here
 LONG = GPTConfig(7, 300, 8, 2, 2, ff_dim=8, tie_embeddings=False)  # its keys fill three blocks, the last one in part
-WAYS = [{"attention": kernel} for kernel in ATTENTION_KERNELS[1:]] + [{"projections": how} for how in PROJECTIONS[1:]]
+KERNELS = [name for name in ATTENTION_KERNELS[1:] if name not in COMPILED_KERNELS]  # test_compiled_kernels.py has those
+WAYS = [{"attention": kernel} for kernel in KERNELS] + [{"projections": how} for how in PROJECTIONS[1:]]
 ONE_EACH = pytest.mark.parametrize("way", WAYS, ids=lambda way: next(iter(way.values())))
 BIASES = pytest.mark.parametrize("bias", [True, pytest.param(False, marks=pytest.mark.full)], ids=["bias", "no bias"])
 
@@ -32,6 +33,7 @@ def padded_batch():
     return ids, positions, positions >= 0
 
 
+@pytest.mark.full_for("jax-bias-loop", "jax-bias-blockwise", "jax-bias-einsum", "jax-bias-masked", "jax-bias-module")
 @ONE_EACH
 @BIASES
 def test_outputs_and_gradients_are_those_of_the_plain_one(model_of, padded_batch, wing, way, bias):
@@ -47,6 +49,7 @@ def test_outputs_and_gradients_are_those_of_the_plain_one(model_of, padded_batch
             close(got.grads[name], want.grads[name], 10 * bound)
 
 
+@pytest.mark.full_for("jax-loop", "jax-blockwise", "jax-einsum")
 @pytest.mark.parametrize(
     "way", [way for way in WAYS if "module" not in str(way)], ids=lambda way: next(iter(way.values()))
 )
@@ -61,6 +64,7 @@ def test_through_a_cache_in_chunks(model_of, padded_batch, wing, way):
     close(got[there], want[there], bound)
 
 
+@pytest.mark.full_for("jax-way1", "jax-way2")
 @pytest.mark.parametrize("way", [{"attention": "loop"}, *({"projections": how} for how in PROJECTIONS[1:])])
 def test_dropout_draws_the_shared_masks(model_of, with_dropout, tokens, wing, way):
     ids, targets = tokens(2, 2, 8)
@@ -106,6 +110,7 @@ def test_scores_beyond_what_exp_can_take(model_of, wing, kernel):
     close(other, plain, 1e-9)
 
 
+@pytest.mark.full_for("jax")
 def test_masked_hands_on_the_mask_that_fused_leaves_out(model_of, tokens, wing, monkeypatch):
     import jax
     from torch.nn import functional

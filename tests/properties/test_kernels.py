@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common import compare, params
-from common.config import ATTENTION_KERNELS
+from common.config import ATTENTION_KERNELS, COMPILED_KERNELS
 from common.decoding import padded
 from common.errors import UserError
 from common.taps import Taps
@@ -25,6 +25,9 @@ class Noise(Taps):
     def __call__(self, name, value):
         noise = 1 + self.u * self.rng.uniform(-1, 1, np.shape(value))
         return np.where(np.isfinite(value), value * noise, value)
+
+
+OTHERS = [name for name in ATTENTION_KERNELS[1:] if name not in COMPILED_KERNELS]
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +54,16 @@ def two_sided(one, other, free, luck=2.0):
     assert other <= luck * one + free
 
 
-@pytest.mark.parametrize("kernel", ATTENTION_KERNELS[1:])
+@pytest.mark.full_for("jax-float32")
+@pytest.mark.parametrize("kernel", OTHERS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_another_kernel_is_as_accurate_as_the_plain_one(model_of, batch, truth, wing, dtype, kernel):
     plain, other = (error(model_of(wing, dtype=dtype, attention=k), batch, truth) for k in ("plain", kernel))
     two_sided(other, plain, compare.UNIT_ROUNDOFF[dtype] * compare.rms(truth))
 
 
-@pytest.mark.parametrize("kernel", ATTENTION_KERNELS[1:])
+@pytest.mark.full_for("jax-bfloat16-loop", "jax-bfloat16-m", "jax-bfloat16-blockwise", "jax-float32")
+@pytest.mark.parametrize("kernel", OTHERS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gradients_of_another_kernel_are_as_accurate(model_of, tokens, small, wing, dtype, kernel):
     ids, targets = tokens(2, 2, 8)
@@ -85,6 +90,7 @@ def test_jaxs_fused_attention_refuses_float64_and_says_why(model_of, tokens):
         model_of("jax", attention="fused").forward(tokens(2, 8))
 
 
+@pytest.mark.full_for("jax")
 def test_fused_attention_refuses_dropout_on_the_weights(fresh_model, with_dropout, tokens, wing):
     """Evaluation is possible, training is refused, and the model is unhurt by the refusal."""
     from common.config import TrainConfig
@@ -118,6 +124,7 @@ def test_the_wings_are_equally_accurate(model_of, batch, truth, dtype):
     two_sided(one, other, compare.UNIT_ROUNDOFF[dtype] * compare.rms(truth))
 
 
+@pytest.mark.full_for("jax")
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(model_of, fresh_model, tokens, wing):
     from common.config import TrainConfig
 

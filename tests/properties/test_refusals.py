@@ -5,7 +5,7 @@ import pytest
 
 from common import params
 from common.backend import load
-from common.config import Execution
+from common.config import ATTENTION_KERNELS, Execution, GPTConfig
 from common.errors import UserError
 
 IDS = np.array([[1, 2, 3], [4, 5, 6]])
@@ -84,6 +84,25 @@ def test_the_last_position_of_the_context_can_be_used(model_of, name):
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-12 * np.abs(want).max())
 
 
+@pytest.mark.parametrize(
+    ("batch", "capacity", "told"),
+    [
+        (0, 5, "batch 0"),
+        (-1, 5, "batch -1"),
+        (2.0, 5, "batch 2.0"),
+        (True, 5, "batch True"),
+        (2, 0, "capacity 0"),
+        (2, -3, "capacity -3"),
+        (2, "5", "capacity '5'"),
+        (2, None, "capacity None"),
+    ],
+)
+def test_a_cache_without_room(model_of, name, batch, capacity, told):
+    with pytest.raises(UserError, match=f"A cache cannot have {told}: give a whole number > 0"):
+        model_of(name).new_cache(batch, capacity)
+    assert model_of(name).new_cache(np.int64(2), np.int64(5)).capacity == 5
+
+
 def test_weights_with_wrong_names_are_refused_with_all_faults(small, name):
     weights = params.randomise(small, 0)
     weights["model.norms.weight"] = weights.pop("model.norm.bias")
@@ -106,3 +125,10 @@ def test_a_device_that_is_not_there(small, name):
 def test_an_unknown_backend():
     with pytest.raises(UserError, match=r"Unknown backend 'torh': did you mean 'torch'\?"):
         load("torh")
+
+
+@pytest.mark.parametrize("kernel", [kernel for kernel in ATTENTION_KERNELS if kernel != "plain"])
+def test_the_oracle_has_one_kernel(kernel):
+    config = GPTConfig(11, 4, 8, 1, 2)
+    with pytest.raises(UserError, match=f"The oracle has no fast paths: leave attention='{kernel}' out"):
+        load("numpy").build(config, params.initialise(config, 0), Execution("float64", attention=kernel))

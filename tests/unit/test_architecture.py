@@ -30,6 +30,8 @@ ONE_SIDED_FILES = {
     "torch_impl/attention/blockwise.py": "another implementation of the same function; the oracle has one of each",
     "jax_impl/attention/blockwise.py": "another implementation of the same function; the oracle has one of each",
     "torch_impl/attention/framework.py": "the oracle has no framework",
+    "torch_impl/attention/compiled.py": "the oracle has no compiler",
+    "jax_impl/attention/compiled.py": "the oracle has no compiler",
     "jax_impl/attention/framework.py": "the oracle has no framework",
     "common/oracle/module.py": "NumPy has no module class",
     "common/oracle/gradient.py": "the oracle differentiates by complex steps, the wings automatically",
@@ -51,6 +53,19 @@ ONE_SIDED_NAMES = {
     "jax_impl/attention/multi_head.py:joined_projections": "the oracle has no fast paths",
     "torch_impl/attention/multi_head.py:einsum_projections": "the oracle has no fast paths",
     "jax_impl/attention/multi_head.py:einsum_projections": "the oracle has no fast paths",
+    "torch_impl/attention/compiled.py:flex_attention": "PyTorch's own",
+    "jax_impl/attention/compiled.py:cudnn_attention": "JAX's own",
+    "jax_impl/attention/compiled.py:pallas_attention": "JAX's own",
+    **{
+        f"{wing}_impl/attention/latent.py:absorbed_{what}": "the oracle has no fast paths"
+        for wing in ("torch", "jax")
+        for what in ("scores", "context")
+    },
+    **{
+        f"{wing}_impl/feed_forward/mixture_of_experts.py:{form}Experts": "the oracle has no fast paths"
+        for wing in ("torch", "jax")
+        for form in ("Grouped", "Gathered")
+    },
     "torch_impl/loss.py:chunked_loss": "the oracle has no fast paths",
     "jax_impl/loss.py:chunked_loss": "the oracle has no fast paths",
     "torch_impl/loss.py:CHUNK": "the oracle has no fast paths",
@@ -61,6 +76,8 @@ ONE_SIDED_NAMES = {
     "jax_impl/layers.py:matmul": "the oracle has one precision",
     "torch_impl/layers.py:wide_product": "XLA widens by itself",
     "torch_impl/layers.py:FusedLayerNorm": "XLA fuses the plain one",
+    "torch_impl/layers.py:FusedRMSNorm": "XLA fuses the plain one",
+    "common/oracle/layers.py:sigmoid": "the frameworks bring their own",
     "torch_impl/optim.py:fused_adamw": "XLA fuses the plain one",
     "torch_impl/generate.py:serve": "the oracle has one precision",
     "torch_impl/generate.py:fill": "the oracle is not timed: nobody continues one cache again and again",
@@ -75,6 +92,7 @@ ONE_SIDED_NAMES = {
     "torch_impl/stack.py:compile_in_place": "JAX compiles programs, not modules, and has no limit",
     "jax_impl/stack.py:checkpointed": "a variant of the scan",
     "jax_impl/stack.py:apart": "a scan wants the parameters of all layers in one array",
+    "jax_impl/stack.py:together": "a scan wants the parameters of all layers in one array",
     "jax_impl/stack.py:fold": "a scan wants the parameters of all layers in one array",
     "jax_impl/stack.py:unfold": "a scan wants the parameters of all layers in one array",
     "jax_impl/stack.py:FOLDS": "a scan wants the parameters of all layers in one array",
@@ -131,7 +149,7 @@ def test_frameworks_stay_in_their_wings():
 
 
 def test_the_oracle_is_plain_numpy():
-    plain = {"numpy", "math", "typing", "collections", "common"}
+    plain = {"numpy", "math", "typing", "collections", "importlib", "common"}
     for path in sources(ORACLE):
         assert set(imported(path)) <= plain, relative(path)
 

@@ -15,6 +15,7 @@ from common.config import (
     preset,
 )
 from common.errors import UserError
+from common.variants import PATTERNS, GroupedQuery, MultiHead
 
 GPT = GPTConfig(31, 16, 24, 2, 3)
 BAD = [
@@ -77,8 +78,62 @@ def test_dictionaries_round_trip_and_refuse_unknown_and_missing_keys():
         GPTConfig.from_dict({**GPT.to_dict(), "num_head": 3})
     with pytest.raises(UserError, match="GPTConfig lacks a value for 'num_layers' and 'num_heads'"):
         GPTConfig.from_dict({"vocab_size": 3, "context_length": 4, "embed_dim": 5})
+    for config, key in ((MultiHead, "x"), (MultiHead, 1)):
+        with pytest.raises(UserError, match=f"MultiHead has no settings of its own, but '{key}' is given"):
+            config.from_dict({key: 1})
+    for config in (GPTConfig, GroupedQuery):
+        with pytest.raises(UserError, match=f"Unknown field of {config.__name__} '1': known are "):
+            config.from_dict({1: 2})
+    with pytest.raises(UserError, match="Unknown field of Rotary 'None'"):
+        GPT.with_(attention={"kind": "grouped_query", "rotary": {None: 1}})
     with pytest.raises(UserError, match="Unknown model family 'gtp'"):
         model_from_dict({"family": "gtp"})
+
+
+def test_heads_share_the_width_only_where_none_has_a_size_of_its_own():
+    own = ({"kind": "grouped_query", "head_dim": 6}, {"kind": "latent", "head_dim": 7})
+    own += ({"kind": "gated_deltanet", "key_dim": 3, "value_dim": 5}, {"kind": "sparse", "head_dim": 4})
+    for pattern in (own, *own):
+        assert GPT.with_(num_heads=5, attention=pattern).num_heads == 5
+    sizeless = ("multi_head", "grouped_query", "latent", "gated_deltanet", "sparse")
+    sizeless += ({"kind": "gated_deltanet", "key_dim": 3}, {"kind": "gated_deltanet", "value_dim": 3})
+    for entry in sizeless:
+        with pytest.raises(UserError, match=r"num_heads is 5; allowed is a divisor of embed_dim \(24\), which heads"):
+            GPT.with_(num_heads=5, attention=(*own, entry))
+
+
+SYNONYMS = {
+    "mla": ("latent", ""),
+    "MLA": ("latent", ""),
+    "gqa": ("grouped_query", ""),
+    "mqa": ("grouped_query", " with num_kv_heads=1"),
+    "multi-query": ("grouped_query", " with num_kv_heads=1"),
+    "swa": ("grouped_query", " with a window"),
+    "mha": ("multi_head", ""),
+    "Multi-Head": ("multi_head", ""),
+    "dsa": ("sparse", ""),
+    "deltanet": ("gated_deltanet", ""),
+    "moe": ("mixture_of_experts", ""),
+    "SwiGLU": ("gated_mlp", " with the model's activation=silu"),
+    "geglu": ("gated_mlp", " with the model's activation=gelu"),
+    "ffn": ("mlp", ""),
+}
+
+
+@pytest.mark.parametrize("word", SYNONYMS)
+def test_kinds_by_other_words_are_answered_with_the_kind(word):
+    kind, more = SYNONYMS[word]
+    (field,) = (field for field, table in PATTERNS.items() if kind in table)
+    for given in (word, {"kind": word}):
+        with pytest.raises(UserError) as told:
+            GPT.with_(**{field: given})
+        assert str(told.value) == f"Unknown kind of {field.replace('_', '-')} {word!r}: did you mean {kind!r}{more}?"
+
+
+def test_no_word_stands_for_two_kinds():
+    tables = [table.items() for table in PATTERNS.values()]
+    words = [alias.split()[0] for table in tables for kind, entry in table for alias in (kind, *entry.aliases)]
+    assert len(words) == len(set(words))
 
 
 def test_presets_and_defaults():

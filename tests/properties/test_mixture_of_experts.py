@@ -1,0 +1,415 @@
+"""What is known of mixtures of experts: identities, ties, decisions, balance, accounts, and what is refused."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from common import backend, params
+from common.accounting import flops, memory
+from common.backend import IGNORED
+from common.config import Execution, GPTConfig, SamplingConfig
+from common.decoding import padded
+from common.errors import UserError
+from common.oracle.gradient import slope
+from common.variants.grouped_query import GroupedQuery
+from common.variants.mixture_of_experts import MixtureOfExperts
+from common.variants.rotary import Rotary
+
+BOUND = 1e-12  # float64 rounding in sums of another order: 1e-14 here
+CONFIG = GPTConfig(23, 40, 16, 2, 2, ff_dim=24, tie_embeddings=False, activation="silu")
+ENTRY = MixtureOfExperts(5, 2, expert_dim=8, scale=1.3, shared_dim=12, shared_gate=True)
+PLAIN = MixtureOfExperts(4, 2, expert_dim=8, routing="top_k_then_softmax")
+# PyTorch's own product of groups has no float64
+FORMS = [
+    ("torch", "gathered", "float64", BOUND),
+    ("torch", "grouped", "float32", 1e-5),
+    ("torch", "gathered", "float32", 1e-5),
+    ("jax", "gathered", "float64", BOUND),
+    ("jax", "grouped", "float64", BOUND),
+]
+
+
+def close(got, want, bound=BOUND):
+    np.testing.assert_allclose(got, want, rtol=0, atol=bound * np.abs(want).max())
+
+
+def of(entry, **changes):
+    return CONFIG.with_(feed_forward=entry, **changes)
+
+
+def batch(rows=2, length=30, seed=1):
+    """(ids, targets), of which some do not count."""
+    ids = np.random.default_rng(seed).integers(0, CONFIG.vocab_size, (rows, length + 1)).astype(np.int32)
+    targets = ids[:, 1:].copy()
+    targets[0, :11] = IGNORED
+    return ids[:, :-1], targets
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+# --- identities -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.full_for("jax")
+@pytest.mark.parametrize("entry", [ENTRY, PLAIN], ids=["shared", "plain"])
+@pytest.mark.parametrize(("wing", "form", "dtype", "bound"), FORMS)
+def test_loop_grouped_and_gathered_are_the_same(model_of, wing, form, dtype, bound, entry):
+    """Outputs and gradients."""
+    (ids, targets), config = batch(), of(entry)
+    plain, other = (model_of(wing, config, dtype, experts=how) for how in ("loop", form))
+    close(other.forward(ids).logits, plain.forward(ids).logits, bound)
+    want, got = (model.gradients(ids, targets) for model in (plain, other))
+    assert got.value == pytest.approx(want.value, rel=bound)
+    for name, parameter in params.table(config).items():
+        if not parameter.dead:
+            close(got.grads[name], want.grads[name], 10 * bound)
+
+
+@pytest.mark.full_for("jax")
+def test_one_expert_is_a_gated_feed_forward(fresh_model, name):
+    """On the same matrices; the router is dead."""
+    alone, dense = of(MixtureOfExperts(1, 1)), of("gated_mlp")
+    weights, ids = params.randomise(alone, 3), batch()[0]
+    assert [n for n, p in params.table(alone).items() if p.dead and "mlp" in n] == [
+        f"model.layers.{layer}.mlp.router.weight" for layer in range(2)
+    ]
+    own = {}
+    for key in params.table(dense):
+        there = key.replace(".mlp.", ".mlp.experts.").removesuffix(".weight")
+        own[key] = weights[there][0] if ".mlp." in key else weights[key]
+    want = fresh_model(name, dense, weights=own).forward(ids).logits
+    close(fresh_model(name, alone, weights=weights).forward(ids).logits, want)
+
+
+@pytest.mark.full_for("jax")
+def test_all_experts_chosen_are_the_weighted_sum_of_all(fresh_model, name):
+    """By hand: sum over x of softmax(logits)_x expert_x."""
+    config = of(MixtureOfExperts(3, 3, expert_dim=8))
+    weights, ids = params.randomise(config, 4), batch()[0]
+    taps = fresh_model(name, config, weights=weights).forward(ids, taps=("model.layers.1.*",)).taps
+    x = taps["model.layers.1.post_attention_layernorm"]
+    at = "model.layers.1.mlp."
+    gate, up, down = (weights[f"{at}experts.{which}_proj"].astype(np.float64) for which in ("gate", "up", "down"))
+    hidden = silu(np.einsum("bte,xfe->btxf", x, gate)) * np.einsum("bte,xfe->btxf", x, up)
+    each = np.einsum("btxf,xef->btxe", hidden, down)
+    shares = softmax(x @ weights[f"{at}router.weight"].astype(np.float64).T)
+    close(taps[f"{at}output"], (shares[..., None] * each).sum(2))
+    np.testing.assert_array_equal(taps[f"{at}chosen"], np.broadcast_to(np.arange(3), (*ids.shape, 3)))
+
+
+def test_a_normalised_softmax_of_all_is_a_softmax_of_those_chosen(model_of, name):
+    ids = batch()[0]
+    want = model_of(name, of(PLAIN)).forward(ids).logits
+    close(model_of(name, of(PLAIN.with_(routing="softmax_then_top_k"))).forward(ids).logits, want)
+    other = model_of(name, of(PLAIN.with_(routing="softmax_then_top_k", normalise=False))).forward(ids).logits
+    assert np.abs(other - want).max() > 1e-3 * np.abs(want).max()
+
+
+@pytest.mark.full_for("jax")
+def test_experts_in_another_order(fresh_model, name):
+    """Matrices and rows of the router permuted: the same function, other numbers."""
+    config, ids = of(ENTRY), batch()[0]
+    weights, order = params.randomise(config, 5), np.array([3, 0, 4, 1, 2])  # new expert i is the old expert order[i]
+    moved = {n: w[order] if ".experts." in n or ".router." in n else w for n, w in weights.items()}
+    taps = ("model.layers.0.mlp.chosen",)
+    want, got = (fresh_model(name, config, weights=w).forward(ids, taps=taps) for w in (weights, moved))
+    close(got.logits, want.logits)
+    chosen = want.taps[taps[0]]
+    np.testing.assert_array_equal(got.taps[taps[0]], np.sort(np.argsort(order)[chosen], -1))
+    half = {n: w[order] if ".experts." in n else w for n, w in weights.items()}
+    assert np.abs(fresh_model(name, config, weights=half).forward(ids).logits - want.logits).max() > 1e-3
+
+
+@pytest.mark.full_for("jax")
+def test_several_shared_experts_are_a_wide_one(fresh_model, name):
+    """Two side by side, without a gate: their sum is one of twice the width."""
+    wide, none = of(PLAIN.with_(shared_dim=14)), of(PLAIN)
+    weights, ids = params.randomise(wide, 6), batch()[0]
+    found = fresh_model(name, wide, weights=weights).forward(ids, taps=("model.layers.0.*",)).taps
+    bare = {n: w for n, w in weights.items() if "shared_expert" not in n}
+    mixture = fresh_model(name, none, weights=bare).forward(ids, taps=("model.layers.0.mlp.output",)).taps
+    x, own = found["model.layers.0.post_attention_layernorm"], "model.layers.0.mlp.shared_expert."
+    gate, up, down = (weights[f"{own}{which}_proj.weight"].astype(np.float64) for which in ("gate", "up", "down"))
+    halves = [(silu(x @ gate[h].T) * (x @ up[h].T)) @ down[:, h].T for h in (slice(0, 7), slice(7, 14))]
+    want = mixture["model.layers.0.mlp.output"] + sum(halves)
+    close(found["model.layers.0.mlp.output"], want)
+
+
+# --- decisions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.full_for("jax-gathered", "jax-loop-float64", "jax-loop-bfloat16")
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("form", ["loop", "gathered"])
+def test_of_equal_logits_the_lower_numbers_are_chosen(fresh_model, wing, dtype, form):
+    """A router of zeros: experts 0 and 1 take all tokens with equal weights, all others none, nor any gradient."""
+    config, (ids, targets) = of(MixtureOfExperts(6, 2, expert_dim=8)), batch()
+    weights = {n: np.zeros_like(w) if ".router." in n else w for n, w in params.randomise(config, 7).items()}
+    model = fresh_model(wing, config, dtype, weights=weights, experts=form)
+    taps = model.forward(ids, taps=("*.mlp.chosen", "*.mlp.shares")).taps
+    for layer in range(2):
+        assert (taps[f"model.layers.{layer}.mlp.chosen"] == [0, 1]).all()
+        np.testing.assert_allclose(taps[f"model.layers.{layer}.mlp.shares"], 0.5, rtol=1e-6)
+    grads = model.gradients(ids, targets).grads
+    for key in (n for n in grads if ".experts." in n):
+        assert np.abs(grads[key][:2]).max() > 0
+        assert (grads[key][2:] == 0).all()
+
+
+def test_the_oracle_chooses_the_lower_numbers_too(fresh_model):
+    config, (ids, _) = of(MixtureOfExperts(6, 3, expert_dim=8)), batch()
+    weights = {n: np.zeros_like(w) if ".router." in n else w for n, w in params.randomise(config, 7).items()}
+    taps = fresh_model("numpy", config, weights=weights).forward(ids, taps=("*.mlp.chosen",)).taps
+    assert all((value == [0, 1, 2]).all() for value in taps.values())
+    assert len(taps) == 2
+
+
+@pytest.mark.full_for("jax-bfloat16")
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_decisions_follow_from_the_logits_and_differ_within_rounding_only(model_of, wing, dtype):
+    """Every choice is that of the largest of the wing's own logits, to the last one; where it is not the oracle's, both
+    logits at the border are so near that the errors of the wing's own explain it.
+    """
+    config, ids = of(ENTRY), batch(3, 40)[0]
+    models = model_of("numpy", config), model_of(wing, config, dtype)
+    want, got = (model.forward(ids, taps=("*.mlp.*",)).taps for model in models)
+    for layer in range(2):
+        at = f"model.layers.{layer}.mlp."
+        own, true = got[f"{at}router"].astype(np.float64), want[f"{at}router"]
+        order = np.argsort(-own, -1, kind="stable")
+        np.testing.assert_array_equal(got[f"{at}chosen"], np.sort(order[..., :2], -1))
+        differs = (got[f"{at}chosen"] != want[f"{at}chosen"]).any(-1)
+        ranked = np.sort(true, -1)[..., ::-1]
+        assert (ranked[..., 1] - ranked[..., 2] <= 2 * np.abs(own - true).max(-1))[differs].all()
+        if dtype == "float64":
+            assert not differs.any()
+            assert {0, 1, 2, 3, 4} == set(np.unique(want[f"{at}chosen"])), "an expert is never chosen"
+
+
+# --- padding and caches -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.full_for("jax")
+def test_padding_changes_no_other_row(model_of, name):
+    """Rows are padded on the left; each equals itself alone."""
+    texts = [row[: 30 - 9 * number].tolist() for number, row in enumerate(batch(3)[0])]
+    ids, positions = padded(texts)
+    model = model_of(name, of(ENTRY))
+    logits = model.forward(ids, positions).logits
+    assert np.isfinite(logits).all()
+    for row, text in enumerate(texts):
+        close(logits[row, positions[row] >= 0], model.forward(np.array([text])).logits[0])
+
+
+@pytest.mark.full_for("jax-1", "jax-2", "jax-30")
+@pytest.mark.parametrize("parts", [[30], [7, 23], [1] * 30, [12, 1, 1, 9, 7]], ids=len)
+def test_through_a_cache_in_any_parts(model_of, name, parts):
+    model, ids = model_of(name, of((ENTRY, PLAIN))), batch()[0]
+    cache, at, got = model.new_cache(2, 31), 0, []
+    for part in parts:
+        got.append(model.extend(cache, ids[:, at : at + part]))
+        at += part
+    close(np.concatenate(got, axis=1), model.forward(ids).logits)
+    with pytest.raises(UserError, match="holds 30 of 31"):
+        model.extend(cache, ids[:, :2])
+    assert np.isfinite(model.extend(cache, ids[:, :1])).all()
+
+
+@pytest.mark.full_for("jax")
+def test_a_step_of_decoding_that_streams_its_products(model_of, wing):
+    """It gathers the matrices of the chosen experts, because it is compiled as a whole (here it is not, in PyTorch)."""
+    config, sampling = of(ENTRY), SamplingConfig(8)
+    prompts = [row[:5].tolist() for row in batch()[0]]
+    want = model_of("numpy", config).generate(prompts, sampling)
+    how = {"decode": "streamed"} | ({"compile": False} if wing == "torch" else {})
+    assert model_of(wing, config).generate(prompts, sampling) == want
+    assert model_of(wing, config, **how).generate(prompts, sampling) == want
+
+
+@pytest.mark.full
+def test_layers_in_a_scan(model_of):
+    """Blocks with experts and blocks without, in turn."""
+    ids, config = batch()[0], of((ENTRY, "gated_mlp"), num_layers=4)
+    want, got = (model_of("jax", config, layers=how).forward(ids, taps=("*",)) for how in ("loop", "scan"))
+    close(got.logits, want.logits)
+    assert set(got.taps) == set(want.taps)
+    for name, value in want.taps.items():
+        close(got.taps[name], value, 1e-11)
+
+
+# --- balance ----------------------------------------------------------------------------------------------------------
+
+BALANCED = ENTRY.with_(balance=0.7)
+
+
+def terms(model, ids):
+    """What every layer adds, by hand from its logits: weight X sum of (part of choices) (mean probability)."""
+    taps = model.forward(ids, taps=("*.mlp.router", "*.mlp.chosen", "*.mlp.balance")).taps
+    found = []
+    for layer in range(2):
+        at = f"model.layers.{layer}.mlp."
+        logits, chosen = taps[f"{at}router"], taps[f"{at}chosen"]
+        parts = np.bincount(chosen.ravel(), minlength=5) / chosen.size
+        found.append(0.7 * 5 * (parts * softmax(logits).mean((0, 1))).sum())
+        assert float(taps[f"{at}balance"]) == pytest.approx(found[-1], rel=BOUND)
+    return sum(found)
+
+
+def trained_value(model, ids, targets):
+    if hasattr(model, "loss_of"):
+        return float(model.loss_of(model.params, ids, targets))
+    return model.gradients(ids, targets).value
+
+
+@pytest.mark.full_for("jax")
+def test_training_adds_the_balance_and_evaluation_does_not(model_of, name):
+    ids, targets = batch()
+    model = model_of(name, of(BALANCED))
+    assert model.loss(ids, targets) == model_of(name, of(ENTRY)).loss(ids, targets)
+    assert trained_value(model, ids, targets) == pytest.approx(model.loss(ids, targets) + terms(model, ids), rel=BOUND)
+
+
+@pytest.mark.full_for("jax")
+def test_micro_batches_weigh_like_their_targets(model_of, name):
+    """Each has a balance of its own, so that together they are not one batch."""
+    ids, targets = batch(3)
+    targets[2] = IGNORED
+    model, counts = model_of(name, of(BALANCED)), (targets != IGNORED).sum(1)
+    alone = [model.loss(ids[[r]], targets[[r]]) + terms(model, ids[[r]]) for r in (0, 1)]
+    want = np.average(alone, weights=counts[:2])
+    assert trained_value(model, ids[:, None], targets[:, None]) == pytest.approx(want, rel=BOUND)
+
+
+@pytest.mark.full_for("jax-{}", "jax-{'experts'", "jax-{'layers': 'scan'")
+@pytest.mark.parametrize("how", [{}, {"experts": "gathered"}, {"layers": "scan"}, {"layers": "checkpointed"}], ids=str)
+def test_gradients_of_the_balance_are_the_oracles(model_of, wing, how):
+    """Along one random direction for every tensor."""
+    if wing == "torch" and "layers" in how:
+        pytest.skip("PyTorch runs its layers in a loop")
+    (ids, targets), config = batch(), of(BALANCED.with_(balance=5.0))
+    oracle, got = model_of("numpy", config), model_of(wing, config, **how).gradients(ids, targets)
+    without = model_of("numpy", of(ENTRY))
+    for name, parameter in params.table(config).items():
+        direction = np.sign(params.draw(1, name, parameter.shape))
+        along = {name: direction}
+        true, plain = (slope(lambda p, m=m: m.loss_of(p, ids, targets), m.params, along) for m in (oracle, without))
+        assert float((got.grads[name] * direction).sum()) == pytest.approx(float(true), rel=1e-9, abs=1e-10)
+        if name.endswith("router.weight"):
+            assert abs(true - plain) > 1e-6, "the balance does not reach the router"
+
+
+def test_an_even_router_has_balance_one(fresh_model, name):
+    """Whatever is chosen: all mean probabilities are 1 / X."""
+    config, ids = of(BALANCED), batch()[0]
+    weights = {n: np.zeros_like(w) if ".router." in n else w for n, w in params.randomise(config, 8).items()}
+    taps = fresh_model(name, config, weights=weights).forward(ids, taps=("*.mlp.balance",)).taps
+    assert [float(value) for value in taps.values()] == pytest.approx([0.7, 0.7], rel=BOUND)
+
+
+# --- accounts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wing", "form"), [("torch", "loop"), *((w, f) for w in ("torch", "jax") for f in ("grouped", "gathered"))]
+)
+@pytest.mark.parametrize("entry", [ENTRY, PLAIN], ids=["shared", "plain"])
+def test_counters_equal_the_closed_form_of_active_parameters(wing, form, entry):
+    config = of(entry)
+    model = backend.load(wing).build(config, params.initialise(config, 0), Execution(experts=form))
+    for task, what in (("forward", "forward"), ("train", "gradients")):
+        assert model.matmul_flops(what, 2, 7) == flops.flops_full(config, task, 2, 7)
+
+
+def test_jaxs_loop_multiplies_all_tokens_by_all_experts():
+    config = of(PLAIN)
+    model = backend.load("jax").build(config, params.initialise(config, 0), Execution())
+    more = (4 - 2) * 2 * 14 * 3 * 16 * 8 * 2  # experts not chosen, 2 FLOPs, tokens, three matrices, layers
+    assert model.matmul_flops("forward", 2, 7) == flops.flops_full(config, "forward", 2, 7) + more
+
+
+def test_a_decoding_step_reads_the_experts_that_its_rows_may_take():
+    """2 of 5 for one row, 4 for two, all for three; a row more looks up two rows of tables."""
+    one, tables = 3 * 16 * 8 * 2 * 4, 2 * 16 * 4  # an expert in both layers; bytes of a token and a position
+    read = [memory.decode_bytes(of(ENTRY), rows, 7)["weights read"] for rows in (1, 2, 3, 9)]
+    assert [b - a for a, b in pairwise(read)] == [2 * one + tables, one + tables, 6 * tables]
+
+
+def sizes(entry, config):
+    """(router, one expert, all) parameters of a layer."""
+    found = {p.name: p.size for p in entry.parameters(config, "mlp")}
+    router = found.pop("mlp.router.weight")
+    return router, sum(found.values()) // entry.num_experts, router + sum(found.values())
+
+
+def test_published_sizes():
+    """F-066: 8 experts of 1792 in a model of 7168, top-2. F-100: Qwen3 30B-A3B."""
+    entry = MixtureOfExperts(8, 2, expert_dim=1792)
+    config = GPTConfig(8, 8, 7168, 1, 56, feed_forward=entry)
+    router, expert, total = sizes(entry, config)
+    assert (router, expert, total) == (57_344, 38_535_168, 308_338_688)
+    assert router + 2 * expert == 77_127_680
+    assert flops.forward(config, 1, 1)["feed-forward"] == 2 * 77_127_680
+    qwen = GPTConfig(
+        151_936,
+        262_144,
+        2048,
+        48,
+        32,
+        qkv_bias=False,
+        tie_embeddings=False,
+        activation="silu",
+        norm="rms_norm",
+        positions="none",
+        attention=GroupedQuery(4, head_dim=128, rotary=Rotary(base=1e7), qk_norm="head"),
+        feed_forward=MixtureOfExperts(128, 8, expert_dim=768),
+    )
+    assert params.count(qwen) == 30_532_122_624
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"top_k": 6}, r"top_k is 6; allowed is a whole number up to num_experts \(5\)"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"num_experts": 0}, "num_experts is 0"),
+        ({"expert_dim": 0}, "expert_dim is 0"),
+        ({"routing": "softmax_then_topk"}, "did you mean 'softmax_then_top_k'"),
+        ({"normalise": 1}, "normalise is 1"),
+        ({"scale": 0.0}, "scale is 0.0"),
+        ({"balance": -0.1}, "balance is -0.1"),
+        ({"shared_dim": None}, "shared_gate is True; allowed is false where no shared expert"),
+    ],
+)
+def test_what_a_mixture_cannot_be(change, told):
+    with pytest.raises(UserError, match=told):
+        ENTRY.with_(**change)
+
+
+def test_names_that_come_near():
+    with pytest.raises(UserError, match="did you mean 'mixture_of_experts'"):
+        of("mixture_of_expert")
+    with pytest.raises(UserError, match="did you mean 'grouped'"):
+        Execution(experts="group")
+    with pytest.raises(UserError, match="'top_k'"):
+        of({"kind": "mixture_of_experts", "topk": 2})
+
+
+def test_a_grouped_product_that_pytorch_lacks_is_refused(fresh_model):
+    with pytest.raises(UserError, match="float32 and bfloat16, on a CPU or a GPU, not float64: use experts='loop'"):
+        fresh_model("torch", of(ENTRY), "float64", experts="grouped")
+    with pytest.raises(UserError, match="takes widths that 8 divides in bfloat16, not 16 and 12: use experts='loop'"):
+        fresh_model("torch", of(ENTRY.with_(expert_dim=12)), "bfloat16", experts="grouped")
+    assert fresh_model("torch", of(ENTRY.with_(expert_dim=12)), "float32", experts="grouped")
+    with pytest.raises(UserError, match="leave experts='grouped' out"):
+        fresh_model("numpy", of(ENTRY), "float64", experts="grouped")
