@@ -1,6 +1,7 @@
 """A cell's task run once in this process, and its result held against the judge: the benchmarks as tests."""
 
 import functools
+from dataclasses import replace
 
 from benchmarks.harness import contest, fresh, gate
 from benchmarks.harness.cells import DECODING, FRESH, Cell
@@ -55,7 +56,7 @@ def check(cell: Cell, one: Contender) -> None:
     own, mine = Here(one.source), cell.of(one)
     own.ask("start")
     here = one.execution(cell.dtype, "cpu", None).with_(allocator="plain")  # of this process, whatever it has
-    own.ask("build", MODEL, recipe(cell), here)
+    own.ask("build", MODEL, recipe(mine), here)
     if cell.task in FRESH:
         fresh.prepare(own, cell)
         _, shown = own.ask("begin", MODEL, fresh.TASKS[cell.task], 1)
@@ -65,9 +66,9 @@ def check(cell: Cell, one: Contender) -> None:
     contest.prepare(own, cell)
     _, shown = own.ask("begin", MODEL, cell.task, contest.GATE_CALLS.get(cell.task, 1))
     if cell.task in DECODING:
-        judge, ids = _judge(contest.ORACLE, recipe(cell)), cell.tokens()[0]
+        judge, ids = _judge(contest.ORACLE, recipe(mine)), cell.tokens()[0]
         found = contest.choice(mine, shown["tokens"], lambda tokens: judge.ask("regret", MODEL, ids, tokens))
     else:
-        found = contest.verdicts(mine, one, shown, _wanted(cell))
+        found = contest.verdicts(mine, one, shown, _wanted(replace(cell, config=mine.config)))
     refusal = gate.refusal(found, mine.dtype, contest.judge_title(cell))
     assert refusal is None, refusal

@@ -1,6 +1,7 @@
 """How much memory cells need, estimated before anything is built, and how much there is."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import psutil
 
@@ -15,6 +16,12 @@ SLACK = 1.3
 
 def need(cell: Cell) -> int:
     """Bytes that all contenders of a cell hold at once: estimated from closed forms, before anything is built."""
+    every = [_need(replace(cell, config=cell.config_of(one))) for one in cell.contenders]
+    return max(every) if cell.task in FRESH else sum(every)
+
+
+def _need(cell: Cell) -> int:
+    """The bytes of one of them."""
     weights = memory.weights(cell.config)
     each = weights
     if cell.task in ("train", "optimizer", "compile", "gradients"):
@@ -23,15 +30,15 @@ def need(cell: Cell) -> int:
     each += 3 * logits if cell.task in ("train", "gradients", "loss") else logits
     if cell.task in DECODING:
         each += memory.kv_cache(cell.config, cell.batch, cell.length + cell.new, cell.dtype)
-    count = 1 if cell.task in FRESH else len(cell.contenders)
-    return int(count * (SLACK * each + OVERHEAD))
+    return int(SLACK * each + OVERHEAD)
 
 
 def judges(cell: Cell) -> int:
     """Bytes of the float64 judge, which works on the host before anybody else begins."""
     trains = cell.task in ("train", "optimizer", "gradients")
     logits = 8 * cell.batch * cell.length * cell.config.vocab_size
-    return int(SLACK * ((8 if trains else 2) * memory.weights(cell.config) + logits) + OVERHEAD)
+    weights = max(map(memory.weights, cell.configs))
+    return int(SLACK * ((8 if trains else 2) * weights + logits) + OVERHEAD)
 
 
 def processes(cells: Sequence[Cell], device: str) -> int:

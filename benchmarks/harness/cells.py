@@ -1,5 +1,6 @@
 """A cell: one task at one size in one precision, and who is timed at it. Cells are data; suites list them."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -42,6 +43,10 @@ class Cell:
     memory: bool = False
     seed: int = 0
 
+    def __post_init__(self):
+        if self.task in FRESH and any(one.config for one in self.contenders):
+            raise ValueError("the contenders of a beginning have no models of their own")
+
     @property
     def name(self) -> str:
         size = f"{self.batch}x{self.length}" + (f"+{self.new}" if self.new else "")
@@ -60,9 +65,18 @@ class Cell:
         """The precision in which a contender runs here, and by which it is judged."""
         return one.dtype or self.dtype
 
+    def config_of(self, one: Contender) -> ModelConfig:
+        """The model that a contender computes here."""
+        return one.config or self.config
+
+    @property
+    def configs(self) -> tuple[ModelConfig, ...]:
+        """All of these, its own first."""
+        return tuple(dict.fromkeys((self.config, *map(self.config_of, self.contenders))))
+
     def of(self, one: Contender) -> Self:
-        """The cell in a contender's precision."""
-        return replace(self, dtype=self.dtype_of(one))
+        """The cell in a contender's precision, with its model."""
+        return replace(self, dtype=self.dtype_of(one), config=self.config_of(one))
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -85,8 +99,8 @@ class Cell:
 
     def line(self) -> dict[str, Any]:
         """The cell as its line of the record has it: what it is, its `work`, the bytes that it must keep (`ideal`), and
-        where it lies on an axis along which the cells of a group are compared. `own` is what differs for contenders in
-        a precision of their own, by name."""
+        where it lies on an axis along which the cells of a group are compared. `own` is what differs for contenders
+        with a precision or model of their own, by name."""
         axis = None if self.axis is None else {"name": self.axis[0], "value": self.axis[1]}
         return {
             "cell": self.name,
@@ -101,13 +115,16 @@ class Cell:
             "cached": self.cached,
             "dtype": self.dtype,
             **work(self),
-            "own": {one.name: self._own(one.dtype) for one in self.contenders if one.dtype not in (None, self.dtype)},
+            "own": {one.name: self._own(self.of(one)) for one in self.contenders if self.of(one) != self},
             "ideal": ideal(self),
             "axis": axis,
         }
 
-    def _own(self, dtype: str) -> dict[str, Any]:
-        return {"dtype": dtype, "bytes": work(replace(self, dtype=dtype))["bytes"]}
+    def _own(self, other: Self) -> dict[str, Any]:
+        """What is to be done otherwise in another precision, or by another model."""
+        mine, found = work(self), work(other)
+        changed = {name: value for name, value in found.items() if value != mine[name]}
+        return {"dtype": other.dtype, "bytes": found["bytes"]} | changed
 
 
 TITLES = {
@@ -127,7 +144,8 @@ TITLES = {
 }
 
 
-def work(cell: Cell) -> dict[str, Any]:
+@functools.lru_cache(maxsize=256)
+def work(cell: Cell) -> Mapping[str, Any]:
     """What one call has to do: units, FLOPs with full and with causal scores, least bytes; None where it has none.
 
     Least bytes are what has to pass between memory and processor however it is programmed: every weight is read once in
@@ -143,10 +161,21 @@ def _tokens(count: int, found: tuple[int, int], moved: int) -> dict[str, Any]:
     return {"unit": "tokens", "work": count, "flops_full": found[0], "flops_causal": found[1], "bytes": moved}
 
 
-def _flops(rule: Any, *sizes: Any, **options: Any) -> tuple[int, int]:
-    """(full, causal)"""
-    full, causal = (sum(rule(*sizes, causal=c, **options).values()) for c in (False, True))
+def _flops(cell: Cell, rule: Any, length: int, **options: Any) -> tuple[int, int]:
+    """(full, causal), in the forms that all contenders have."""
+    each = [one.options.items() for one in cell.contenders]
+    options |= {"forms": dict(item for item in each[0] if all(item in others for others in each)) if each else {}}
+    full, causal = (sum(rule(cell.config, cell.batch, length, causal=c, **options).values()) for c in (False, True))
     return full, causal
+
+
+def _steps(cell: Cell, seen: list[int]) -> tuple[int, int, int]:
+    """(FLOPs full and causal, least bytes) of decoding steps that see so many tokens, their own among them. Kernels
+    read all slots, as many as the last one sees; what is visible need not grow evenly, for windows have an end.
+    """
+    found = [_flops(cell, flops.decode_step, seen[-1], visible=own) for own in seen]
+    moved = sum(sum(memory.decode_bytes(cell.config, cell.batch, own, cell.dtype).values()) for own in seen)
+    return sum(full for full, _ in found), sum(causal for _, causal in found), moved
 
 
 def _read(cell: Cell) -> int:
@@ -170,19 +199,19 @@ def _kept(cell: Cell) -> int:
 
 def _forward(cell: Cell) -> dict[str, Any]:
     """The weights are read, all logits written."""
-    count, found = cell.batch * cell.length, _flops(flops.forward, cell.config, cell.batch, cell.length)
+    count, found = cell.batch * cell.length, _flops(cell, flops.forward, cell.length)
     return _tokens(count, found, _read(cell) + _logits(cell, count))
 
 
 def _prefill(cell: Cell) -> dict[str, Any]:
     """The weights are read, a cache that is full afterwards and the last logits written."""
-    count, found = cell.batch * cell.length, _flops(flops.prefill, cell.config, cell.batch, cell.length)
+    count, found = cell.batch * cell.length, _flops(cell, flops.prefill, cell.length)
     return _tokens(count, found, _read(cell) + _cache(cell) + _logits(cell, cell.batch))
 
 
 def _gradients(cell: Cell) -> dict[str, Any]:
     """The weights are read forwards and backwards, the gradients written; logits need not be."""
-    count, found = cell.batch * cell.length, _flops(flops.training, cell.config, cell.batch, cell.length)
+    count, found = cell.batch * cell.length, _flops(cell, flops.training, cell.length)
     return _tokens(count, found, 2 * _read(cell) + _kept(cell))
 
 
@@ -201,28 +230,24 @@ def _decode(cell: Cell) -> dict[str, Any]:
     """With a cache: a prefill, which gives the first token, and a step for every other one, which reads all weights and
     the cache so far and writes a slot; "full" FLOPs are those on a cache as large as it becomes. Without: a pass over
     all tokens so far for every token, of which the head predicts the last."""
-    config, batch, lengths = cell.config, cell.batch, [cell.length + step for step in range(cell.new)]
+    count, lengths = cell.batch * cell.new, [cell.length + step for step in range(cell.new)]
     if not cell.cached:
-        passes = [_flops(flops.prefill, config, batch, length) for length in lengths]
+        passes = [_flops(cell, flops.prefill, length) for length in lengths]
         full, causal = (sum(kind) for kind in zip(*passes, strict=True))
-        return _tokens(batch * cell.new, (full, causal), cell.new * _read(cell))
-    full, causal = _flops(flops.prefill, config, batch, cell.length, slots=lengths[-1])
-    moved, steps = _read(cell) + _cache(cell), lengths[1:]
-    if steps:  # FLOPs are linear in what a step sees, so the first and the last step tell of all
-        ends = [_flops(flops.decode_step, config, batch, lengths[-1], visible=seen) for seen in (steps[0], steps[-1])]
-        full, causal = full + len(steps) * ends[0][0], causal + len(steps) * (ends[0][1] + ends[1][1]) // 2
-        moved += sum(sum(memory.decode_bytes(config, batch, seen, cell.dtype).values()) for seen in steps)
-    return _tokens(batch * cell.new, (full, causal), moved)
+        return _tokens(count, (full, causal), cell.new * _read(cell))
+    full, causal = _flops(cell, flops.prefill, cell.length, slots=lengths[-1])
+    moved = _read(cell) + _cache(cell)
+    if lengths[1:]:
+        more = _steps(cell, lengths[1:])
+        full, causal, moved = full + more[0], causal + more[1], moved + more[2]
+    return _tokens(count, (full, causal), moved)
 
 
 def _continue(cell: Cell) -> dict[str, Any]:
     """The first token was chosen beforehand; every other one takes a step."""
-    config, batch, seen = cell.config, cell.batch, [cell.length + step for step in range(1, cell.new)]
-    if not seen:
-        return _tokens(batch, (0, 0), 0)
-    ends = [_flops(flops.decode_step, config, batch, seen[-1], visible=own) for own in (seen[0], seen[-1])]
-    moved = sum(sum(memory.decode_bytes(config, batch, own, cell.dtype).values()) for own in seen)
-    return _tokens(batch * cell.new, (len(seen) * ends[0][0], len(seen) * (ends[0][1] + ends[1][1]) // 2), moved)
+    seen = [cell.length + step for step in range(1, cell.new)]
+    full, causal, moved = _steps(cell, seen) if seen else (0, 0, 0)
+    return _tokens(cell.batch * cell.new, (full, causal), moved)
 
 
 WORK: Mapping[str, Any] = {

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from common import backend as door
-from common.config import Execution
+from common.config import Execution, ModelConfig
 from common.errors import UserError, unknown
 from common.points import entry_points
 
@@ -22,7 +22,7 @@ class Contender:
     `mode` says how it runs and `options` are the fields of `Execution` that make it so. A `lower_bound` is as
     little as its framework needs for the task: others are held against it, and it wins nothing. `allowed` are
     relative errors of outputs that its library computes worse than the precision could. `dtype` is its own precision,
-    where that is not its cell's.
+    and `config` its own model, where these are not its cell's.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Contender:
     lower_bound: bool = False
     allowed: Mapping[str, float] = field(default_factory=dict, hash=False)
     dtype: str | None = None
+    config: ModelConfig | None = None
 
     def line(self, settings: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, Any]:
         """Who this is and how it computes, as its line of the record has it."""

@@ -5,6 +5,7 @@ fails at anything is refused with a sentence, and the others go on.
 """
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,10 +22,12 @@ from benchmarks.harness.recipe import Recipe, on_disk
 from benchmarks.harness.record import Record
 from benchmarks.harness.together import at_once
 from benchmarks.harness.worker import Worker, WorkerFault
-from common.config import Execution
+from common.config import Execution, ModelConfig
 from common.errors import UserError
 
 Report = Callable[[str, float], None]
+Recipes = Mapping[ModelConfig, Recipe]  # of every model of a cell
+Wanted = dict[tuple[str, ModelConfig], dict[str, gate.Digest]]  # by a cell's name and a model of it
 GATE_CALLS = {"train": 2}  # the second loss depends on the first step's update
 WARM_CALLS, ANY = 10, 1_000_000
 
@@ -49,28 +52,31 @@ def run(cells: Sequence[Cell], rules: Rules, record: Record, report: Report, pro
     """
     for cell in cells:
         record.add("cell", **cell.line(), processes=processes)
-    with on_disk(Recipe("uneven", cells[0].config, cells[0].seed)) as recipe, TemporaryDirectory() as folder:
-        places = {one.name: f"{folder}/{number}" for number, one in enumerate(cells[0].contenders)}
-        _run(cells, recipe, rules, record, report, processes, places)
+    first = cells[0]
+    with ExitStack() as stack, TemporaryDirectory() as folder:
+        made = {config: Recipe("uneven", config, first.seed) for config in first.configs}
+        recipes = {config: stack.enter_context(on_disk(recipe)) for config, recipe in made.items()}
+        places = {one.name: f"{folder}/{number}" for number, one in enumerate(first.contenders)}
+        _run(cells, recipes, rules, record, report, processes, places)
 
 
-def _run(cells, recipe: Recipe, rules: Rules, record: Record, report: Report, processes: int, places) -> None:
+def _run(cells, recipes: Recipes, rules: Rules, record: Record, report: Report, processes: int, places) -> None:
     first = cells[0]
     try:
-        wanted = _judged(cells, recipe, rules, report)
+        wanted = _judged(cells, recipes, rules, report)
     except (UserError, WorkerFault) as error:
         for cell in cells:
             unjudged(cell, error, record)
         return
     with workers(first.contenders, rules, processes, places) as own:
-        begun = _begin(first, own, recipe, rules, cells, record)
+        begun = _begin(first, own, recipes, rules, cells, record)
         for number, cell in enumerate(cells):
             report(cell.title, number / len(cells))
-            _cell(cell, {name: own[name] for name in begun}, begun, wanted, recipe, rules, record)
+            _cell(cell, {name: own[name] for name in begun}, begun, wanted, recipes, rules, record)
     for cell in cells:
         if cell.task not in FRESH and (cell.memory or rules.all_memory):
             report(f"{cell.title}: memory", 1.0)
-            footprint.measure(cell, recipe, rules, record, places)
+            footprint.measure(cell, recipes, rules, record, places)
 
 
 def unjudged(cell: Cell, error: Exception, record: Record) -> None:
@@ -80,14 +86,15 @@ def unjudged(cell: Cell, error: Exception, record: Record) -> None:
         Refusals(cell, record).add(one.name, f"there is nobody to judge it: {sentence(error)}")
 
 
-def _begin(first: Cell, own, recipe, rules: Rules, cells, record: Record) -> dict[str, dict[str, float]]:
+def _begin(first: Cell, own, recipes: Recipes, rules: Rules, cells, record: Record) -> dict[str, dict[str, float]]:
     """Start every contender and build its model: seconds by contender, of its first process. Who cannot is refused in
     all cells."""
     begun: dict[str, dict[str, float]] = {}
 
     def built(one: Contender, worker: Worker) -> tuple[dict[str, Any], float]:
         started = worker.ask("start")
-        return started, worker.ask("build", MODEL, recipe, one.execution(first.dtype, rules.device, rules.threads))
+        execution = one.execution(first.dtype, rules.device, rules.threads)
+        return started, worker.ask("build", MODEL, recipes[first.config_of(one)], execution)
 
     def refuse(name: str, error: Exception) -> None:
         begun.pop(name, None)
@@ -118,29 +125,29 @@ def _begin(first: Cell, own, recipe, rules: Rules, cells, record: Record) -> dic
     return begun
 
 
-def _judged(cells: Sequence[Cell], recipe: Recipe, rules: Rules, report: Report) -> dict[str, dict[str, gate.Digest]]:
-    """What the float64 judge says of every cell, before anybody else takes memory."""
-    found: dict[str, dict[str, gate.Digest]] = {}
+def _judged(cells: Sequence[Cell], recipes: Recipes, rules: Rules, report: Report) -> Wanted:
+    """What the float64 judge says of every cell and model, before anybody else takes memory."""
+    found: Wanted = {}
     for name in dict.fromkeys(map(judge, cells)):
         with Worker(name, threads=rules.threads) as worker:
             worker.ask("start")
-            for cell in cells:
+            for cell, (config, recipe) in itertools.product(cells, recipes.items()):
                 if judge(cell) == name and cell.task not in DECODING:
                     worker.ask("build", MODEL, recipe, Execution(dtype="float64"))
                     report(f"{cell.title}: the judge", 0.0)
                     prepare(worker, cell)
-                    _, found[cell.name] = worker.ask("begin", MODEL, cell.task, GATE_CALLS.get(cell.task, 1))
-    for cell in cells:
+                    _, found[cell.name, config] = worker.ask("begin", MODEL, cell.task, GATE_CALLS.get(cell.task, 1))
+    for cell, (config, recipe) in itertools.product(cells, recipes.items()):
         if cell.task == "train":  # its judge is a wing: the loss that all begin with is the oracle's word
             with Worker(ORACLE, threads=rules.threads) as worker:
                 worker.ask("start")
                 worker.ask("build", MODEL, recipe, Execution(dtype="float64"))
                 worker.ask("prepare", MODEL, "loss", *cell.tokens())
-                found[cell.name] |= worker.ask("begin", MODEL, "loss", 1)[1]
+                found[cell.name, config] |= worker.ask("begin", MODEL, "loss", 1)[1]
     return found
 
 
-def _cell(cell: Cell, own, begun, wanted, recipe: Recipe, rules: Rules, record: Record) -> None:
+def _cell(cell: Cell, own, begun, wanted: Wanted, recipes: Recipes, rules: Rules, record: Record) -> None:
     """First calls, gate, warm-up, contest of one cell."""
     refuse = Refusals(cell, record)
     shown = _first_calls(cell, own, begun, refuse, record)
@@ -148,7 +155,7 @@ def _cell(cell: Cell, own, begun, wanted, recipe: Recipe, rules: Rules, record: 
     steady: dict[str, float] = {}
     of_name = {one.name: one for one in cell.contenders}
     try:
-        judgement = _verdicts(cell, shown, logits, wanted, recipe, rules)
+        judgement = _verdicts(cell, shown, logits, wanted, recipes, rules)
     except (UserError, WorkerFault) as error:
         for name in shown:
             refuse.add(name, f"there is nobody to judge it: {sentence(error)}")
@@ -196,9 +203,8 @@ def _still_right(cell: Cell, own, shown, wanted, refuse: "Refusals") -> None:
                     reason = None if found["tokens"] == first else "other tokens than before"
                 else:
                     one = of_name[name]
-                    reason = gate.refusal(
-                        verdicts(cell.of(one), one, found, wanted[cell.name]), cell.dtype, judge_title(cell)
-                    )
+                    due = wanted[cell.name, cell.config_of(one)]
+                    reason = gate.refusal(verdicts(cell.of(one), one, found, due), cell.dtype, judge_title(cell))
                 if reason is not None:
                     raise UserError(f"{name}, after it was timed: {reason}")
 
@@ -306,34 +312,44 @@ def _turn(processes: Sequence[Worker], task: str, calls: int, burn_in: int) -> T
     return lambda copy: processes[copy % len(processes)].ask("sample", MODEL, task, calls, burn_in, timing.GAP)
 
 
-def _verdicts(cell: Cell, shown: Mapping[str, list[Any]], logits, wanted, recipe: Recipe, rules: Rules):
+def _verdicts(
+    cell: Cell, shown: Mapping[str, list[Any]], logits, wanted: Wanted, recipes: Recipes, rules: Rules
+) -> dict[str, list[list[gate.Verdict]]]:
     """The gate's verdicts on what every process of every contender gave: {name: [[verdict, …], …]}. Tokens do not tell
     how precisely they were computed: `logits` of the prompts do, from the first process of each."""
-    own = {one.name: one for one in cell.contenders}
+    own = {one.name: one for one in cell.contenders if one.name in shown}
     if cell.task not in DECODING:
+        due = {name: wanted[cell.name, cell.config_of(one)] for name, one in own.items()}
         return {
-            name: [verdicts(cell.of(own[name]), own[name], digests, wanted[cell.name]) for digests in all_digests]
+            name: [verdicts(cell.of(own[name]), own[name], digests, due[name]) for digests in all_digests]
             for name, all_digests in shown.items()
         }
-    if not shown:
-        return {}
+    found: dict[str, list[list[gate.Verdict]]] = {}
+    for config in {cell.config_of(one) for one in own.values()}:
+        mine = [one for one in own.values() if cell.config_of(one) == config]
+        with Worker(ORACLE, threads=rules.threads) as worker:
+            found |= _chosen(cell, mine, shown, logits, recipes[config], worker)
+    return {name: found[name] for name in shown}
+
+
+def _chosen(cell: Cell, those: Sequence[Contender], shown, logits, recipe: Recipe, worker: Worker):
+    """The verdicts of the oracle in that process on tokens, and on logits, of contenders that have one model."""
     ids, _ = cell.tokens()
-    with Worker(ORACLE, threads=rules.threads) as worker:
-        worker.ask("start")
-        worker.ask("build", MODEL, recipe, Execution(dtype="float64"))
-        due = worker.ask("prefilled", MODEL, ids)
+    worker.ask("start")
+    worker.ask("build", MODEL, recipe, Execution(dtype="float64"))
+    due = worker.ask("prefilled", MODEL, ids)
 
-        @functools.cache  # most contenders choose the same tokens
-        def regret(tokens: tuple[tuple[int, ...], ...]) -> float:
-            return worker.ask("regret", MODEL, ids, tokens)
+    @functools.cache  # most contenders choose the same tokens
+    def regret(tokens: tuple[tuple[int, ...], ...]) -> float:
+        return worker.ask("regret", MODEL, ids, tokens)
 
-        return {
-            name: [
-                choice(cell.of(own[name]), rows, regret) + verdicts(cell.of(own[name]), own[name], logits[name], due)
-                for rows in all_rows
-            ]
-            for name, all_rows in shown.items()
-        }
+    return {
+        one.name: [
+            choice(cell.of(one), rows, regret) + verdicts(cell.of(one), one, logits[one.name], due)
+            for rows in shown[one.name]
+        ]
+        for one in those
+    }
 
 
 def _entered(cell: Cell, name: str, all_verdicts: Sequence[list[gate.Verdict]], record: Record) -> str | None:

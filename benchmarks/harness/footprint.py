@@ -12,10 +12,13 @@ from benchmarks.harness.recipe import Recipe
 from benchmarks.harness.record import Record
 from benchmarks.harness.together import at_once
 from benchmarks.harness.worker import Worker, WorkerFault, usable_cores
+from common.config import ModelConfig
 from common.errors import UserError
 
 
-def measure(cell: Cell, recipe: Recipe, rules: Rules, record: Record, places: Mapping[str, str]) -> None:
+def measure(
+    cell: Cell, recipes: Mapping[ModelConfig, Recipe], rules: Rules, record: Record, places: Mapping[str, str]
+) -> None:
     """Peak memory of every contender in a process of its own: after import, after building, and in a steady call. On a
     CPU as many at once as there are cores: all of them were in memory together before."""
     refused = {line["name"] for line in record.lines if line["kind"] == "refused" and line["cell"] == cell.name}
@@ -29,7 +32,8 @@ def measure(cell: Cell, recipe: Recipe, rules: Rules, record: Record, places: Ma
             if stopped.is_set():
                 raise UserError("interrupted")
             started = worker.ask("start")
-            worker.ask("build", MODEL, recipe, one.execution(cell.dtype, rules.device, rules.threads))
+            execution = one.execution(cell.dtype, rules.device, rules.threads)
+            worker.ask("build", MODEL, recipes[cell.config_of(one)], execution)
             built = worker.ask("resident")
             prepare(worker, cell)
             worker.ask("first", MODEL, cell.task)

@@ -1,6 +1,6 @@
 """What is measured: suites by name, each a function from a `Scope` to cells. A new suite is one file and one entry."""
 
-from benchmarks.suites import attention, decode, depth, forward, parts, starting, train
+from benchmarks.suites import attention, decode, depth, forward, parts, starting, train, variants
 from benchmarks.suites.scope import Scope
 
 
@@ -23,7 +23,10 @@ SUITES = {
     "ablation": _ablations,
     "cases": parts.cases,
     "attention": attention.cells,
+    "variants": variants.cells,
+    "experts": variants.experts,
 }
-DEFAULT = tuple(name for name in SUITES if name != "attention")  # the others are measured when they are named
+NAMED = ("attention", "variants", "experts")  # measured when they are named
+DEFAULT = tuple(name for name in SUITES if name not in NAMED)
 
 __all__ = ["DEFAULT", "SUITES", "Scope"]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from benchmarks.harness.cells import Cell
+from benchmarks.harness.contenders import Contender
 from benchmarks.suites.scope import Scope, wing
 from common.config import GPTConfig
 
@@ -13,12 +14,24 @@ WAYS = ("default", "per head", "joined", "einsum", "blockwise", "masked", "fused
 
 
 def cells(scope: Scope) -> Iterator[Cell]:
-    """All ways of both wings at once; PyTorch's also compiled, as JAX's always are."""
+    """All ways of both wings at once; PyTorch's also compiled, as JAX's always are. On a GPU in both precisions."""
     kind = scope.device.partition(":")[0]
     config, size = (NARROW, (4, 128)) if scope.quick else (WIDE, SIZES.get(kind, SIZES["cuda"]))
     ways = ("default", "blockwise", "fused") if scope.quick else WAYS
     compiled = ("compiled",) if scope.quick else ("compiled", "compiled+blockwise", "compiled+fused")
     chosen = (*(wing("torch", how) for how in (*ways, *compiled)), *(wing("jax", how) for how in ways))
     model = f"attention {config.embed_dim} wide, {config.num_heads} heads"
-    for task, part in (("forward", ""), ("gradients", "backward")):
-        yield Cell("attention", task, model, config, *size, "float32", chosen, part=part, memory=not scope.quick)
+    for dtype in ("float32",) if kind == "cpu" or scope.quick else ("float32", "bfloat16"):
+        for task, part in (("forward", ""), ("gradients", "backward")):
+            those = (*chosen, *own(scope, task, dtype))
+            yield Cell("attention", task, model, config, *size, dtype, those, part=part, memory=not scope.quick)
+
+
+def own(scope: Scope, task: str, dtype: str) -> tuple[Contender, ...]:
+    """Kernels of one wing, where they can run: on a CPU PyTorch's flex attention has no backward pass, and Pallas is
+    interpreted, which is no speed of its own; cuDNN's takes 16 bits."""
+    if scope.quick:
+        return ()
+    if scope.device == "cpu":
+        return (wing("torch", "flex"),) if task == "forward" else ()
+    return (wing("torch", "flex"), wing("jax", "pallas"), *([wing("jax", "cudnn")] if dtype == "bfloat16" else []))

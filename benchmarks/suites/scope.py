@@ -56,12 +56,16 @@ class Scope:
         return self.small if self.quick else self.model
 
 
-def wing(name: str, how: str = "default", dtype: str | None = None) -> Contender:
-    """A wing in one of the modes of `common.config.MODES`, and in a precision of its own if one is named."""
+def wing(
+    name: str, how: str = "default", dtype: str | None = None, model: tuple[str, ModelConfig] | None = None
+) -> Contender:
+    """A wing in one of the modes of `common.config.MODES`, and in a precision of its own, or with a model of its own
+    and what it is called."""
     label, told = (called if how == "default" else f"{called} {how}" for called in (name, TITLES[name]))
-    if dtype:
-        label, told = f"{label} {dtype}", f"{told}, {dtype}"
-    return Contender(label, told, name, name, how, mode(how, name), dtype=dtype)
+    called, config = model or (None, None)
+    for own in filter(None, (dtype, called)):
+        label, told = f"{label} {own}", f"{told}, {own}"
+    return Contender(label, told, name, name, how, mode(how, name), dtype=dtype, config=config)
 
 
 def outside(name: str, title: str, entry: str, framework: str, lower_bound: bool = False) -> tuple[Contender, ...]:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from reports.drawing import NARROW
-from reports.perf.ink import LETTER, Ink, label_ends, looks
+from reports.perf.ink import DASHES, LETTER, MARKERS, Ink, label_ends, looks
 from reports.perf.numbers import FORMS, count
 from reports.perf.series import Row
+from reports.perf.view import WINGS
 
 COLUMNS, PANEL = 2, 2.5  # panels in a row, and inches of height of each
 WIDE = 20  # from here on a range of calls takes logarithmic axes
@@ -193,6 +194,41 @@ def scaling_size(rows: list[Row]) -> tuple[float, float]:
 def scaling(figure: Any, rows: list[Row], ink: Ink) -> None:
     """Units per second by context and by batch; whiskers are the 10th and 90th percentile."""
     _along(figure, rows, ink, "per_second", lambda value, _: count(value), lambda row: f"{row['unit']} per second")
+
+
+def variants_size(rows: list[Row]) -> tuple[float, float]:
+    return 9, 3.2 * (len(_by(rows, "wing")) + 1)
+
+
+def variants(figure: Any, rows: list[Row], ink: Ink) -> None:
+    """Units per second of every kind by context, a panel for each wing; below them the bytes of their caches."""
+    wings = _by(rows, "wing")
+    panels = [(f"{WINGS[wing]}: {own[0]['unit']} per second", own, "per_second") for (wing,), own in wings.items()]
+    panels.append(("bytes of the cache, by closed form", next(iter(wings.values())), "cache"))
+    names = [name for (name,) in _by(rows, "variant")]
+    for axes, (title, own, key) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
+        colour = ink.wing(own[0]["wing"]) if key == "per_second" else ink.ink
+        ends = []
+        for (name,), line in _by(own, "variant").items():
+            number = names.index(name)
+            marker, dashes = MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)]
+            across, up = [row["value"] for row in line], [row[key] for row in line]
+            axes.plot(across, up, color=colour, marker=marker, linestyle=dashes, markersize=4, linewidth=1.2)
+            ends.append((up[-1], name, colour))
+        axes.set_xscale("log", base=2)
+        if key == "cache":
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: FORMS["size"](value))
+        else:
+            axes.set_ylim(0, None)
+            axes.yaxis.set_major_formatter(lambda value, _: count(value))
+        values = sorted({row["value"] for row in own})
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
+        _title(axes, title)
+        axes.set_xlabel("context", fontsize=LETTER)
+        axes.tick_params(labelsize=LETTER)
+        label_ends(axes, ends, 2.4)
 
 
 def _along(figure: Any, rows: list[Row], ink: Ink, key: str, form: Callable, unit: Callable[[Row], str]) -> None:

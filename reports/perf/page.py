@@ -18,6 +18,8 @@ TOLD = {
     " roofs of the best matrix product (in the format that is multiplied in) and the best reading that were measured on"
     " this machine. What stays in the processor's caches counts nothing, so programs move more than the least.",
     "scaling": "Medians; whiskers are the 10th and 90th percentile.",
+    "variants": "Steps of a small model after texts of several lengths, all equal but the kind of attention; and what"
+    " their caches take.",
     "memory": "Above, what must be held by closed form. Below it, what each contender took beyond the import of its"
     " framework, which stands pale left of zero; on a device, its own peak.",
     "breakeven": "Total time of calling, counted from where the contender that compiles less is ready. A line drops"

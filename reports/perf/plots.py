@@ -33,6 +33,7 @@ PLOTS = {
     "ratio_forest": Plot(bars.forest, bars.forest_size, "How fast, against the reference of each cell"),
     "roofline": Plot(curves.roofline, curves.roofline_size, "Against this machine's measured peaks"),
     "scaling": Plot(curves.scaling, curves.scaling_size, "By context and by batch"),
+    "variants": Plot(curves.variants, curves.variants_size, "Kinds of layers, by context"),
     "memory": Plot(bars.memory, bars.memory_size, "Peak memory, and what must be held"),
     "breakeven": Plot(curves.breakeven, curves.breakeven_size, "When compiling pays"),
     "depth": Plot(curves.depth, curves.depth_size, "Compiling, by depth"),

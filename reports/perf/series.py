@@ -118,12 +118,27 @@ def scaling(found: Found) -> list[Row]:
     return _with_two_places(rows)
 
 
+def variants(found: Found) -> list[Row]:
+    """Units per second and the bytes of the cache by context, for kinds of layers side by side."""
+    rows = []
+    for cell in cells(found):
+        if cell.cell["suite"] == "variants":
+            for one in cell.contenders:
+                if one.timed and not _refused(one):
+                    rows.append({
+                        "variant": cell.cell["group"], "value": cell.cell["axis"]["value"], "cell": cell.cell["cell"],
+                        "wing": one.wing, "unit": cell.cell["unit"], "per_second": one.one["per_second"],
+                        "cache": cell.cell["ideal"]["cache"],
+                    })  # fmt: skip
+    return rows
+
+
 def _along(found: Found, names: Sequence[str]) -> list[tuple[str, float, Cell, Contender]]:
     """(group, place on the axis, cell, contender) of all cells that lie on one of these axes, in order of the place."""
     out = []
     for cell in cells(found):
         axis = cell.cell["axis"]
-        if axis is not None and axis["name"] in names:
+        if axis is not None and axis["name"] in names and cell.cell["suite"] != "variants":
             parts = [cell.cell["task"].capitalize(), cell.cell["group"], cell.cell["dtype"]]
             parts += [f"batch {cell.cell['batch']}"] if axis["name"] != "batch" else []
             out += [(", ".join(parts), axis["value"], cell, one) for one in cell.contenders if not _refused(one)]
@@ -146,6 +161,7 @@ SERIES: dict[str, Callable[[Found], list[Row]]] = {
     "ratio_forest": forest,
     "roofline": roofline,
     "scaling": scaling,
+    "variants": variants,
     "memory": memory,
     "breakeven": breakeven,
     "depth": depth,

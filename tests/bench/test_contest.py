@@ -57,6 +57,7 @@ def test_honest_contenders_pass_the_gate_and_are_timed_in_pairs(tmp_path):
     assert all(pair["low"] <= pair["high"] and pair["floor"] > 0 for pair in cell["pairs"])
 
 
+@pytest.mark.full_for("compiling_late", "late-not", "lazy", "tiring")
 @pytest.mark.parametrize(
     ("mistake", "words"),
     [
@@ -92,6 +93,7 @@ def test_who_decodes_in_another_precision_is_refused_though_the_tokens_are_right
     assert (first["what"], first["passed"]) == ("choice of tokens", True)
 
 
+@pytest.mark.full
 def test_who_trains_no_more_after_some_steps_is_refused(tmp_path):
     _, found = measured(tmp_path, contender("training"), contender("resting"), task="train")
     assert found["training"]["refused"] is None
@@ -163,6 +165,7 @@ def work_of(tmp_path, cells):
     )
 
 
+@pytest.mark.full
 def test_an_interrupted_run_is_kept_and_marked_and_never_replaces_a_whole_one(tmp_path, monkeypatch):
     cell = Cell("forward", "forward", "tiny", CONFIG, 3, 8, "float32", (contender("honest"), contender("slow")))
     work = work_of(tmp_path, [cell])

@@ -49,7 +49,7 @@ def test_every_plot_has_rows(found):
 def test_every_cell_on_an_axis_is_drawn(found):
     rows = series.series(found)
     on_axis = {cell["cell"] for cell in found["cells"] if cell["axis"]}
-    assert on_axis == {row["cell"] for name in ("scaling", "depth") for row in rows[name]}
+    assert on_axis == {row["cell"] for name in ("scaling", "variants", "depth") for row in rows[name]}
     groups = {row["group"].split(", ")[1] for row in rows["depth"]}
     assert groups == {cell["group"] for cell in found["cells"] if cell["suite"] == "compile"}
 

@@ -1,0 +1,68 @@
+"""Decoding by every kind of attention over contexts, and experts against a dense layer: all else is equal."""
+
+from collections.abc import Iterator
+
+from benchmarks.harness.cells import Cell
+from benchmarks.suites.scope import FASTEST, Scope, wing
+from common.config import GPTConfig
+from common.variants import GatedDeltaNet, GatedMLP, GroupedQuery, Latent, MixtureOfExperts, Sparse
+from common.variants.rotary import Rotary
+
+HEADS, LAYERS = 8, 8
+CONTEXTS = {True: (32, 96), False: (256, 1024, 4096)}
+WINDOW, CHOSEN = {True: 16, False: 256}, {True: 8, False: 128}
+SHORT = 16
+EXPERTS, TOP = 8, 2
+FORMS = {"latent": "absorbed", "gated_deltanet": "chunked rule"}  # what is decoded with, and a text is read with
+
+
+def base(quick: bool) -> GPTConfig:
+    """What all of them have: RMS norms, SwiGLU, positions inside attention."""
+    context, width = (128, 128) if quick else (8192, 512)
+    common = {"activation": "silu", "feed_forward": GatedMLP(), "norm": "rms_norm", "positions": "none"}
+    return GPTConfig(256, context, width, LAYERS, HEADS, ff_dim=3 * width, **common)
+
+
+def kinds(quick: bool) -> dict[str, tuple]:
+    """Patterns of attention over the layers, by name."""
+    full = GroupedQuery(HEADS, rotary=Rotary())
+    few, delta = full.with_(num_kv_heads=2), GatedDeltaNet()
+    local = few.with_(window=WINDOW[quick])
+    return {
+        "multi-head": (full,),
+        "grouped-query, 2 groups": (few,),
+        "multi-query": (full.with_(num_kv_heads=1),),
+        "3 windows to 1 full": (local, local, local, few),
+        "ALiBi, 2 groups": (few.with_(rotary=None, alibi=True),),
+        "sinks, soft cap, 2 groups": (few.with_(sinks=True, softcap=30.0),),
+        "half of the layers share": (few,) * (LAYERS // 2) + (few.with_(shares=True),) * (LAYERS // 2),
+        "latent": (Latent(rank=64, rotary=Rotary()),),
+        "latent without rotary part": (Latent(rank=64),),
+        "sparse": (Sparse(2, rotary=Rotary(), top_k=CHOSEN[quick], index_heads=4, index_dim=32),),
+        "3 DeltaNets to 1 full": (delta, delta, delta, few.with_(gate=True)),
+        "DeltaNet": (delta,),
+    }
+
+
+def cells(scope: Scope) -> Iterator[Cell]:
+    """A token after texts of several lengths, in a filled cache, whose bytes are shown too."""
+    for name, attention in kinds(scope.quick).items():
+        config = base(scope.quick).with_(attention=attention)
+        how = "+".join((FASTEST, *sorted(FORMS[one.kind] for one in set(attention) if one.kind in FORMS)))
+        chosen = (wing("torch", how), wing("jax", how))
+        for length in CONTEXTS[scope.quick]:
+            along = {"axis": ("context", length), "part": "context", "memory": True}
+            yield Cell("variants", "continue", name, config, 1, length, "float32", chosen, SHORT, **along)
+
+
+def experts(scope: Scope) -> Iterator[Cell]:
+    """Experts of which every token takes two, in all forms, against a dense layer of the same active size: forward, and
+    decoding."""
+    dense, wings = base(scope.quick), ("torch", "jax")
+    mixed = dense.with_(feed_forward=MixtureOfExperts(EXPERTS, TOP, expert_dim=dense.ff_dim // TOP))
+    forms = (FASTEST, f"{FASTEST}+grouped experts", f"{FASTEST}+gathered experts")
+    rivals = (wing(one, FASTEST, model=("dense", dense)) for one in wings)
+    chosen = (*(wing(one, how) for one in wings for how in forms), *rivals)
+    name, (batch, length) = f"{EXPERTS} experts, {TOP} taken", (2, 64) if scope.quick else (4, 256)
+    yield Cell("experts", "forward", name, mixed, batch, length, "float32", chosen, memory=True)
+    yield Cell("experts", "continue", name, mixed, 1, length, "float32", chosen, SHORT, memory=True)
