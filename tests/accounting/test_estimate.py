@@ -38,6 +38,7 @@ def built(wing, config, dtype):
     return load(wing).build(config, params.initialise(config, 0), Execution(dtype))
 
 
+@pytest.mark.full_for("jax")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("config", DISTINCT, ids=DISTINCT.values())
 @pytest.mark.parametrize("wing", ["torch", "jax"])

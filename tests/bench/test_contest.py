@@ -57,7 +57,7 @@ def test_honest_contenders_pass_the_gate_and_are_timed_in_pairs(tmp_path):
     assert all(pair["low"] <= pair["high"] and pair["floor"] > 0 for pair in cell["pairs"])
 
 
-@pytest.mark.full_for("compiling_late", "late-not", "lazy", "tiring")
+@pytest.mark.full_for("compiling_late", "late-not", "lazy", "tiring", "threaded", "silent", "half")
 @pytest.mark.parametrize(
     ("mistake", "words"),
     [

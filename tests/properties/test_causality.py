@@ -27,6 +27,7 @@ OFFERED = [
 ]
 
 
+@pytest.mark.full_for("jax-float32", "jax-bfloat16")
 @pytest.mark.parametrize(("name", "dtype", "kernel"), OFFERED)
 def test_full_forward(case, case_model, row_by_row, late, name, dtype, kernel):
     if kernel != "plain" and {entry.kind for entry in case.config.attention} != {"multi_head"}:
