@@ -83,6 +83,7 @@ def test_a_mistake_is_refused_and_the_others_are_timed(tmp_path, mistake, words)
     assert not cell["pairs"]
 
 
+@pytest.mark.full_for("half")
 @pytest.mark.parametrize(("mistake", "words"), [("half", "prompt's logits is"), ("too_precise", "another precision")])
 def test_who_decodes_in_another_precision_is_refused_though_the_tokens_are_right(tmp_path, mistake, words):
     _, found = measured(tmp_path, contender("honest"), contender(mistake), task="decode", new=4)

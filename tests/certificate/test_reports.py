@@ -230,6 +230,7 @@ def test_an_interruption_loses_nothing(call, tmp_path, monkeypatch):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("certificate.json", "kept")]
 
 
+@pytest.mark.full
 def test_a_real_control_c_ends_the_command(tmp_path):
     words = [sys.executable, "-m", "common.cli", "parity", "--claim", "C2", "--out", str(tmp_path / "out")]
     done = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True)

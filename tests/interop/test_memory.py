@@ -30,6 +30,7 @@ print(status("VmHWM") - before)
 """
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of resident memory as Linux tells it")
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 def test_peak_while_loading(tmp_path, wing):

@@ -12,7 +12,7 @@ from common.parity.trial import Session, subjects, truth
 
 WINGS = ("torch", "jax")
 EVERYTHING = list(power.chosen(Session(subjects(WINGS))))
-QUICK = {"torch": 3, "numpy": 30, "common": 30, "jax": 30}  # of what every component has, each so-manieth
+QUICK = {"torch": 8, "numpy": 30, "common": 30, "jax": 30}  # of what every component has, each so-manieth
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ def torch_session():
     return Session(subjects(("torch",)))
 
 
+@pytest.mark.full
 def test_torch_passes():
     found = run.run(torch_session(), [edges])
     assert found.passed, [(row.what, row.tier, row.errors, row.note) for row in found.failures]

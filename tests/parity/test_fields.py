@@ -28,6 +28,7 @@ def keys(classes=CLASSES):
     return {f"{cls.__name__}.{f.name}" for cls in classes for f in dataclasses.fields(cls)}
 
 
+@pytest.mark.full
 def test_honest_wings_pass_and_no_field_is_left_out(torch_alone):
     """All fields of all classes but those that this machine, this process or a quick run cannot try."""
     found = list(fields.rows(torch_alone))

@@ -74,6 +74,7 @@ def test_absorbed_equals_expanded_in_every_gradient(model_of, texts, wing, confi
         close(got.grads[name], want.grads[name], 10 * BOUND)
 
 
+@pytest.mark.full_for("jax-book")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_absorbed_is_as_accurate_as_expanded(model_of, texts, wing, config, dtype):
     """Two roundings of one function: neither is more than three times as far off as the other."""
