@@ -15,6 +15,8 @@ from common import backend, params
 from common.config import Execution, GPTConfig
 from common.variants.gated_deltanet import GatedDeltaNet
 
+pytestmark = pytest.mark.full_for("jax")  # its cases are tried in make test, with all their claims
+
 PATH, BOUND = "model.layers.0.self_attn", 1e-4
 BATCH, LENGTH, EMBED = 2, 150, 24  # two chunks and a part
 CASES = {  # (family, key heads, value heads, key size, value size, kernel)

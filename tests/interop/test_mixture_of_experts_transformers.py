@@ -18,6 +18,8 @@ from common import backend, compare, params
 from common.config import Execution, GPTConfig
 from common.variants.mixture_of_experts import MixtureOfExperts
 
+pytestmark = pytest.mark.full_for("jax")  # its cases are tried in make test, with all their claims
+
 transformers = pytest.importorskip("transformers")
 EMBED, EXPERTS, WIDTH, SHARED, TOP_K = 24, 7, 20, 12, 3
 PATH = "model.layers.1.mlp"

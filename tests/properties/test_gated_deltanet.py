@@ -13,6 +13,8 @@ from common.errors import UserError
 from common.variants import ATTENTIONS
 from common.variants.gated_deltanet import GatedDeltaNet
 
+pytestmark = pytest.mark.full_for("jax")  # its cases are tried in make test, with all their claims
+
 BOUND = 1e-12  # float64 rounding in sums of another order: 1e-15 to 1e-14 is reported for this recurrence
 PACKAGES = {"numpy": "common.oracle", "torch": "torch_impl", "jax": "jax_impl"}
 LENGTH = 70  # past a chunk of 64, and no multiple of one

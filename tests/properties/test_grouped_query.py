@@ -12,6 +12,8 @@ from common.errors import UserError
 from common.variants import GroupedQuery, rotary
 from common.variants.rotary import Rotary
 
+pytestmark = pytest.mark.full_for("jax")  # its cases are tried in make test, with all their claims
+
 BOUND = 1e-12  # float64 rounding in sums of another order: 1e-14 here
 HEADS = GPTConfig(23, 96, 16, 2, 4, ff_dim=12, tie_embeddings=False)
 TURNED = GroupedQuery(2, head_dim=6, rotary=Rotary(base=300.0, fraction=0.7), qk_norm="head")

@@ -16,6 +16,8 @@ from common.variants import MultiHead
 from common.variants.latent import Latent
 from common.variants.rotary import Rotary
 
+pytestmark = pytest.mark.full_for("jax")  # its cases are tried in make test, with all their claims
+
 BOUND = 1e-12  # float64 rounding in sums of another order: 1e-14 here
 LENGTH, PADDED = 80, 23  # positions past 64; the second row begins with padding
 FORMS = ("expanded", "absorbed")

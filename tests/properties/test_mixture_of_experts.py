@@ -16,6 +16,8 @@ from common.variants.grouped_query import GroupedQuery
 from common.variants.mixture_of_experts import MixtureOfExperts
 from common.variants.rotary import Rotary
 
+pytestmark = pytest.mark.full_for("jax")  # its cases are tried in make test, with all their claims
+
 BOUND = 1e-12  # float64 rounding in sums of another order: 1e-14 here
 CONFIG = GPTConfig(23, 40, 16, 2, 2, ff_dim=24, tie_embeddings=False, activation="silu")
 ENTRY = MixtureOfExperts(5, 2, expert_dim=8, scale=1.3, shared_dim=12, shared_gate=True)

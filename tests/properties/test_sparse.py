@@ -18,6 +18,8 @@ from common.variants.grouped_query import GroupedQuery
 from common.variants.rotary import Rotary
 from common.variants.sparse import INDEX_SCORES, Sparse
 
+pytestmark = pytest.mark.full_for("jax")  # its cases are tried in make test, with all their claims
+
 BOUND = 1e-12  # float64 rounding in sums of another order: 1e-14 here
 LENGTH, CAPACITY = 20, 23
 TURNED = Sparse(

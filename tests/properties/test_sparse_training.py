@@ -9,6 +9,8 @@ from common.config import GPTConfig, TrainConfig
 from common.variants.rotary import Rotary
 from common.variants.sparse import Sparse
 
+pytestmark = pytest.mark.full_for("jax")  # its cases are tried in make test, with all their claims
+
 BOUND = 1e-12  # float64 rounding in sums of another order: 1e-14 here
 LENGTH = 12
 PLAIN = Sparse(2, rotary=Rotary(base=100.0), top_k=5, index_heads=3, index_dim=6, index_rotary=Rotary(base=50.0))
