@@ -159,5 +159,5 @@ def _kept(config: ModelConfig, batch: int, context: int, dtype: str, attention: 
     """Bytes between the passes of a training step, or None where a kind of layer does not say what it keeps."""
     try:
         return sum(activations.saved(config, batch, context, dtype, attention, dropout=True).values())
-    except (NotImplementedError, UserError):
+    except NotImplementedError:
         return None
