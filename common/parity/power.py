@@ -4,6 +4,8 @@ A bug counts as noticed by a row that fails with it and passes without it. Of an
 farther than the bound; in code that all implementations share, only vectors and known answers can notice anything.
 """
 
+import functools
+import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -30,6 +32,8 @@ SENTENCE = (
     " other claims, all of them; and every field of every config is read."
 )
 RAISED = "raised"
+FIELDS = "fields"
+TOGETHER = 20  # mutants that are tried one after the other by one process
 
 
 def for_case(trial: Trial) -> Iterator[Row | Exhibit]:
@@ -42,21 +46,47 @@ def declared(trial: Trial) -> set[tuple[str, str]]:
     return set()
 
 
-def once(session: Session) -> Iterator[Row | Exhibit]:
-    """A row for every mutant in every place, the list of what noticed it, and a row for every field."""
-    court, entries = Court(session), []
-    for mutant, place in chosen(session):
+def parts(session: Session) -> list[str]:
+    """The names of what can be tried apart: mutants, neighbours together, and the fields."""
+    return [*_dockets(session), FIELDS]
+
+
+def once(session: Session, part: str) -> Iterator[Row | Exhibit]:
+    """A row for every mutant in every place and the list of what noticed it, or a row for every field."""
+    if part == FIELDS:
+        yield from fields.rows(session)
+        return
+    court, entries = _court(session), []
+    for mutant, place in _dockets(session)[part]:
         entry = court.tried(mutant, place)
         entries.append(entry)
         yield verdict(mutant, place, entry)
-    if entries:
-        yield Exhibit("mutants", entries)
-    yield from fields.rows(session)
+    yield Exhibit("mutants", entries)
 
 
-def declared_once(session: Session) -> set[tuple[str, str]]:
-    """A row for every mutant and place, and for every field."""
-    return {(what(mutant, place), "exact") for mutant, place in chosen(session)} | fields.declared(session)
+def declared_once(session: Session, part: str = "") -> set[tuple[str, str]]:
+    """A row for every mutant and place, and for every field; or those of a part."""
+    if part == FIELDS:
+        return fields.declared(session)
+    pairs = _dockets(session)[part] if part else chosen(session)
+    rows = {(what(mutant, place), "exact") for mutant, place in pairs}
+    return rows if part else rows | fields.declared(session)
+
+
+@functools.lru_cache(maxsize=1)  # reading all mutants takes seconds
+def _dockets(session: Session) -> dict[str, list[tuple[Mutant, str]]]:
+    """What this session plants, in order, by the names of parts: at most TOGETHER of one component each."""
+    found = {}
+    for component, own in itertools.groupby(chosen(session), key=lambda pair: pair[0].component):
+        pairs = list(own)
+        for start in range(0, len(pairs), TOGETHER):
+            found[f"mutants {len(found) + 1} ({component})"] = pairs[start : start + TOGETHER]
+    return found
+
+
+@functools.lru_cache(maxsize=1)  # what honest implementations give serves all parts
+def _court(session: Session) -> "Court":
+    return Court(session)
 
 
 def what(mutant: Mutant, place: str) -> str:

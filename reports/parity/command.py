@@ -24,7 +24,13 @@ def parity(
         list[str] | None,
         typer.Option(help="How one executes, as in jax=scan, torch=fast or jax=fast+eager: see --mode of train."),
     ] = None,
-    threads: Annotated[int, typer.Option(help="Threads for computing; more do not help models this small.")] = 1,
+    threads: Annotated[
+        int, typer.Option(help="Threads for computing in each process; more do not help models this small.")
+    ] = 1,
+    processes: Annotated[
+        int | None,
+        typer.Option(help="Processes that share the work, each with its own models (default: on cpu up to 4, else 1)."),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Leave out what takes long; bounds stay as they are.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the certificate as JSON instead of the table.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the certificate, the matrix and the page.")] = Path(
@@ -52,7 +58,10 @@ def parity(
 
     claims = tuple(claim or ()) or (("C6",) if action == "mutants" else ())
     names = tuple(name.strip() for name in backends.split(",") if name.strip())
-    asked = job.Settings(tuple(case or ()), tuple(tier or ()), claims, names, device, tuple(mode or ()), quick, out)
+    several = job.processes(processes, device)
+    asked = job.Settings(
+        tuple(case or ()), tuple(tier or ()), claims, names, device, tuple(mode or ()), quick, out, several
+    )
     work = job.prepare(asked)
     try:
         with Shown() as progress, progress.steps() as report:

@@ -19,6 +19,7 @@ from common.parity.trial import TIERS, Session, Trial, check_choice, subjects
 from common.stopping import stoppable
 from reports.parity import matrix
 
+MOST = 4  # processes, unless more are asked for: each takes memory for two frameworks
 NUMBERS, MATRIX, PAGE = "certificate.json", "mutants.csv", "index.html"
 
 
@@ -34,6 +35,7 @@ class Settings:
     modes: tuple[str, ...] = ()
     quick: bool = False
     out: Path = Path("out/parity")
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def produce(work: Work, report: Report, matrix_only: bool = False) -> dict[str, 
     from reports.parity import page
 
     with stoppable():
-        findings = run(work.session, work.claims, report)
+        findings = run(work.session, work.claims, report, processes=work.asked.processes)
     if findings.interrupted:
         work = replace(work, out=_beside(work.out))
     told = command(work.asked)
@@ -89,6 +91,18 @@ def produce(work: Work, report: Report, matrix_only: bool = False) -> dict[str, 
             stopped.add_note(f"What was tried until then is kept in {work.out}.")
         raise stopped
     return made
+
+
+def processes(asked: int | None, device: str) -> int:
+    """How many processes share the work: what was asked for, or one for each core up to MOST; what is no CPU has one
+    memory for all, and gets one."""
+    from benchmarks.harness.worker import usable_cores
+
+    if asked is None:
+        return min(MOST, len(usable_cores())) if device == "cpu" else 1
+    if asked < 1:
+        raise UserError(f"--processes is {asked}; allowed is a whole number > 0.")
+    return asked
 
 
 def _beside(out: Path) -> Path:

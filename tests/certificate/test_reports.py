@@ -84,13 +84,13 @@ def test_curves_are_drawn(made):
 
 @pytest.fixture
 def call(capsys, monkeypatch, claims, subjects, tmp_path):
-    """Run `parallax parity …` on these claims and backends: (exit code, stdout, stderr)."""
+    """Run `parallax parity …` on these claims and backends, in this process: (exit code, stdout, stderr)."""
     monkeypatch.setattr(job, "claims_of", lambda names: claims)
     monkeypatch.setattr(trial.door, "load", lambda name: subjects[name])
 
     def run(*arguments):
         with pytest.raises(SystemExit) as stopped:
-            cli.main(["parity", *map(str, arguments)])
+            cli.main(["parity", "--processes", "1", *map(str, arguments)])
         return stopped.value.code, *capsys.readouterr()
 
     return run
@@ -164,6 +164,9 @@ def test_an_edited_certificate_exits_with_1(call, stored):
         (["--backends", "torch,torch"], "named twice"),
         (["--device", "cuda:7"], "PyTorch sees no device 'cuda:7'"),
         (["--threads", "0"], "threads"),
+        (["--processes", "0"], "--processes is 0; allowed is a whole number > 0"),
+        (["--processes", "-2"], "--processes is -2; allowed"),
+        (["--processes", "x"], "Invalid value for '--processes'"),
         (["verfy"], "did you mean 'verify'"),
         (["verify"], "Name the certificate"),
         (["verify", "no.json"], "Cannot read no.json"),
@@ -220,7 +223,7 @@ def test_every_registered_case_has_its_vectors_hashed():
 def test_an_interruption_loses_nothing(call, tmp_path, monkeypatch):
     (tmp_path / "certificate.json").write_text("kept")
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(job, "run", interrupted)
