@@ -112,6 +112,19 @@ _SPARSE_GATED = Sparse(
 _TAUGHT = _SPARSE_GATED.with_(index_loss=0.7), _SPARSE.with_(index_heads=3, index_loss=0.4)
 _ROUTED = MixtureOfExperts(4, 2, expert_dim=8, normalise=False, scale=1.5, shared_dim=12, shared_gate=True)
 _CHOSEN = MixtureOfExperts(5, 2, expert_dim=8, routing="top_k_then_softmax", normalise=False)
+_GROUPED = _CHOSEN.with_(
+    num_experts=8,
+    top_k=3,
+    routing="top_k_then_sigmoid",
+    normalise=True,
+    scale=2.5,
+    choice_bias=True,
+    num_groups=4,
+    top_groups=2,
+    shared_dim=8,
+)
+_CLAMPED = _CHOSEN.with_(router_bias=True, expert_bias=True, limit=0.8, offset=1.0)
+_EVERYTHING = _GROUPED.with_(router_bias=True, expert_bias=True, limit=0.8, offset=1.0, shared_gate=True)
 _STRETCHED = Rotary(base=20.0, scaling="linear", factor=4.0)
 _NEAR = GroupedQuery(2, window=4, alibi=True, sinks=True)
 _FAR = GroupedQuery(1, head_dim=4, rotary=_STRETCHED, softcap=2.0, gate=True)
@@ -194,6 +207,18 @@ CASES: dict[str, Case] = {
             _TODAY.with_(feed_forward=_CHOSEN.with_(routing="top_k_then_sigmoid", normalise=True, scale=1.5)),
             "model.layers.0.mlp",
         ),
+        Case(
+            "experts_grouped",
+            "mixture of experts chosen by sigmoids and a bias, from the two best of four groups, as in DeepSeek-V3",
+            _TODAY.with_(feed_forward=_GROUPED),
+            "model.layers.0.mlp",
+        ),
+        Case(
+            "experts_clamped",
+            "mixture of experts with biases and a clamped SwiGLU, as in gpt-oss",
+            _TODAY.with_(feed_forward=_CLAMPED, activation="quick_gelu"),
+            "model.layers.1.mlp",
+        ),
         Case("block", "pre-norm block", _TINY, "model.layers.1"),
         Case("gpt", "GPT with a tied head", _TINY, train_steps=2, sampling=_SAMPLING),
         Case(
@@ -243,7 +268,13 @@ CASES: dict[str, Case] = {
             train_steps=2,
             sampling=_SAMPLING,
         ),
-        Case("gpt_experts", "GPT of mixtures of experts", _TINY.with_(feed_forward=_ROUTED), sampling=_SAMPLING),
+        Case(
+            "gpt_experts",
+            "GPT of mixtures of experts, every second one in groups, with a bias of the choice, biases and clamps",
+            _TINY.with_(feed_forward=(_ROUTED, _EVERYTHING)),
+            seed=867,  # by most others the bias alone decides, or a rounding to 16 bits does
+            sampling=_SAMPLING,
+        ),
         Case(
             "gpt_balance",
             "GPT with a balance of experts",

@@ -14,7 +14,7 @@ from common.errors import unknown
 from common.record import Record, flag, number, positive_int, require, whole
 from common.variants import Attention, FeedForward, MultiHead, PlainMLP
 
-ACTIVATIONS = ("gelu_tanh", "gelu", "silu")
+ACTIVATIONS = ("gelu_tanh", "gelu", "silu", "quick_gelu")
 MODEL_NORMS = ("layer_norm", "rms_norm")
 POSITIONS = ("learned", "sinusoidal", "none")
 DTYPES = ("float32", "float64", "bfloat16")

@@ -13,7 +13,7 @@ class Parameter:
     `part` says what the module that owns it does with it: "linear", "embedding", "layer_norm", "rms_norm", or "scale"
     (numbers that are added or multiplied one by one). `dead` marks a parameter whose gradient is exactly zero in
     theory, so that what arrives is rounding noise: softmax ignores what is the same for all keys, hence a key bias
-    without rotary positions.
+    without rotary positions. `chooses` marks a dead one on which outputs depend all the same, in jumps.
     """
 
     name: str
@@ -22,6 +22,7 @@ class Parameter:
     std: float = 0.02
     decays: bool = True
     dead: bool = False
+    chooses: bool = False
     part: str | None = None
 
     @property

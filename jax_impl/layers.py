@@ -112,7 +112,13 @@ def gelu(x):
     return jax.nn.gelu(x, approximate=False)
 
 
-ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu, "silu": silu}
+def quick_gelu(x):
+    """GELU as x sigmoid(1.702 x). Source: Hendrycks and Gimpel 2016, section 2."""
+    wide = at_least(x, jnp.float32)  # rounded once, as in PyTorch's own activations
+    return (wide * jax.nn.sigmoid(1.702 * wide)).astype(x.dtype)
+
+
+ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu, "silu": silu, "quick_gelu": quick_gelu}
 ELEMENTWISE = {
     "exp": jnp.exp,
     "log": jnp.log,

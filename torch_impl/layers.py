@@ -147,7 +147,13 @@ def gelu(x):
     return F.gelu(x, approximate="none")
 
 
-ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu, "silu": silu}
+def quick_gelu(x):
+    """GELU as x sigmoid(1.702 x). Source: Hendrycks and Gimpel 2016, section 2."""
+    wide = at_least(x, torch.float32)  # rounded once, as in PyTorch's own activations
+    return (wide * torch.sigmoid(1.702 * wide)).to(x.dtype)
+
+
+ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu, "silu": silu, "quick_gelu": quick_gelu}
 ELEMENTWISE = {
     "exp": torch.exp,
     "log": torch.log,

@@ -39,7 +39,8 @@ def _entry(config: ModelConfig, path: str, work: Work, own: Mapping[str, Paramet
 def _experts(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
     """Every token is multiplied by the matrices of the experts that it chose."""
     chosen = entry(config, path.rpartition(".")[0]).top_k
-    return {FEED_FORWARD: 2 * work.tokens * chosen * sum(p.size // p.shape[0] for p in own.values())}
+    matrices = (own[name] for name in ("gate_proj", "up_proj", "down_proj"))
+    return {FEED_FORWARD: 2 * work.tokens * chosen * sum(p.size // p.shape[0] for p in matrices)}
 
 
 def _tied_head(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:

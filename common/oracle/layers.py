@@ -94,7 +94,12 @@ def gelu(x):
     return 0.5 * x * (1 + _erf(x / math.sqrt(2)))
 
 
-ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu, "silu": silu}
+def quick_gelu(x):
+    """GELU as x sigmoid(1.702 x). Source: Hendrycks and Gimpel 2016, section 2."""
+    return x * sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu, "silu": silu, "quick_gelu": quick_gelu}
 ELEMENTWISE = {
     "exp": np.exp,
     "log": np.log,

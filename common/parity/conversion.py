@@ -206,7 +206,7 @@ def _used(trial: Trial) -> list[str]:
 
 
 def _moved(trial: Trial) -> Iterator[Row]:
-    """Outputs after noise in one tensor, minus outputs before; a dead tensor must leave the outputs as they are."""
+    """Outputs after noise in one tensor, minus outputs before; an idle tensor must leave the outputs as they are."""
     case, truth = trial.case, trial.truth
     before = {name: _output(trial, model) for name, model in trial.each().items()}
     true_before = truth.once("conversion/before", lambda: _true_output(trial, truth.model))
@@ -216,12 +216,12 @@ def _moved(trial: Trial) -> Iterator[Row]:
             f"conversion/{name}", lambda w=weights: _true_output(trial, truth.build(weights=w)) - true_before
         )
         after = {wing: _output(trial, trial.build(wing, "float64", weights)) for wing in trial.names}
-        if truth.dead(name):
+        if truth.idle(name):
             note, got, expected = "dead: the outputs stay as they are", after, true_before
         else:
             note, got, expected = "", {wing: _minus(after[wing], before[wing]) for wing in after}, want
         row = table.arrays(NAME, case.name, f"noise/{name}", "float64", "float64", got, expected, note=note)
-        if not truth.dead(name) and rms(want) < MOVES * rms(true_before):
+        if not truth.idle(name) and rms(want) < MOVES * rms(true_before):
             row = _unread(row)
         yield row
 

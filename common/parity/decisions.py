@@ -6,7 +6,7 @@ has a say in it). Such a certified tie is listed with its margin; from there on 
 
 Layers decide too: a router for experts, an indexer for keys. In every tier they choose the largest of the scores that
 the implementation itself shows, to the last one; and given its own values before it, layer by layer, a router chooses
-what the oracle's would, or its logits at the border lie within rounding: another certified tie.
+what the oracle's would, or its scores at the border lie within rounding: another certified tie.
 """
 
 import functools
@@ -35,6 +35,7 @@ SENTENCE = (
 )
 OWN, ROUTED = "choices by own scores", "chosen experts"  # rows about what is chosen inside of a model
 TIERS = ("float64", "float32", "bfloat16")
+SCORE_ROUNDINGS = 8  # an exponential, a sum, a quotient, a bias, each off by an ulp or two
 CHUNK = 3  # tokens per prefill: two full chunks and a rest, for the prompts of the cases
 VARIANTS: dict[str, dict[str, Any]] = {
     "cached": {},
@@ -168,21 +169,19 @@ def _inner_choices(trial: Trial, tier: str, ties: list[dict[str, Any]]) -> Itera
 
 def _unlike_own_scores(trial: Trial, path: str, own: Values) -> int:
     """How many choices of a module are not those of the largest of the implementation's own scores."""
-    scores = own[f"{path}.router" if _routes(path) else f"{path}.index_scores"]
-    return int(_unlike(own[f"{path}.chosen"], _largest(trial, path, scores)).sum())
+    return int(_unlike(own[f"{path}.chosen"], _choice(trial, path, own[_scores(trial, path)])[0]).sum())
 
 
 def _unlike_the_oracle(trial: Trial, tier: str, name: str, own: Values, ties: list[dict[str, Any]]) -> int:
     """How many tokens go to other experts than the oracle would send them to, given what the implementation itself
-    hands to the router, though the last logit chosen and the next one lie farther apart than twice what one may be off.
+    hands to the router, though the last score chosen and the next one lie farther apart than twice what one may be off.
     """
-    steps, wrong = noise.step_by_step(trial.truth, own), 0
+    given = {tap: value for tap, value in own.items() if not tap.endswith(".router")}  # the oracle's are its own
+    steps, wrong = noise.step_by_step(trial.truth, given), 0
     for path in filter(_routes, _choosers(trial)):
-        logits, top_k = steps[f"{path}.router"], entry(trial.case.config, path).top_k
-        ranked = -np.sort(-logits, -1)
-        margins = ranked[..., top_k - 1] - (ranked[..., top_k] if top_k < ranked.shape[-1] else -np.inf)
-        bounds = 2 * _router_error(trial, tier, path, own)
-        differs = _unlike(own[f"{path}.chosen"], _largest(trial, path, logits))
+        want, margins = _choice(trial, path, steps[_scores(trial, path)])
+        bounds = 2 * _score_error(trial, tier, path, own)
+        differs = _unlike(own[f"{path}.chosen"], want)
         wrong += int((differs & (margins > bounds)).sum())
         for row, step in np.argwhere(differs & (margins <= bounds)):
             place, what = (int(row), int(step)), f"experts of {path}"
@@ -190,26 +189,64 @@ def _unlike_the_oracle(trial: Trial, tier: str, name: str, own: Values, ties: li
     return wrong
 
 
-def _router_error(trial: Trial, tier: str, path: str, own: Values) -> np.ndarray:
+def _score_error(trial: Trial, tier: str, path: str, own: Values) -> np.ndarray:
     """How far a token's logits may be off in a router, the largest of them, [B, T]: by the rule for products whose sums
-    and results are here in the precision of reductions.
+    and results are here in the precision of reductions. Scores made of them are off by no more, for softmax and sigmoid
+    flatten, and by their own few roundings.
     """
     x = np.asarray(own[f"{path.rpartition('.')[0]}.post_attention_layernorm"], np.float64)
     weight, unit = trial.truth.model.params[f"{path}.router.weight"], ROUNDOFF[PRECISIONS[tier].reduce]
     inputs = {"terms": float(weight.shape[1]), "sums": unit, "unit": unit}
-    return thresholds.bounds("matmul", {path: 0.0}, inputs)[path] * (np.abs(x) @ np.abs(weight).T).max(-1)
+    sizes = np.abs(x) @ np.abs(weight).T + np.abs(trial.truth.model.params.get(f"{path}.router.bias", 0.0))
+    found = thresholds.bounds("matmul", {path: 0.0}, inputs)[path] * sizes.max(-1)
+    if _scores(trial, path).endswith(".choice"):
+        found = found + SCORE_ROUNDINGS * unit * np.abs(own[_scores(trial, path)]).max(-1)
+    return found
 
 
-def _largest(trial: Trial, path: str, scores: np.ndarray) -> np.ndarray:
-    """What a module must choose by these scores, of equal ones the first: experts by number, in order, [B, T, C]; keys
-    as a mask [B, T, S], hidden ones never.
+def _scores(trial: Trial, path: str) -> str:
+    """The tap that shows by what a module chooses."""
+    if not _routes(path):
+        return f"{path}.index_scores"
+    return f"{path}.choice" if entry(trial.case.config, path).chooses_by_scores else f"{path}.router"
+
+
+def _choice(trial: Trial, path: str, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a module must choose by these scores, of equal ones the first, and how near it is to choosing otherwise
+    [B, T]: experts by number, in order, [B, T, C]; keys as a mask [B, T, S], hidden ones never.
     """
-    order = np.argsort(-scores, -1, kind="stable")[..., : entry(trial.case.config, path).top_k]
+    layer = entry(trial.case.config, path)
     if _routes(path):
-        return np.sort(order, -1)
+        allowed, near = _in_best_groups(scores, layer.num_groups, layer.top_groups)
+        order, margins = _largest(allowed, layer.top_k)
+        return np.sort(order, -1), np.minimum(margins, near)
+    order, margins = _largest(scores, layer.top_k)
     mask = np.zeros(scores.shape, bool)
     np.put_along_axis(mask, order, True, -1)
-    return mask & (scores > -np.inf)
+    return mask & (scores > -np.inf), margins
+
+
+def _largest(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The places of the `count` largest, of equal ones the first, and by how much the last of them leads."""
+    order = np.argsort(-scores, -1, kind="stable")
+    ranked = np.take_along_axis(scores, order, -1)
+    if count >= scores.shape[-1]:
+        return order[..., :count], np.full(scores.shape[:-1], np.inf)
+    after = ranked[..., count]
+    lead_by = ranked[..., count - 1] - np.where(after > -np.inf, after, 0.0)
+    return order[..., :count], np.where(after > -np.inf, lead_by, np.inf)
+
+
+def _in_best_groups(scores: np.ndarray, groups: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The scores, minus infinity outside the `count` groups whose two best have the largest sum, and by how much single
+    scores must be off before these are others: half of what the sums must."""
+    if groups == 1:
+        return scores, np.full(scores.shape[:-1], np.inf)
+    parts = scores.reshape(*scores.shape[:-1], groups, -1)
+    best, margins = _largest(np.sort(parts, -1)[..., -2:].sum(-1), count)
+    kept = np.zeros(parts.shape[:-1], bool)
+    np.put_along_axis(kept, best, True, -1)
+    return np.where(kept[..., None], parts, -np.inf).reshape(scores.shape), margins / 2
 
 
 def _unlike(got: np.ndarray, want: np.ndarray) -> np.ndarray:

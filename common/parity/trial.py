@@ -122,6 +122,10 @@ class Truth:
         found = self._table.get(name)
         return found is not None and found.dead
 
+    def idle(self, name: str) -> bool:
+        """Whether outputs do not depend on this parameter."""
+        return self.dead(name) and not self._table[name].chooses
+
     @functools.cached_property
     def _table(self) -> dict[str, params.Parameter]:
         return params.table(self.case.config)

@@ -33,5 +33,6 @@ class GatedMLP(FeedForward):
 
     def kept(self, config, at, path):
         """What is bent, before and after, and what it is multiplied by."""
-        for what in ("before the activation", "gate", "up"):
+        yield from self.bent(config, at, path, at.tokens * config.ff_dim)
+        for what in ("gate", "up"):
             yield FEED_FORWARD, f"{path} {what}", at.tokens * config.ff_dim * at.compute

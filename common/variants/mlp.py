@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from common.accounting.work import FEED_FORWARD
 from common.parameter import linear
 from common.variants.part import FeedForward
 
@@ -20,4 +19,4 @@ class PlainMLP(FeedForward):
         yield from linear(f"{path}.down_proj", config.embed_dim, config.ff_dim, bias=True, std=config.residual_std)
 
     def kept(self, config, at, path):
-        yield FEED_FORWARD, f"{path} before the activation", at.tokens * config.ff_dim * at.compute
+        yield from self.bent(config, at, path, at.tokens * config.ff_dim)

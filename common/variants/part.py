@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from common.config import GPTConfig
 
 SOFTMAX_COST = 6  # of one score: divide by sqrt(D), maximum, subtract, exp, sum, divide
-ACTIVATION_COST = {"gelu_tanh": 8, "gelu": 5, "silu": 4}  # of one number
+ACTIVATION_COST = {"gelu_tanh": 8, "gelu": 5, "silu": 4, "quick_gelu": 5}  # of one number
 # A fused kernel kept no scores, so its backward has 5 products for 2: it computes them again. Checkpointed blocks keep
 # neither scores nor what they weigh, and multiply for both again.
 SCORED = Component(SCORES, again={"fused": 1, "masked": 1, "checkpointed": 2})
@@ -143,3 +143,12 @@ class FeedForward(Part):
 
     def elements(self, config: "GPTConfig", work: Work) -> dict[str, int]:
         return {ACTIVATION: ACTIVATION_COST[config.activation] * work.tokens * config.ff_dim}
+
+    def bent(self, config: "GPTConfig", at: Pass, path: str, numbers: int) -> Buffers:
+        """What the activation of that many numbers keeps: what it is given, and its sigmoid where PyTorch has no kernel
+        of its own for it, both in 32 bits at least."""
+        if config.activation != "quick_gelu":
+            yield FEED_FORWARD, f"{path} before the activation", numbers * at.compute
+            return
+        for what in ("before the activation", "sigmoid of the activation"):
+            yield FEED_FORWARD, f"{path} {what}", numbers * max(at.compute, 4)

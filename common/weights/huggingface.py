@@ -35,8 +35,14 @@ _FIELDS: dict[str, tuple[str, tuple[str, ...], Any]] = {
     "dropout_attn": ("attn_pdrop", (), 0.1),
     "dropout_shortcut": ("resid_pdrop", (), 0.1),
 }
-_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "silu": "silu"}
-_OURS_TO_THEIRS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "silu": "silu"}
+_ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "silu": "silu",
+    "quick_gelu": "quick_gelu",
+}
+_OURS_TO_THEIRS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "silu": "silu", "quick_gelu": "quick_gelu"}
 _REQUIRED: dict[str, Any] = {  # options that change the function: only these values are implemented
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,

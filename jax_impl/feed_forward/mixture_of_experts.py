@@ -14,14 +14,17 @@ from .gated_mlp import GatedMLP
 class MixtureOfExperts(nnx.Module):
     """The weighted sum of what the C experts make of a token that the router chooses for it, of X: E -> E.
 
-    Letters beside the legend's: X experts, C those of a token, N tokens (B T), M pairs of both (N C), I and O what goes
-    in and comes out.
+    Letters beside the legend's: X experts, C those of a token, G groups and P experts of one, N tokens (B T), M pairs
+    of tokens and their experts (N C), I and O what goes in and comes out.
     """
 
     def __init__(self, config, entry, execution):
         self.top_k, self.normalise, self.scale, self.balance = entry.top_k, entry.normalise, entry.scale, entry.balance
         self.weigh, self.reduce = ROUTINGS[entry.routing], dtype(execution.precision.reduce)
-        self.router = Linear(config.embed_dim, entry.num_experts, False, execution)
+        self.num_groups, self.top_groups, self.by_scores = entry.num_groups, entry.top_groups, entry.chooses_by_scores
+        kind = dtype(execution.precision.param)
+        self.router = Linear(config.embed_dim, entry.num_experts, entry.router_bias, execution)
+        self.choice_bias = nnx.Param(jnp.zeros(entry.num_experts, kind)) if entry.choice_bias else None
         self.experts = Experts(config, entry, execution)
         self.shared_expert = None if entry.shared_dim is None else GatedMLP(*entry.shared(config), execution)
         self.shared_expert_gate = Linear(config.embed_dim, 1, False, execution) if entry.shared_gate else None
@@ -29,9 +32,13 @@ class MixtureOfExperts(nnx.Module):
     def __call__(self, x_BTE, taps=NO_TAPS):
         # [1] the router: a logit for every expert, in the precision of reductions
         weight_XE = self.router.weight[...].astype(x_BTE.dtype)
-        logits_BTX = taps("router", matmul("bte,xe->btx", x_BTE, weight_XE, self.reduce))
-        # [2] the experts of the largest logits, and what they weigh
-        chosen_BTC = largest(logits_BTX, self.top_k)
+        logits_BTX = matmul("bte,xe->btx", x_BTE, weight_XE, self.reduce)
+        if self.router.bias is not None:
+            logits_BTX = logits_BTX + self.router.bias[...]
+        logits_BTX = taps("router", logits_BTX)
+        # [2] the experts of the largest logits or scores, and what they weigh
+        scores_BTX = self.scores(logits_BTX, taps) if self.by_scores else logits_BTX
+        chosen_BTC = largest(scores_BTX, self.top_k)
         shares_BTC = self.weigh(logits_BTX, chosen_BTC)
         if self.normalise:
             shares_BTC = shares_BTC / shares_BTC.sum(-1, keepdims=True)
@@ -53,6 +60,23 @@ class MixtureOfExperts(nnx.Module):
                 shared_BTE = shared_BTE * taps("shared_gate", gate_BT1.astype(x_BTE.dtype))
             out_BTE = out_BTE + shared_BTE
         return taps("output", out_BTE)
+
+    def scores(self, logits_BTX, taps):
+        """What experts are chosen by where not by their logits. Source: DeepSeek-AI 2024 (DeepSeek-V3), equation 16."""
+        # [1] what each would weigh if all were chosen, and a bias that only chooses
+        everyone_BTX = jnp.broadcast_to(jnp.arange(logits_BTX.shape[-1]), logits_BTX.shape)
+        scores_BTX = self.weigh(jax.lax.stop_gradient(logits_BTX), everyone_BTX)
+        if self.choice_bias is not None:
+            scores_BTX = scores_BTX + jax.lax.stop_gradient(self.choice_bias[...])
+        scores_BTX = taps("choice", scores_BTX)
+        # [2] of all groups those whose two best have the largest sum
+        if self.num_groups == 1:
+            return scores_BTX
+        scores_BTGP = scores_BTX.reshape(*scores_BTX.shape[:-1], self.num_groups, -1)
+        sums_BTG = jax.lax.top_k(scores_BTGP, 2)[0].sum(-1)
+        chosen_BTKG = largest(sums_BTG, self.top_groups)[..., None] == jnp.arange(self.num_groups)
+        out_BTG = ~chosen_BTKG.any(-2)
+        return jnp.where(out_BTG[..., None], -jnp.inf, scores_BTGP).reshape(scores_BTX.shape)
 
 
 def largest(logits_BTX, count):
@@ -104,30 +128,52 @@ def imbalance(logits_BTX, chosen_BTC):
 
 
 class Experts(nnx.Module):
-    """down(activation(gate(x)) * up(x)) of X experts, whose matrices lie one on the other: [X, out, in]."""
+    """down(activation(gate(x)) * up(x)) of X experts, whose matrices lie one on the other: [X, out, in].
+
+    With a limit, gate and up are clamped. Source: OpenAI 2025 (gpt-oss), the experts' SwiGLU.
+    """
 
     def __init__(self, config, entry, execution):
         count, width, embed = entry.num_experts, entry.width(config), config.embed_dim
         kind, self.reduce = dtype(execution.precision.param), dtype(execution.precision.reduce)
         self.activation, self.form = ACTIVATIONS[config.activation], EXPERTS[execution.experts]
         self.product = PRODUCTS[execution.decode]
+        self.limit, self.offset = entry.limit, entry.offset
         self.gate_proj = nnx.Param(jnp.zeros((count, width, embed), kind))
         self.up_proj = nnx.Param(jnp.zeros((count, width, embed), kind))
         self.down_proj = nnx.Param(jnp.zeros((count, embed, width), kind))
+        self.gate_bias = nnx.Param(jnp.zeros((count, width), kind)) if entry.expert_bias else None
+        self.up_bias = nnx.Param(jnp.zeros((count, width), kind)) if entry.expert_bias else None
+        self.down_bias = nnx.Param(jnp.zeros((count, embed), kind)) if entry.expert_bias else None
 
     def __call__(self, x_BTE, chosen_BTC, taps=NO_TAPS):
         batch, length, places = chosen_BTC.shape
         # [1] every token to each of the experts that it chose
         form = self.form(chosen_BTC.reshape(-1, places), self)
         rows = form.take(x_BTE.reshape(batch * length, -1))
-        # [2] widen twice, bend one, multiply
-        gate = self.activation(form.product(rows, self.gate_proj[...]))
-        hidden = gate * form.product(rows, self.up_proj[...])
-        for name, value in (("gate", gate), ("hidden", hidden)):
+        # [2] widen twice, clamp both, bend one, multiply
+        gate = form.product(rows, self.gate_proj, self.gate_bias)
+        up = form.product(rows, self.up_proj, self.up_bias)
+        if self.limit is not None:
+            gate, up = clamp(gate, -jnp.inf, self.limit), clamp(up, -self.limit, self.limit)
+        clamped, gate = gate, self.activation(gate)
+        if self.offset:
+            hidden = (at_least(gate, self.reduce) * (at_least(up, self.reduce) + self.offset)).astype(gate.dtype)
+        else:
+            hidden = gate * up
+        shown = (("clamped", clamped), ("gate", gate), ("hidden", hidden))
+        for name, value in shown[self.limit is None :]:
             if taps.wants(name):
                 taps(name, form.put(value).reshape(batch, length, -1))
         # [3] back to the width of the model, in the order of the tokens
-        return form.put(form.product(hidden, self.down_proj[...])).reshape(batch, length, places, -1)
+        return form.put(form.product(hidden, self.down_proj, self.down_bias)).reshape(batch, length, places, -1)
+
+
+def clamp(x, low, high):
+    """x, or the end of the range beyond which it lies. At the ends themselves gradients pass."""
+    # [1] what lies outside is a constant
+    # (`jnp.clip` would halve the gradients at the ends)
+    return jnp.where(x > high, high, jnp.where(x < low, low, x)).astype(x.dtype)
 
 
 class LoopExperts:
@@ -142,17 +188,18 @@ class LoopExperts:
         # [1] a row for every token and each of its experts
         return jnp.broadcast_to(x_NE[:, None], (*self.chosen_NC.shape, x_NE.shape[-1]))
 
-    def product(self, rows, weight_XOI):
+    def product(self, rows, weight_XOI, bias_XO):
         def add(y_NCO, own):
-            expert, weight_OI = own
+            expert, weight_OI, bias_O = own
             mine_NC1 = (self.chosen_NC == expert)[..., None]
             x_NI = jnp.where(mine_NC1, rows, 0).sum(1)  # of one row at most: no token takes an expert twice
-            y_NO = self.linear(x_NI, weight_OI, None, self.reduce).astype(rows.dtype)
+            y_NO = self.linear(x_NI, weight_OI, bias_O, self.reduce).astype(rows.dtype)
             return y_NCO + jnp.where(mine_NC1, y_NO[:, None], 0), None
 
-        # [1] every row times the matrix of its expert
+        # [1] every row times the matrix of its expert, and its bias
+        weight_XOI, bias_XO = weight_XOI[...], None if bias_XO is None else bias_XO[...]
         nothing_NCO = jnp.zeros((*self.chosen_NC.shape, weight_XOI.shape[1]), rows.dtype)
-        return jax.lax.scan(add, nothing_NCO, (jnp.arange(len(weight_XOI)), weight_XOI))[0]
+        return jax.lax.scan(add, nothing_NCO, (jnp.arange(len(weight_XOI)), weight_XOI, bias_XO))[0]
 
     def put(self, rows):
         # [1] rows in the order of tokens and places
@@ -168,20 +215,21 @@ class GroupedExperts:
         self.reduce, self.places, expert_M = experts.reduce, chosen_NC.shape[1], chosen_NC.ravel()
         self.order_M = jnp.argsort(expert_M, stable=True)
         self.back_M = jnp.argsort(self.order_M)
+        self.expert_M = expert_M[self.order_M]
         self.sizes_X = jnp.bincount(expert_M, length=experts.gate_proj[...].shape[0])
 
     def take(self, x_NE):
         # [1] a row for every token and each of its experts
         return x_NE[self.order_M // self.places]
 
-    def product(self, rows, weight_XOI):
-        # [1] every row times the matrix of its expert
+    def product(self, rows, weight_XOI, bias_XO):
+        # [1] every row times the matrix of its expert, and its bias
         dims = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), (0,), (0,))
         wide = jnp.promote_types(rows.dtype, self.reduce)
         y_MO = jax.lax.ragged_dot_general(
-            rows, weight_XOI.astype(rows.dtype), self.sizes_X, dims, preferred_element_type=wide
+            rows, weight_XOI[...].astype(rows.dtype), self.sizes_X, dims, preferred_element_type=wide
         )
-        return y_MO.astype(rows.dtype)
+        return (y_MO if bias_XO is None else y_MO + bias_XO[...][self.expert_M]).astype(rows.dtype)
 
     def put(self, rows):
         # [1] rows in the order of tokens and places
@@ -200,10 +248,11 @@ class GatheredExperts:
         # [1] a row for every token and each of its experts
         return jnp.broadcast_to(x_NE[:, None], (*self.chosen_NC.shape, x_NE.shape[-1]))
 
-    def product(self, rows, weight_XOI):
-        # [1] every row times the matrix of its expert
-        weight_NCOI = weight_XOI[self.chosen_NC].astype(rows.dtype)
-        return matmul("nci,ncoi->nco", rows, weight_NCOI, self.reduce).astype(rows.dtype)
+    def product(self, rows, weight_XOI, bias_XO):
+        # [1] every row times the matrix of its expert, and its bias
+        weight_NCOI = weight_XOI[...][self.chosen_NC].astype(rows.dtype)
+        y_NCO = matmul("nci,ncoi->nco", rows, weight_NCOI, self.reduce)
+        return (y_NCO if bias_XO is None else y_NCO + bias_XO[...][self.chosen_NC]).astype(rows.dtype)
 
     def put(self, rows):
         # [1] rows in the order of tokens and places

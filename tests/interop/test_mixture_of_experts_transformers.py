@@ -1,11 +1,8 @@
 """Mixtures of experts from outside: transformers' Qwen3-MoE, Qwen3-Next, DeepSeek-V3 and gpt-oss, same numbers.
 
 The maps of names below are this test's own. Their experts lie as one [X, 2 F, E] (gate and up one on the other). Those
-of gpt-oss are transposed, with gate and up side by side, and bent otherwise: with alpha 1, no limit and a bias of -1 on
-`up`, to which it adds 1, they are SwiGLU, so that its router (top-k, then softmax) can be compared.
-
-Not offered: gpt-oss's clamped SwiGLU with alpha 1.702 and `up + 1`, and biases of its router and experts; DeepSeek-V3's
-bias that only chooses (here zero) and groups of experts of which the best are chosen (here one).
+of gpt-oss are transposed, with gate and up side by side; what bends them, x sigmoid(1.702 x), is the quick GELU, here
+between limits that a third of all numbers pass. DeepSeek-V3's bias that only chooses is a buffer there.
 """
 
 from types import SimpleNamespace
@@ -21,9 +18,10 @@ from common.variants.mixture_of_experts import MixtureOfExperts
 pytestmark = pytest.mark.full_for("jax")  # its cases are tried in make test, with all their claims
 
 transformers = pytest.importorskip("transformers")
-EMBED, EXPERTS, WIDTH, SHARED, TOP_K = 24, 7, 20, 12, 3
+EMBED, EXPERTS, WIDTH, SHARED, TOP_K = 24, 8, 20, 12, 3
 PATH = "model.layers.1.mlp"
 CONFIG = GPTConfig(31, 96, EMBED, 2, 2, ff_dim=16, activation="silu", tie_embeddings=False)
+LIMIT = 1.5
 ENTRY = MixtureOfExperts(EXPERTS, TOP_K, expert_dim=WIDTH)
 
 
@@ -65,24 +63,29 @@ def deepseek_v3():
         num_experts_per_tok=TOP_K,
         moe_intermediate_size=WIDTH,
         n_shared_experts=2,
-        n_group=1,
-        topk_group=1,
+        n_group=4,
+        topk_group=2,
         norm_topk_prob=True,
         routed_scaling_factor=2.5,
         hidden_act="silu",
     )
-    return DeepseekV3MoE(config), ENTRY.with_(routing="top_k_then_sigmoid", scale=2.5, shared_dim=2 * WIDTH)
+    groups = {"choice_bias": True, "num_groups": 4, "top_groups": 2}
+    return DeepseekV3MoE(config), ENTRY.with_(routing="top_k_then_sigmoid", scale=2.5, shared_dim=2 * WIDTH, **groups)
 
 
 def gpt_oss():
     from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 
     config = transformers.GptOssConfig(
-        hidden_size=EMBED, num_local_experts=EXPERTS, num_experts_per_tok=TOP_K, intermediate_size=WIDTH
+        hidden_size=EMBED,
+        num_local_experts=EXPERTS,
+        num_experts_per_tok=TOP_K,
+        intermediate_size=WIDTH,
+        swiglu_limit=LIMIT,
     )
-    block = GptOssMLP(config)
-    block.experts.alpha, block.experts.limit = 1.0, 1e30
-    return block, ENTRY.with_(routing="top_k_then_softmax", normalise=False)
+    assert config.swiglu_alpha == 1.702
+    biases = {"router_bias": True, "expert_bias": True, "limit": LIMIT, "offset": 1.0}
+    return GptOssMLP(config), ENTRY.with_(routing="top_k_then_softmax", normalise=False, **biases)
 
 
 BLOCKS = {
@@ -95,28 +98,33 @@ BLOCKS = {
 
 
 def randomised(block):
-    """Every parameter random; what makes gpt-oss' experts SwiGLU, and the biases that we do not have, set."""
+    """Every parameter random, and the bias of a choice."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for name, p in block.named_parameters():
-            if name.endswith("bias"):
-                p.zero_()
-            else:
-                p.copy_(torch.randn(p.shape, generator=generator) * 1.5 / p.shape[-1] ** 0.5)
-        if hasattr(block.experts, "gate_up_proj_bias"):
-            block.experts.gate_up_proj_bias[:, 1::2] = -1.0
+        for name, p in state(block).items():
+            spread = 0.2 if name.endswith("bias") else 1.5 / p.shape[-1] ** 0.5
+            p.copy_(torch.randn(p.shape, generator=generator) * spread)
     return block.eval()
+
+
+def state(block):
+    """Parameters and buffers by name."""
+    return {**dict(block.named_parameters()), **dict(block.named_buffers())}
 
 
 def ours(tensors):
     """Their tensors (values or gradients) under our names."""
-    both, down = tensors["experts.gate_up_proj"], tensors["experts.down_proj"]
+    both, down, found = tensors["experts.gate_up_proj"], tensors["experts.down_proj"], {}
     if "router.weight" in tensors:  # gpt-oss
-        both, down = both.mT, down.mT
+        both, down, biases = both.mT, down.mT, tensors["experts.gate_up_proj_bias"]
         gate, up, router = both[:, ::2], both[:, 1::2], tensors["router.weight"]
+        found = {"experts.gate_bias": biases[:, ::2], "experts.up_bias": biases[:, 1::2]}
+        found |= {"experts.down_bias": tensors["experts.down_proj_bias"], "router.bias": tensors["router.bias"]}
     else:
         gate, up, router = both[:, :WIDTH], both[:, WIDTH:], tensors["gate.weight"]
-    found = {
+    if "gate.e_score_correction_bias" in tensors:
+        found = {"choice_bias": tensors["gate.e_score_correction_bias"]}
+    found |= {
         "router.weight": router,
         "experts.gate_proj": gate,
         "experts.up_proj": up,
@@ -133,7 +141,7 @@ def run(block, x, cotangent):
     out = block(x)
     out = out[0] if isinstance(out, tuple) else out
     (out * torch.from_numpy(cotangent).to(out.dtype)).sum().backward()
-    grads = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in block.named_parameters()}
+    grads = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in state(block).items()}
     return out.detach().numpy(), {"input": x.grad.numpy(), **ours(grads)}
 
 
@@ -141,16 +149,34 @@ def run(block, x, cotangent):
 def case(request):
     block, entry = BLOCKS[request.param]()
     randomised(block)
-    config = CONFIG.with_(feed_forward=entry)
-    own = ours(dict(block.named_parameters()))
+    config = CONFIG.with_(feed_forward=entry, activation="quick_gelu" if entry.limit else "silu")
+    own = ours(state(block))
     weights = {**params.randomise(config, 0), **own}
     assert {name for name in params.table(config) if name.startswith(f"{PATH}.")} == set(own)
     rng = np.random.default_rng(3)
     x, cotangent = (rng.standard_normal((2, 80, EMBED)).astype(np.float32) for _ in range(2))
-    logits = x.reshape(-1, EMBED) @ own[f"{PATH}.router.weight"].T
-    ranked = np.sort(logits, -1)[:, ::-1]
-    assert (ranked[:, TOP_K - 1] - ranked[:, TOP_K]).min() > 1e-6, "the fixture has a tie"
+    assert nearest(entry, own, x.reshape(-1, EMBED)) > 1e-6, "the fixture has a tie"
     return SimpleNamespace(config=config, weights=weights, block=block, x=x, cotangent=cotangent)
+
+
+def nearest(entry, own, x):
+    """By how little a choice of experts, or of their groups, is what it is."""
+    scores = x @ own[f"{PATH}.router.weight"].T + own.get(f"{PATH}.router.bias", 0.0)
+    if not entry.choice_bias:
+        return lead(scores, TOP_K)
+    scores = (1 / (1 + np.exp(-scores)) + own[f"{PATH}.choice_bias"]).reshape(len(x), entry.num_groups, -1)
+    sums = np.sort(scores, -1)[..., -2:].sum(-1)
+    kept = sums >= np.sort(sums, -1)[:, -entry.top_groups, None]
+    left = np.where(kept[..., None], scores, -9.0).reshape(len(x), -1)
+    everywhere = np.sort(np.argsort(-scores.reshape(len(x), -1), -1)[:, :TOP_K])
+    assert (everywhere != np.sort(np.argsort(-left, -1)[:, :TOP_K])).any(-1).mean() > 0.1, "groups decide nothing"
+    return min(lead(sums, entry.top_groups), lead(left, TOP_K))
+
+
+def lead(scores, count):
+    """By how much the last of the `count` largest leads, where it does least."""
+    ranked = np.sort(scores, -1)[:, ::-1]
+    return (ranked[:, count - 1] - ranked[:, count]).min()
 
 
 def component(case, name, **how):
@@ -183,7 +209,7 @@ def test_outputs_and_gradients_in_float32(case, name, how):
     assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
     assert set(found) == (set(grads) if name != "numpy" else set())
     for key, value in found.items():
-        assert np.abs(value - grads[key]).max() < 1e-4 * np.abs(grads[key]).max(), key
+        assert np.abs(value - grads[key]).max() <= 1e-4 * np.abs(grads[key]).max(), key
 
 
 @pytest.mark.full_for("jax")

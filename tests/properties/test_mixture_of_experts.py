@@ -1,5 +1,6 @@
 """What is known of mixtures of experts: identities, ties, decisions, balance, accounts, and what is refused."""
 
+import importlib
 from itertools import pairwise
 
 import numpy as np
@@ -22,6 +23,19 @@ BOUND = 1e-12  # float64 rounding in sums of another order: 1e-14 here
 CONFIG = GPTConfig(23, 40, 16, 2, 2, ff_dim=24, tie_embeddings=False, activation="silu")
 ENTRY = MixtureOfExperts(5, 2, expert_dim=8, scale=1.3, shared_dim=12, shared_gate=True)
 PLAIN = MixtureOfExperts(4, 2, expert_dim=8, routing="top_k_then_softmax")
+FULL = MixtureOfExperts(
+    8,
+    3,
+    expert_dim=8,
+    routing="top_k_then_sigmoid",
+    router_bias=True,
+    choice_bias=True,
+    num_groups=4,
+    top_groups=2,
+    expert_bias=True,
+    limit=0.7,
+    offset=1.0,
+)
 # PyTorch's own product of groups has no float64
 FORMS = [
     ("torch", "gathered", "float64", BOUND),
@@ -61,7 +75,7 @@ def softmax(x):
 
 
 @pytest.mark.full_for("jax")
-@pytest.mark.parametrize("entry", [ENTRY, PLAIN], ids=["shared", "plain"])
+@pytest.mark.parametrize("entry", [ENTRY, PLAIN, FULL], ids=["shared", "plain", "full"])
 @pytest.mark.parametrize(("wing", "form", "dtype", "bound"), FORMS)
 def test_loop_grouped_and_gathered_are_the_same(model_of, wing, form, dtype, bound, entry):
     """Outputs and gradients."""
@@ -196,6 +210,68 @@ def test_decisions_follow_from_the_logits_and_differ_within_rounding_only(model_
             assert {0, 1, 2, 3, 4} == set(np.unique(want[f"{at}chosen"])), "an expert is never chosen"
 
 
+@pytest.mark.full_for("jax")
+def test_of_equal_groups_the_first_are_taken(fresh_model, name):
+    """Logits and biases all alike: the two first groups, and of their four experts the three first."""
+    config, (ids, _) = of(FULL), batch()
+    weights = {
+        n: np.zeros_like(w) if ".router." in n or n.endswith("choice_bias") else w
+        for n, w in params.randomise(config, 7).items()
+    }
+    taps = fresh_model(name, config, weights=weights).forward(ids, taps=("*.mlp.chosen",)).taps
+    assert all((value == [0, 1, 2]).all() for value in taps.values())
+    assert len(taps) == 2
+
+
+@pytest.mark.full_for("jax")
+def test_a_bias_steers_the_choice_and_weighs_nothing(fresh_model, name):
+    """So large a bias that two groups are always taken: what their experts weigh is a sigmoid of their logits."""
+    config, ids = of(FULL.with_(normalise=False, top_k=4)), batch()[0]
+    weights = params.randomise(config, 8)
+    for layer in range(2):
+        weights[f"model.layers.{layer}.mlp.choice_bias"] = np.float32([0, 0, 9, 9, 0, 0, 9, 9])
+    taps = fresh_model(name, config, weights=weights).forward(ids, taps=("*.mlp.*",)).taps
+    for layer in range(2):
+        at = f"model.layers.{layer}.mlp."
+        assert (taps[f"{at}chosen"] == [2, 3, 6, 7]).all()
+        own = 1 / (1 + np.exp(-taps[f"{at}router"][..., [2, 3, 6, 7]].astype(np.float64)))
+        close(np.sort(taps[f"{at}shares"], -1), np.sort(own, -1))
+
+
+@pytest.mark.full_for("jax")
+def test_a_clamped_expert_by_hand(fresh_model, name):
+    """min(gate, limit) bent, times (up between both limits + 1), and biases: one expert that takes all."""
+    entry = MixtureOfExperts(1, 1, expert_dim=8, expert_bias=True, limit=0.7, offset=1.0)
+    config, ids = of(entry, activation="quick_gelu"), batch()[0]
+    weights = params.randomise(config, 9)
+    taps = fresh_model(name, config, weights=weights).forward(ids, taps=("model.layers.0.*",)).taps
+    x, at = taps["model.layers.0.post_attention_layernorm"], "model.layers.0.mlp.experts."
+    own = {n.removeprefix(at): w[0].astype(np.float64) for n, w in weights.items() if n.startswith(at)}
+    gate, up = (x @ own[f"{which}_proj"].T + own[f"{which}_bias"] for which in ("gate", "up"))
+    assert all((beyond > 0.7).mean() > 0.05 for beyond in (gate, -gate, up, -up))
+    gate, up = np.minimum(gate, 0.7), np.clip(up, -0.7, 0.7)
+    want = (gate / (1 + np.exp(-1.702 * gate)) * (up + 1)) @ own["down_proj"].T + own["down_bias"]
+    close(taps["model.layers.0.mlp.output"], want)
+
+
+@pytest.mark.parametrize("wing", ["torch", "jax"])
+def test_gradients_pass_at_the_limit_itself_in_both_wings(wing):
+    """A gate that is exactly the limit, as 16 bits easily make it: the gradient passes whole, and does not beyond."""
+    clamp = importlib.import_module(f"{wing}_impl.feed_forward.mixture_of_experts").clamp
+    x, want = np.array([-1.5, -1.0, 0.0, 1.0, 1.5]), [0, 1, 1, 1, 0]
+    if wing == "torch":
+        import torch
+
+        leaf = torch.tensor(x, requires_grad=True)
+        clamp(leaf, -1.0, 1.0).sum().backward()
+        assert leaf.grad.tolist() == want
+    else:
+        import jax
+        import jax.numpy as jnp
+
+        assert jax.grad(lambda v: clamp(v, -1.0, 1.0).sum())(jnp.asarray(x)).tolist() == want
+
+
 # --- padding and caches -----------------------------------------------------------------------------------------------
 
 
@@ -322,7 +398,7 @@ def test_an_even_router_has_balance_one(fresh_model, name):
 @pytest.mark.parametrize(
     ("wing", "form"), [("torch", "loop"), *((w, f) for w in ("torch", "jax") for f in ("grouped", "gathered"))]
 )
-@pytest.mark.parametrize("entry", [ENTRY, PLAIN], ids=["shared", "plain"])
+@pytest.mark.parametrize("entry", [ENTRY, PLAIN, FULL], ids=["shared", "plain", "full"])
 def test_counters_equal_the_closed_form_of_active_parameters(wing, form, entry):
     config = of(entry)
     model = backend.load(wing).build(config, params.initialise(config, 0), Execution(experts=form))
@@ -390,6 +466,12 @@ def test_published_sizes():
         ({"normalise": 1}, "normalise is 1"),
         ({"scale": 0.0}, "scale is 0.0"),
         ({"balance": -0.1}, "balance is -0.1"),
+        ({"num_groups": 2}, r"num_groups is 2; allowed is 1, or a number that cuts num_experts \(5\) into groups"),
+        ({"num_experts": 8, "num_groups": 8}, "num_groups is 8; allowed is 1"),
+        ({"num_experts": 8, "num_groups": 2, "top_groups": 3}, r"top_groups is 3; allowed .* up to num_groups \(2\)"),
+        ({"num_experts": 8, "num_groups": 4, "top_k": 3}, "top_k is 3; allowed is a whole number up to 2, the experts"),
+        ({"limit": 0.0}, "limit is 0.0; allowed is a number > 0, or null"),
+        ({"choice_bias": 1}, "choice_bias is 1"),
         ({"shared_dim": None}, "shared_gate is True; allowed is false where no shared expert"),
     ],
 )

@@ -15,15 +15,18 @@ from .gated_mlp import GatedMLP
 class MixtureOfExperts(nn.Module):
     """The weighted sum of what the C experts make of a token that the router chooses for it, of X: E -> E.
 
-    Letters beside the legend's: X experts, C those of a token, N tokens (B T), M pairs of both (N C), I and O what goes
-    in and comes out.
+    Letters beside the legend's: X experts, C those of a token, G groups and P experts of one, N tokens (B T), M pairs
+    of tokens and their experts (N C), I and O what goes in and comes out.
     """
 
     def __init__(self, config, entry, execution):
         super().__init__()
         self.top_k, self.normalise, self.scale, self.balance = entry.top_k, entry.normalise, entry.scale, entry.balance
         self.weigh, self.reduce = ROUTINGS[entry.routing], dtype(execution.precision.reduce)
-        self.router = Linear(config.embed_dim, entry.num_experts, False, execution)
+        self.num_groups, self.top_groups, self.by_scores = entry.num_groups, entry.top_groups, entry.chooses_by_scores
+        kind = dtype(execution.precision.param)
+        self.router = Linear(config.embed_dim, entry.num_experts, entry.router_bias, execution)
+        self.choice_bias = nn.Parameter(torch.empty(entry.num_experts, dtype=kind)) if entry.choice_bias else None
         self.experts = Experts(config, entry, execution)
         self.shared_expert = None if entry.shared_dim is None else GatedMLP(*entry.shared(config), execution)
         self.shared_expert_gate = Linear(config.embed_dim, 1, False, execution) if entry.shared_gate else None
@@ -31,9 +34,13 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x_BTE, taps=NO_TAPS):
         # [1] the router: a logit for every expert, in the precision of reductions
         weight_XE = self.router.weight.to(x_BTE.dtype)
-        logits_BTX = taps("router", matmul("bte,xe->btx", x_BTE, weight_XE, self.reduce))
-        # [2] the experts of the largest logits, and what they weigh
-        chosen_BTC = largest(logits_BTX, self.top_k)
+        logits_BTX = matmul("bte,xe->btx", x_BTE, weight_XE, self.reduce)
+        if self.router.bias is not None:
+            logits_BTX = logits_BTX + self.router.bias
+        logits_BTX = taps("router", logits_BTX)
+        # [2] the experts of the largest logits or scores, and what they weigh
+        scores_BTX = self.scores(logits_BTX, taps) if self.by_scores else logits_BTX
+        chosen_BTC = largest(scores_BTX, self.top_k)
         shares_BTC = self.weigh(logits_BTX, chosen_BTC)
         if self.normalise:
             shares_BTC = shares_BTC / shares_BTC.sum(-1, keepdim=True)
@@ -55,6 +62,22 @@ class MixtureOfExperts(nn.Module):
                 shared_BTE = shared_BTE * taps("shared_gate", gate_BT1.to(x_BTE.dtype))
             out_BTE = out_BTE + shared_BTE
         return taps("output", out_BTE)
+
+    def scores(self, logits_BTX, taps):
+        """What experts are chosen by where not by their logits. Source: DeepSeek-AI 2024 (DeepSeek-V3), equation 16."""
+        # [1] what each would weigh if all were chosen, and a bias that only chooses
+        everyone_BTX = torch.arange(logits_BTX.shape[-1], device=logits_BTX.device).expand_as(logits_BTX)
+        scores_BTX = self.weigh(logits_BTX.detach(), everyone_BTX)
+        if self.choice_bias is not None:
+            scores_BTX = scores_BTX + self.choice_bias.detach()
+        scores_BTX = taps("choice", scores_BTX)
+        # [2] of all groups those whose two best have the largest sum
+        if self.num_groups == 1:
+            return scores_BTX
+        scores_BTGP = scores_BTX.unflatten(-1, (self.num_groups, -1))
+        sums_BTG = scores_BTGP.topk(2).values.sum(-1)
+        out_BTG = torch.ones_like(sums_BTG, dtype=torch.bool).scatter(-1, largest(sums_BTG, self.top_groups), False)
+        return scores_BTGP.masked_fill(out_BTG[..., None], -torch.inf).flatten(-2)
 
 
 def largest(logits_BTX, count):
@@ -106,7 +129,10 @@ def imbalance(logits_BTX, chosen_BTC):
 
 
 class Experts(nn.Module):
-    """down(activation(gate(x)) * up(x)) of X experts, whose matrices lie one on the other: [X, out, in]."""
+    """down(activation(gate(x)) * up(x)) of X experts, whose matrices lie one on the other: [X, out, in].
+
+    With a limit, gate and up are clamped. Source: OpenAI 2025 (gpt-oss), the experts' SwiGLU.
+    """
 
     def __init__(self, config, entry, execution):
         super().__init__()
@@ -116,9 +142,13 @@ class Experts(nn.Module):
         kind = dtype(execution.precision.param)
         self.activation, self.form = ACTIVATIONS[config.activation], EXPERTS[execution.experts]
         self.product = PRODUCTS[execution.products]
+        self.limit, self.offset, self.reduce = entry.limit, entry.offset, dtype(execution.precision.reduce)
         self.gate_proj = nn.Parameter(torch.empty(count, width, embed, dtype=kind))
         self.up_proj = nn.Parameter(torch.empty(count, width, embed, dtype=kind))
         self.down_proj = nn.Parameter(torch.empty(count, embed, width, dtype=kind))
+        self.gate_bias = nn.Parameter(torch.empty(count, width, dtype=kind)) if entry.expert_bias else None
+        self.up_bias = nn.Parameter(torch.empty(count, width, dtype=kind)) if entry.expert_bias else None
+        self.down_bias = nn.Parameter(torch.empty(count, embed, dtype=kind)) if entry.expert_bias else None
         if execution.compile and execution.experts == "loop":  # how many rows an expert has changes from call to call
             self.forward = torch.compiler.disable(self.forward)
 
@@ -127,14 +157,28 @@ class Experts(nn.Module):
         # [1] every token to each of the experts that it chose
         form = self.form(chosen_BTC.flatten(0, 1), self)
         rows = form.take(x_BTE.flatten(0, 1))
-        # [2] widen twice, bend one, multiply
-        gate = self.activation(form.product(rows, self.gate_proj))
-        hidden = gate * form.product(rows, self.up_proj)
-        for name, value in (("gate", gate), ("hidden", hidden)):
+        # [2] widen twice, clamp both, bend one, multiply
+        gate = form.product(rows, self.gate_proj, self.gate_bias)
+        up = form.product(rows, self.up_proj, self.up_bias)
+        if self.limit is not None:
+            gate, up = clamp(gate, -torch.inf, self.limit), clamp(up, -self.limit, self.limit)
+        clamped, gate = gate, self.activation(gate)
+        if self.offset:
+            hidden = (at_least(gate, self.reduce) * (at_least(up, self.reduce) + self.offset)).to(gate.dtype)
+        else:
+            hidden = gate * up
+        shown = (("clamped", clamped), ("gate", gate), ("hidden", hidden))
+        for name, value in shown[self.limit is None :]:
             if taps.wants(name):
                 taps(name, form.put(value).reshape(*tokens, -1))
         # [3] back to the width of the model, in the order of the tokens
-        return form.put(form.product(hidden, self.down_proj)).unflatten(0, tokens)
+        return form.put(form.product(hidden, self.down_proj, self.down_bias)).unflatten(0, tokens)
+
+
+def clamp(x, low, high):
+    """x, or the end of the range beyond which it lies. At the ends themselves gradients pass."""
+    # [1] what lies outside is a constant
+    return x.clamp(low, high)
 
 
 class LoopExperts:
@@ -147,18 +191,20 @@ class LoopExperts:
         self.linear, self.places, expert_M = experts.product, chosen_NC.shape[1], chosen_NC.flatten()
         self.order_M = expert_M.argsort(stable=True)
         self.back_M = self.order_M.argsort()
+        self.expert_M = expert_M[self.order_M]
         numbers_X = torch.arange(len(experts.gate_proj), device=expert_M.device)
-        self.ends_X = torch.searchsorted(expert_M[self.order_M], numbers_X, right=True, out_int32=True)
+        self.ends_X = torch.searchsorted(self.expert_M, numbers_X, right=True, out_int32=True)
 
     def take(self, x_NE):
         # [1] a row for every token and each of its experts
         return x_NE.index_select(0, self.order_M // self.places)
 
-    def product(self, rows, weight_XOI):
-        # [1] every row times the matrix of its expert
+    def product(self, rows, weight_XOI, bias_XO):
+        # [1] every row times the matrix of its expert, and its bias
         sizes = self.ends_X.diff(prepend=self.ends_X.new_zeros(1)).tolist()
-        own = zip(rows.split(sizes), weight_XOI.to(rows.dtype).unbind(), strict=True)
-        return torch.cat([self.linear(x_RI, weight_OI, None) for x_RI, weight_OI in own if len(x_RI)])
+        biases = len(sizes) * [None] if bias_XO is None else bias_XO.unbind()
+        own = zip(rows.split(sizes), weight_XOI.to(rows.dtype).unbind(), biases, strict=True)
+        return torch.cat([self.linear(x_RI, weight_OI, bias_O) for x_RI, weight_OI, bias_O in own if len(x_RI)])
 
     def put(self, rows):
         # [1] rows in the order of tokens and places
@@ -168,9 +214,10 @@ class LoopExperts:
 class GroupedExperts(LoopExperts):
     """The same by PyTorch's own product of groups of rows. On a CPU that is a loop too, inside of it."""
 
-    def product(self, rows, weight_XOI):
-        # [1] every row times the matrix of its expert
-        return F.grouped_mm(rows, weight_XOI.to(rows.dtype).transpose(1, 2), offs=self.ends_X)
+    def product(self, rows, weight_XOI, bias_XO):
+        # [1] every row times the matrix of its expert, and its bias
+        y_MO = F.grouped_mm(rows, weight_XOI.to(rows.dtype).transpose(1, 2), offs=self.ends_X)
+        return y_MO if bias_XO is None else y_MO + bias_XO.to(rows.dtype)[self.expert_M]
 
 
 class GatheredExperts:
@@ -185,9 +232,10 @@ class GatheredExperts:
         # [1] a row for every token and each of its experts
         return x_NE[:, None].expand(-1, self.chosen_NC.shape[1], -1)
 
-    def product(self, rows, weight_XOI):
-        # [1] every row times the matrix of its expert
-        return torch.einsum("nci,ncoi->nco", rows, weight_XOI[self.chosen_NC].to(rows.dtype))
+    def product(self, rows, weight_XOI, bias_XO):
+        # [1] every row times the matrix of its expert, and its bias
+        y_NCO = torch.einsum("nci,ncoi->nco", rows, weight_XOI[self.chosen_NC].to(rows.dtype))
+        return y_NCO if bias_XO is None else y_NCO + bias_XO.to(rows.dtype)[self.chosen_NC]
 
     def put(self, rows):
         # [1] rows in the order of tokens and places

@@ -274,7 +274,6 @@ def _hidden(step: Step) -> Iterator[Guess]:
 _OTHER_ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "relu": lambda x: np.maximum(x, 0),
     "silu": lambda x: x / (1 + np.exp(-x)),
-    "the quick GELU, x sigmoid(1.702 x)": lambda x: x / (1 + np.exp(-1.702 * x)),
     "gelu_tanh with 0.044 for 0.044715": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044 * x**3))),
     "the identity": lambda x: x,
     "tanh": np.tanh,
