@@ -360,8 +360,10 @@ def step_key(config: ModelConfig, dropout: tuple[int, int] | None, address: Any)
 
 
 def decays(config: ModelConfig, train: TrainConfig) -> dict[str, bool]:
-    """Which parameters AdamW decays: those of the parameter table, or all of them if the run says so."""
-    return {name: p.decays or train.decay == "all" for name, p in params.table(config).items()}
+    """Which parameters AdamW decays: those of the parameter table, or, if the run says so, all but what only chooses,
+    which no gradient would ever bring back."""
+    everything = train.decay == "all"
+    return {name: p.decays or (everything and not p.chooses) for name, p in params.table(config).items()}
 
 
 def collect(steps: Iterator[list[int | None]], rows: int) -> list[list[int]]:

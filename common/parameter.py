@@ -10,10 +10,11 @@ class Parameter:
     """One tensor: its name, shape, initial distribution ("normal", "zeros", "ones",
     "log_uniform": the logarithm of U(0, 16)) and whether AdamW decays it.
 
-    `part` says what the module that owns it does with it: "linear", "embedding", "layer_norm", "rms_norm", or "scale"
-    (numbers that are added or multiplied one by one). `dead` marks a parameter whose gradient is exactly zero in
-    theory, so that what arrives is rounding noise: softmax ignores what is the same for all keys, hence a key bias
-    without rotary positions. `chooses` marks a dead one on which outputs depend all the same, in jumps.
+    `part` says what the module that owns it does with it: "linear", "router", "experts" (as many linear maps),
+    "embedding", "layer_norm", "rms_norm", or "scale" (numbers that are added or multiplied one by one). `dead` marks a
+    parameter whose gradient is exactly zero in theory, so that what arrives is rounding noise: softmax ignores what is
+    the same for all keys, hence a key bias without rotary positions. `chooses` marks a dead one on which outputs depend
+    all the same, in jumps.
     """
 
     name: str
@@ -28,6 +29,12 @@ class Parameter:
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+
+def is_matrix(name: str, dims: int) -> bool:
+    """Whether a tensor is multiplied, in the type of compute, or looked up. Biases are added, in the type of
+    parameters, even where those of several experts lie one on the other."""
+    return dims > 1 and not name.endswith("bias")
 
 
 def linear(

@@ -8,17 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.decoding import Progress, context_window, crop_prompts, padded
+from common.parameter import is_matrix
 
 from .attention import empty_cache
 from .precision import dtype
 from .sampling import sample
+
+# a token multiplies the matrices of its own experts; the loop, whose shapes are static, would multiply those of all
+WHILE_DECODING = {"plain": {}, "streamed": {"experts": "gathered"}}
 
 
 def serve(params, execution):
     """The parameters that decode: matrices in the type of compute, once."""
     # [1] matrices in the type in which they are multiplied; vectors are added in that of parameters
     kind = dtype(execution.precision.compute)
-    return {name: p.astype(kind) if p.ndim > 1 else p for name, p in params.items()}
+    return {name: p.astype(kind) if is_matrix(name, p.ndim) else p for name, p in params.items()}
 
 
 def generate(programs, params, decoder, config, execution, prompts, sampling, block):

@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 
 from common import backend as door
+from common.accounting import parts
 from common.errors import UserError
 from common.rng import DROPOUT
 from common.taps import Taps
@@ -33,8 +34,10 @@ class Programs:
 
     def __init__(self, config, execution):
         self.config, self.execution, self.address = config, execution, rng.GENERATORS[execution.rng]
-        # every layer by itself: for decoding, which would copy what it takes out of a fold, and for components
+        # every layer by itself: for components, and for decoding, which would copy what it takes out of a fold
         self.apart, state = graph_of(config, execution.with_(layers="loop"))
+        forms = generate.WHILE_DECODING[execution.decode] | parts.decoding(config, execution)
+        self.serving, _ = graph_of(config, execution.with_(layers="loop", **forms))
         self.graph = self.apart if execution.layers == "loop" else folded_graph(config, execution)
         self.fold, self.unfold = (functools.partial(way, period=config.period) for way in FOLDS[execution.layers])
         self.shapes = {".".join(map(str, path)): value.get_value().shape for path, value in nnx.to_flat_state(state)}
@@ -123,7 +126,7 @@ class Programs:
         return dropout(x, rate, self.address(seed, DROPOUT), 0)
 
     def _decode(self, params, caches, token, positions, ended, seed, count, size, sampling):
-        model = nnx.merge(self.apart, nest(params))
+        model = nnx.merge(self.serving, nest(params))
         return generate.decode(model, caches, token, positions, ended, seed, count, size, sampling, self.address)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common import backend as door
+from common.accounting import parts
 from common.accounting.tasks import check_counted, input_width
 from common.config import COMPILED_KERNELS
 from common.errors import UserError
@@ -17,6 +18,7 @@ from common.errors import UserError
 from . import rng
 from .attention.kernels import fused_attention
 from .flops import matmul_flops
+from .generate import serve
 from .masks import causal_mask
 from .memory import live_bytes, saved_bytes
 from .precision import dtype
@@ -104,10 +106,15 @@ class Accounts:
             return self.net, inputs[0], positions
         if what in ("gradients", "train"):  # the optimizer multiplies no matrices
             return loss_and_grads, self.net, inputs, targets, positions, count, None
-        fed = 1 if what == "decode" else length
+        fed, net = (1, self._decoder()) if what == "decode" else (length, self.net)
         caches = self.new_cache(batch, slots).layers
         counted = torch.arange(fed, dtype=torch.int32, device=inputs.device)[None]
-        return _extend, self.net, inputs[0, :, :fed], counted, caches
+        return _extend, net, inputs[0, :, :fed], counted, caches
+
+    def _decoder(self):
+        """What decodes, in its forms, but by matrix products, for those are counted, and not compiled."""
+        forms = parts.decoding(self.config, self.execution)
+        return serve(self.net, self.config, self.execution.with_(decode="plain", compile=False, **forms))
 
     def _batch(self, batch, length):
         ids = np.zeros((batch, length), np.int32)

@@ -4,7 +4,9 @@ import functools
 
 import torch
 
+from common.accounting import parts
 from common.decoding import Progress, context_window, crop_prompts, padded
+from common.parameter import is_matrix
 
 from .attention import empty_cache
 from .layers import streamed_product
@@ -23,10 +25,11 @@ def serve(model, config, execution):
     # [1] matrices in the type in which they are multiplied; vectors are added in that of parameters
     kind = dtype(execution.precision.compute)
     with torch.device("meta"):
-        served = MODELS[config.family](config, execution.with_(**WHILE_DECODING[execution.decode]))
+        forms = parts.decoding(config, execution)
+        served = MODELS[config.family](config, execution.with_(**WHILE_DECODING[execution.decode], **forms))
     for name, p in model.named_parameters():
         module, _, leaf = name.rpartition(".")
-        matrix = p.detach().to(kind) if p.ndim > 1 else p.detach()
+        matrix = p.detach().to(kind) if is_matrix(name, p.ndim) else p.detach()
         setattr(served.get_submodule(module), leaf, torch.nn.Parameter(matrix, requires_grad=False))
     # [2] compile: a step as a whole, or blocks where the model's are
     if execution.decode == "streamed":

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.harness.contenders import Contender
 from common import params
-from common.accounting import activations, flops, memory
+from common.accounting import activations, flops, memory, parts
 from common.config import PRECISIONS, ModelConfig, SamplingConfig, TrainConfig
 
 TRAIN = TrainConfig(schedule="constant", learning_rate=1e-4, clip_norm=1.0)
@@ -162,9 +162,13 @@ def _tokens(count: int, found: tuple[int, int], moved: int) -> dict[str, Any]:
 
 
 def _flops(cell: Cell, rule: Any, length: int, **options: Any) -> tuple[int, int]:
-    """(full, causal), in the forms that all contenders have."""
-    each = [one.options.items() for one in cell.contenders]
-    options |= {"forms": dict(item for item in each[0] if all(item in others for others in each)) if each else {}}
+    """(full, causal), in the forms that all contenders have; those that stream while they decode have others then."""
+    each = [dict(one.options) for one in cell.contenders]
+    for own in each:
+        if rule is flops.decode_step and own.get("decode") == "streamed":
+            own |= parts.decoding(cell.config)
+    shared = dict(item for item in each[0].items() if all(item in own.items() for own in each)) if each else {}
+    options |= {"forms": shared}
     full, causal = (sum(rule(cell.config, cell.batch, length, causal=c, **options).values()) for c in (False, True))
     return full, causal
 

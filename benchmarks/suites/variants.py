@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from benchmarks.harness.cells import Cell
 from benchmarks.suites.scope import FASTEST, Scope, wing
 from common.config import GPTConfig
-from common.variants import GatedDeltaNet, GatedMLP, GroupedQuery, Latent, MixtureOfExperts, Sparse
+from common.variants import ATTENTIONS, GatedDeltaNet, GatedMLP, GroupedQuery, Latent, MixtureOfExperts, Sparse
 from common.variants.rotary import Rotary
 
 HEADS, LAYERS = 8, 8
@@ -13,7 +13,7 @@ CONTEXTS = {True: (32, 96), False: (256, 1024, 4096)}
 WINDOW, CHOSEN = {True: 16, False: 256}, {True: 8, False: 128}
 SHORT = 16
 EXPERTS, TOP = 8, 2
-FORMS = {"latent": "absorbed", "gated_deltanet": "chunked rule"}  # what is decoded with, and a text is read with
+FORMS = {"gated_deltanet": "chunked rule"}  # what a text is read with
 
 
 def base(quick: bool) -> GPTConfig:
@@ -24,11 +24,11 @@ def base(quick: bool) -> GPTConfig:
 
 
 def kinds(quick: bool) -> dict[str, tuple]:
-    """Patterns of attention over the layers, by name."""
+    """Patterns of attention over the layers, by name; a kind that is in none of them has one of its own."""
     full = GroupedQuery(HEADS, rotary=Rotary())
     few, delta = full.with_(num_kv_heads=2), GatedDeltaNet()
     local = few.with_(window=WINDOW[quick])
-    return {
+    found = {
         "multi-head": (full,),
         "grouped-query, 2 groups": (few,),
         "multi-query": (full.with_(num_kv_heads=1),),
@@ -42,6 +42,8 @@ def kinds(quick: bool) -> dict[str, tuple]:
         "3 DeltaNets to 1 full": (delta, delta, delta, few.with_(gate=True)),
         "DeltaNet": (delta,),
     }
+    there = {one.kind for pattern in found.values() for one in pattern}
+    return found | {kind: (ATTENTIONS[kind](),) for kind in ATTENTIONS if kind not in there}
 
 
 def cells(scope: Scope) -> Iterator[Cell]:

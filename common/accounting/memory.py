@@ -9,6 +9,7 @@ from collections.abc import Callable
 from common import params
 from common.accounting.parts import entry, kind
 from common.config import PRECISIONS, ModelConfig
+from common.parameter import is_matrix
 from common.variants import Attention
 
 ITEM_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
@@ -70,7 +71,7 @@ def decode_bytes(config: ModelConfig, batch: int, slots: int, dtype: str = "floa
         elif parameter.part == "experts":
             layer = entry(config, module.rpartition(".")[0])
             size = size // layer.num_experts * min(layer.num_experts, batch * layer.top_k)
-        read += size * ITEM_BYTES[precision.compute if len(parameter.shape) > 1 else precision.param]
+        read += size * ITEM_BYTES[precision.compute if is_matrix(name, len(parameter.shape)) else precision.param]
     return {
         "weights read": read,
         "cache read": _held(config, dtype, batch, lambda layer: layer.read_numbers(config, batch, slots)),

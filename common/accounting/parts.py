@@ -6,7 +6,7 @@ A case is counted by the path it names, so a new case needs nothing here, and a 
 from collections.abc import Callable, Iterator, Mapping
 
 from common import params
-from common.config import ModelConfig
+from common.config import Execution, ModelConfig
 from common.errors import UserError, unknown
 from common.params import Parameter
 from common.variants import Part
@@ -34,8 +34,11 @@ def holder(config: ModelConfig, path: str) -> Part | None:
     return None if at is None else entry(config, ".".join(names[: at + 1]))
 
 
-def decoding(config: ModelConfig) -> dict[str, str]:
-    """The fields of an execution that are not plain where a model's layers are to decode."""
+def decoding(config: ModelConfig, execution: Execution | None = None) -> dict[str, str]:
+    """The fields of an execution that are not plain where a model's layers are to decode: as it is best, or as this
+    execution does, whose plain way to decode is in the forms that it reads texts with."""
+    if execution is not None and execution.decode == "plain":
+        return {}
     return {field: form for layer in config.attention for field, form in layer.decodes.items()}
 
 

@@ -186,7 +186,7 @@ def _serve(line: Connection, recipe: Recipe) -> None:
             for _, outcome in pieces.tried(session, claims, line.recv()):
                 if outcome.finished:
                     line.send(outcome)
-    except EOFError:
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # nobody is there any more
         return
     except UserError as error:
         line.send(UserError(str(error)))

@@ -33,7 +33,8 @@ class MixtureOfExperts(FeedForward):
     were chosen, plus a number of its own that no gradient reaches (whoever trains moves it, so that experts are used
     evenly), and only in the `top_groups` groups whose two best scores have the largest sum. What the chosen ones weigh
     depends on neither. `limit` clamps what an expert multiplies, gate from above before it is bent, up from both
-    sides, to which `offset` is then added: down(activation(gate) * (up + offset)).
+    sides, to which `offset` is then added: down(activation(gate) * (up + offset)). The experts of gpt-oss have
+    limit=7.0, offset=1.0 and the model's activation="quick_gelu". A shared expert is not clamped.
 
     Every token also passes a shared expert of width `shared_dim` (None: there is none; n side
     by side are one n times as wide), which `shared_gate` multiplies by sigmoid(w x). `balance` is the weight of a term
@@ -75,7 +76,7 @@ class MixtureOfExperts(FeedForward):
         number(self, "scale", 1e-9, 1e9, "a number > 0")
         self._check_groups()
         if self.limit is not None:
-            number(self, "limit", 1e-9, 1e9, "a number > 0, or null")
+            number(self, "limit", 1e-9, 1e9, "a number > 0, or none")
         number(self, "offset", -1e6, 1e6, "a number")
         number(self, "balance", 0.0, 1e6, "a number >= 0")
         if self.shared_dim is None:
@@ -109,12 +110,14 @@ class MixtureOfExperts(FeedForward):
         # one expert alone always weighs 1, whatever its logit: only the balance of several could read it
         alone = self.top_k == 1 and (self.normalise or self.routing == "top_k_then_softmax") and not self.balance
         alone |= count == 1 and (self.normalise or self.routing != "top_k_then_sigmoid")
-        yield Parameter(f"{path}.router.weight", (count, embed), dead=alone, part="router")
+        decides = self.top_k < count
+        dead = {"dead": alone, "chooses": alone and decides}
+        yield Parameter(f"{path}.router.weight", (count, embed), part="router", **dead)
         shift = {"init": "zeros", "decays": False}
         if self.router_bias:
-            yield Parameter(f"{path}.router.bias", (count,), dead=alone, part="router", **shift)
+            yield Parameter(f"{path}.router.bias", (count,), part="router", **dead, **shift)
         if self.choice_bias:
-            yield Parameter(f"{path}.choice_bias", (count,), dead=True, chooses=True, part="scale", **shift)
+            yield Parameter(f"{path}.choice_bias", (count,), dead=True, chooses=decides, part="scale", **shift)
         stds = {"gate": 0.02, "up": 0.02, "down": config.residual_std}
         for name, std in stds.items():
             shape = (embed, width) if name == "down" else (width, embed)

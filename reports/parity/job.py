@@ -19,7 +19,8 @@ from common.parity.trial import TIERS, Session, Trial, check_choice, subjects
 from common.stopping import stoppable
 from reports.parity import matrix
 
-MOST = 4  # processes, unless more are asked for: each takes memory for two frameworks
+MOST = 4  # processes, unless more are asked for
+MEMORY = 3_500_000_000  # bytes of each: two frameworks and what they compiled; 2.7 GB were seen
 NUMBERS, MATRIX, PAGE = "certificate.json", "mutants.csv", "index.html"
 
 
@@ -94,12 +95,14 @@ def produce(work: Work, report: Report, matrix_only: bool = False) -> dict[str, 
 
 
 def processes(asked: int | None, device: str) -> int:
-    """How many processes share the work: what was asked for, or one for each core up to MOST; what is no CPU has one
-    memory for all, and gets one."""
+    """How many processes share the work: what was asked for, or one for each core up to MOST, as far as memory goes;
+    what is no CPU has one memory for all, and gets one."""
     from benchmarks.harness.worker import usable_cores
+    from benchmarks.room import room
 
     if asked is None:
-        return min(MOST, len(usable_cores())) if device == "cpu" else 1
+        fit = min(free for free in room("cpu").values() if free is not None) // MEMORY
+        return max(1, min(MOST, len(usable_cores()), fit)) if device == "cpu" else 1
     if asked < 1:
         raise UserError(f"--processes is {asked}; allowed is a whole number > 0.")
     return asked

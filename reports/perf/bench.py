@@ -11,7 +11,7 @@ from common.commands import options
 def bench(
     suite: Annotated[
         list[str] | None,
-        typer.Option(help="Only this suite (may be given again); all but the suite attention by default."),
+        typer.Option(help="Only this suite (may be given again); by default all but attention, variants and experts."),
     ] = None,
     device: options.Device = "cpu",
     quick: Annotated[

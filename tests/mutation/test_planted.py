@@ -1,6 +1,7 @@
 """Planting a bug: a second copy of a package with one line altered; the honest one and the disk stay as they are."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from common.config import Execution
 from common.errors import UserError
 from common.parity import planted
 from common.parity.planted import Mutant, Place
+from common.variants import PATTERNS
 
 CASE = CASES["layer_norm"]
 EPS = ("layers.py", "variance + self.eps", "variance + 2 * self.eps")
@@ -122,6 +124,14 @@ def test_the_list_is_long_and_covers_both_wings():
     assert len({mutant.component for mutant in on_both}) >= 12
     edits = [(place, edit.file, edit.find, edit.replace) for m in bugs for place, edit in m.places.items()]
     assert len(set(edits)) == len(edits)  # the same bug is not counted twice
+
+
+@pytest.mark.parametrize("wing", ["torch", "jax"])
+@pytest.mark.parametrize("field", PATTERNS)
+def test_every_kind_of_layer_has_three_bugs_of_its_own(field, wing):
+    bugs = [mutant for mutant in MUTANTS.values() if not mutant.equivalent and wing in mutant.places]
+    files = Counter(mutant.places[wing].file for mutant in bugs)
+    assert {kind for kind in PATTERNS[field] if files[f"{field}/{kind}.py"] < 3} == set()
 
 
 def test_files_that_are_added_are_found_and_faults_are_named(tmp_path):

@@ -77,7 +77,21 @@ def test_absorbed_equals_expanded_in_every_gradient(model_of, texts, wing, confi
 
 
 @pytest.mark.full_for("jax-book")
+@pytest.mark.parametrize("wing", ["torch", "jax"])
+def test_what_streams_decodes_absorbed(model_of, texts, wing, config):
+    """It reads texts in the expanded form, and continues them like the other; the counters see what is multiplied."""
+    how = {"decode": "streamed"} | ({"compile": False} if wing == "torch" else {})
+    plain, streamed = model_of(wing, config), model_of(wing, config, **how)
+    for model, form in ((plain, "expanded"), (streamed, "absorbed")):
+        assert model.matmul_flops("decode", 2, 9) == flops.flops_full(config, "decode", 2, 9, forms={"latent": form})
+        assert model.matmul_flops("forward", 2, 9) == flops.flops_full(config, "forward", 2, 9)
+    prompts, sampling = [row[:9].tolist() for row in texts[0]], SamplingConfig(12)
+    assert streamed.generate(prompts, sampling) == plain.generate(prompts, sampling)
+
+
+@pytest.mark.full_for("jax-book")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("wing", ["torch", "jax"])
 def test_absorbed_is_as_accurate_as_expanded(model_of, texts, wing, config, dtype):
     """Two roundings of one function: neither is more than three times as far off as the other."""
     ids, positions, there = texts

@@ -9,7 +9,7 @@ import pytest
 from common import backend, params
 from common.accounting import flops, memory
 from common.backend import IGNORED
-from common.config import Execution, GPTConfig, SamplingConfig
+from common.config import Execution, GPTConfig, SamplingConfig, TrainConfig
 from common.decoding import padded
 from common.errors import UserError
 from common.oracle.gradient import slope
@@ -303,8 +303,9 @@ def test_through_a_cache_in_any_parts(model_of, name, parts):
 
 @pytest.mark.full_for("jax")
 def test_a_step_of_decoding_that_streams_its_products(model_of, wing):
-    """It gathers the matrices of the chosen experts, because it is compiled as a whole (here it is not, in PyTorch)."""
-    config, sampling = of(ENTRY), SamplingConfig(8)
+    """It gathers the matrices of the chosen experts: PyTorch compiles it as a whole (not here), and JAX's loop would
+    multiply all."""
+    config, sampling = of((ENTRY, FULL)), SamplingConfig(8)
     prompts = [row[:5].tolist() for row in batch()[0]]
     want = model_of("numpy", config).generate(prompts, sampling)
     how = {"decode": "streamed"} | ({"compile": False} if wing == "torch" else {})
@@ -420,6 +421,58 @@ def test_a_decoding_step_reads_the_experts_that_its_rows_may_take():
     assert [b - a for a, b in pairwise(read)] == [2 * one + tables, one + tables, 6 * tables]
 
 
+def test_jax_streams_the_matrices_of_a_tokens_own_experts_alone():
+    config = of(PLAIN)
+    model = backend.load("jax").build(config, params.initialise(config, 0), Execution(decode="streamed"))
+    assert model.matmul_flops("decode", 1, 9) == flops.flops_full(config, "decode", 1, 9)
+
+
+@pytest.mark.parametrize("wing", ["torch", "jax"])
+def test_biases_of_experts_decode_in_the_type_of_parameters(fresh_model, wing):
+    """As vectors do, though those of several experts lie one on the other; matrices are multiplied in 16 bits."""
+    model = fresh_model(wing, of(FULL), "bfloat16", compile=False)
+    if wing == "torch":
+        served = {name: str(p.dtype) for name, p in model._serving().named_parameters()}
+    else:
+        with model.scope():
+            served = {name: str(p.dtype) for name, p in model._serving().items()}
+    kinds = {which: served[f"model.layers.0.mlp.experts.{which}"] for which in ("up_bias", "down_bias", "up_proj")}
+    assert [kind.removeprefix("torch.") for kind in kinds.values()] == ["float32", "float32", "bfloat16"]
+    bare = of(FULL.with_(expert_bias=False))
+    read = [memory.decode_bytes(config, 1, 7, "bfloat16")["weights read"] for config in (of(FULL), bare)]
+    assert read[0] - read[1] == 2 * 3 * (8 + 8 + 16) * 4  # layers, experts, biases, bytes
+
+
+@pytest.mark.parametrize("wing", ["torch", "jax"])
+def test_a_bias_that_only_chooses_does_not_fade(fresh_model, wing):
+    """Not even where all parameters decay: no gradient would bring it back."""
+    config = of(FULL)
+    weights, train = params.randomise(config, 3), TrainConfig(steps=3, weight_decay=0.5, decay="all")
+    model = fresh_model(wing, config, weights=weights)
+    model.start_training(train)
+    ids, targets = batch()
+    for _ in range(2):
+        model.train_step(ids, targets)
+    after = model.weights()
+    for layer in range(2):
+        at = f"model.layers.{layer}.mlp."
+        np.testing.assert_array_equal(after[f"{at}choice_bias"], weights[f"{at}choice_bias"])
+        assert (after[f"{at}experts.up_bias"] != weights[f"{at}experts.up_bias"]).all()
+
+
+def test_what_only_chooses_is_named_where_it_does():
+    """Of a single choice that always weighs 1 the router learns nothing, and decides all the same."""
+    alone = {p.name: p for p in MixtureOfExperts(4, 1, choice_bias=True).parameters(CONFIG, "mlp")}
+    everyone = {p.name: p for p in MixtureOfExperts(4, 4, choice_bias=True).parameters(CONFIG, "mlp")}
+    one = {p.name: p for p in MixtureOfExperts(1, 1, choice_bias=True).parameters(CONFIG, "mlp")}
+    found = [(p["mlp.router.weight"], p["mlp.choice_bias"]) for p in (alone, everyone, one)]
+    assert [(r.dead, r.chooses, b.dead, b.chooses) for r, b in found] == [
+        (True, True, True, True),
+        (False, False, True, False),
+        (True, False, True, False),
+    ]
+
+
 def sizes(entry, config):
     """(router, one expert, all) parameters of a layer."""
     found = {p.name: p.size for p in entry.parameters(config, "mlp")}
@@ -470,7 +523,7 @@ def test_published_sizes():
         ({"num_experts": 8, "num_groups": 8}, "num_groups is 8; allowed is 1"),
         ({"num_experts": 8, "num_groups": 2, "top_groups": 3}, r"top_groups is 3; allowed .* up to num_groups \(2\)"),
         ({"num_experts": 8, "num_groups": 4, "top_k": 3}, "top_k is 3; allowed is a whole number up to 2, the experts"),
-        ({"limit": 0.0}, "limit is 0.0; allowed is a number > 0, or null"),
+        ({"limit": 0.0}, "limit is 0.0; allowed is a number > 0, or none"),
         ({"choice_bias": 1}, "choice_bias is 1"),
         ({"shared_dim": None}, "shared_gate is True; allowed is false where no shared expert"),
     ],

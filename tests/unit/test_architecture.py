@@ -84,6 +84,7 @@ ONE_SIDED_NAMES = {
     "torch_impl/generate.py:go_on": "JAX's loop is decode, on the device",
     "jax_impl/generate.py:fill": "the oracle is not timed: nobody continues one cache again and again",
     "torch_impl/generate.py:WHILE_DECODING": "a compiled step is fused by the compiler",
+    "jax_impl/generate.py:WHILE_DECODING": "the oracle has no other forms to decode in",
     "jax_impl/generate.py:serve": "the oracle has one precision",
     "torch_impl/generate.py:rounded": "compiled steps need few lengths; JAX's is bucket",
     "common/oracle/attention/kernels.py:softmax": "the frameworks bring their own",
