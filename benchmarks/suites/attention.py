@@ -18,7 +18,7 @@ def cells(scope: Scope) -> Iterator[Cell]:
     kind = scope.device.partition(":")[0]
     config, size = (NARROW, (4, 128)) if scope.quick else (WIDE, SIZES.get(kind, SIZES["cuda"]))
     ways = ("default", "blockwise", "fused") if scope.quick else WAYS
-    compiled = ("compiled",) if scope.quick else ("compiled", "compiled+blockwise", "compiled+fused")
+    compiled = ("compiled", *(f"compiled+{how}" for how in ways[1:]))
     chosen = (*(wing("torch", how) for how in (*ways, *compiled)), *(wing("jax", how) for how in ways))
     model = f"attention {config.embed_dim} wide, {config.num_heads} heads"
     for dtype in ("float32",) if kind == "cpu" or scope.quick else ("float32", "bfloat16"):
