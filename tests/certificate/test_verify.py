@@ -219,6 +219,10 @@ def test_numpy_is_enough(made, tmp_path):
 KEPT = sorted((Path(__file__).parents[2] / "reports" / "parity").glob("*/certificate.json"))
 
 
+def test_a_certificate_is_kept():
+    assert KEPT
+
+
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.parent.name)
 def test_what_is_committed_follows_and_is_complete(path):
     """Made with today's rules and vectors, everything tried; the page and the table beside it are drawn from it."""
