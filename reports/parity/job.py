@@ -101,7 +101,7 @@ def processes(asked: int | None, device: str) -> int:
     from benchmarks.room import room
 
     if asked is None:
-        fit = min(free for free in room("cpu").values() if free is not None) // MEMORY
+        fit = int(min(free for free in room("cpu").values() if free is not None) // MEMORY)
         return max(1, min(MOST, len(usable_cores()), fit)) if device == "cpu" else 1
     if asked < 1:
         raise UserError(f"--processes is {asked}; allowed is a whole number > 0.")

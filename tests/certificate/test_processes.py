@@ -134,9 +134,11 @@ def test_a_mistake_that_a_worker_finds_is_the_users(monkeypatch):
     assert multiprocessing.active_children() == []
 
 
-def test_the_default_is_a_core_each_and_one_process_beside_an_accelerator(monkeypatch):
+def test_the_default_is_a_core_each_as_far_as_memory_goes_and_one_process_beside_an_accelerator(monkeypatch):
     monkeypatch.setattr("benchmarks.harness.worker.usable_cores", lambda: list(range(16)))
-    assert job.processes(None, "cpu") == job.MOST
+    for free, limit, fit in ((64e9, None, job.MOST), (64e9, 8e9, 2), (1e9, None, 1)):
+        monkeypatch.setattr("benchmarks.room.room", lambda device, found={"": free, "container": limit}: found)
+        assert job.processes(None, "cpu") == fit
     assert job.processes(None, "cuda") == job.processes(None, "cuda:1") == 1
     assert job.processes(7, "cuda") == 7
 

@@ -33,6 +33,7 @@ def name(pair):
     return f"{pair[0].id}-{pair[1]}"
 
 
+@pytest.mark.full_for("sinusoids-of-the-call-numpy", "groups-interleaved-numpy")  # searches of half a minute
 @pytest.mark.parametrize("pair", sample(), ids=name)
 def test_bugs_are_noticed_and_what_is_none_is_not(pair, court):
     judged(pair, court)

@@ -29,7 +29,11 @@ def tried(cases, chosen, once=False, **options):
 MODELS = [name for name, case in CASES.items() if not case.path]
 
 
-# all components and the first model; the whole certificate, in the full suite, has the others
+SIBLINGS = ("experts_chosen_softmax", "experts_sigmoid", "latent_attention_book", "mlp_exact_gelu", "attention_no_bias")
+
+
+# most components and the first model; the whole certificate, in the full suite, has the others
+@pytest.mark.full_for(*SIBLINGS, "gated_mlp_gelu")
 @pytest.mark.parametrize("name", [name for name in CASES if name not in MODELS[1:]])
 def test_every_claim_holds(name):
     found = tried((name,), CLAIMS)

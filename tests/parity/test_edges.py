@@ -279,6 +279,7 @@ def rebuilt(test, number, recipe, arrays):
     return door.load("numpy").build(model_from_dict(base["config"]), weights, Execution(dtype="float64"))
 
 
+@pytest.mark.full
 def test_the_files_suffice_to_repeat_an_edge():
     """Nothing but recipe and tensors: outputs of components, logits, losses and tokens come out as stored."""
     recipe, arrays = edge_vectors.read(vectors.FOLDER)
