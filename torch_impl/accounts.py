@@ -88,7 +88,8 @@ class Accounts:
             return None  # MemTracker knows no operators of higher order
         call = self._counted(what, batch, length, path, slots)
         with self._eagerly(), torch.set_grad_enabled(what in ("gradients", "train")):
-            return live_bytes(self.net, getattr(self, "slots", {}).values(), *call)
+            held = call[1] if what == "decode" else self.net
+            return live_bytes(held, getattr(self, "slots", {}).values(), *call)
 
     def _eagerly(self):
         return torch.compiler.set_stance("force_eager") if self.execution.compile else contextlib.nullcontext()
@@ -114,7 +115,8 @@ class Accounts:
     def _decoder(self):
         """What decodes, in its forms, but by matrix products, for those are counted, and not compiled."""
         forms = parts.decoding(self.config, self.execution)
-        return serve(self.net, self.config, self.execution.with_(decode="plain", compile=False, **forms))
+        plain = self.execution.with_(decode="plain", compile=False, **forms)
+        return serve(self.net, self.config, plain).requires_grad_()  # MemTracker knows no other parameters
 
     def _batch(self, batch, length):
         ids = np.zeros((batch, length), np.int32)
