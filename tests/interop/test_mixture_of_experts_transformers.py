@@ -215,7 +215,7 @@ def test_outputs_and_gradients_in_float32(case, name, how):
 @pytest.mark.full_for("jax")
 @pytest.mark.parametrize("name", ["torch", "jax", "numpy"])
 def test_outputs_in_float64(case, name):
-    """Qwen's routers take their softmax in float32 whatever the model's type: so near, and no nearer."""
+    """The routers of Qwen and DeepSeek compute in float32 whatever the model's type: so near, and no nearer."""
     want, _ = run(case.block.double(), case.x, case.cotangent)
     case.block.float()
     got, _ = component(case, name, dtype="float64")
