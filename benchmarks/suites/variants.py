@@ -58,13 +58,14 @@ def cells(scope: Scope) -> Iterator[Cell]:
 
 
 def experts(scope: Scope) -> Iterator[Cell]:
-    """Experts of which every token takes two, in all forms, against a dense layer of the same active size: forward, and
-    decoding."""
+    """Experts of which every token takes two against a dense layer of the same active size: forward in the forms for
+    many tokens, and decoding, where what streams gathers the matrices of a token (for a thousand tokens copies of 9 GB).
+    """
     dense, wings = base(scope.quick), ("torch", "jax")
     mixed = dense.with_(feed_forward=MixtureOfExperts(EXPERTS, TOP, expert_dim=dense.ff_dim // TOP))
-    forms = (FASTEST, f"{FASTEST}+grouped experts", f"{FASTEST}+gathered experts")
-    rivals = (wing(one, FASTEST, model=("dense", dense)) for one in wings)
-    chosen = (*(wing(one, how) for one in wings for how in forms), *rivals)
+    rivals = tuple(wing(who, FASTEST, model=("dense", dense)) for who in wings)
+    many, one = (FASTEST, f"{FASTEST}+grouped experts"), (FASTEST, "default", "grouped experts")
+    whole, steps = ((*(wing(who, how) for who in wings for how in forms), *rivals) for forms in (many, one))
     name, (batch, length) = f"{EXPERTS} experts, {TOP} taken", (2, 64) if scope.quick else (4, 256)
-    yield Cell("experts", "forward", name, mixed, batch, length, "float32", chosen, memory=True)
-    yield Cell("experts", "continue", name, mixed, 1, length, "float32", chosen, SHORT, memory=True)
+    yield Cell("experts", "forward", name, mixed, batch, length, "float32", whole, memory=True)
+    yield Cell("experts", "continue", name, mixed, 1, length, "float32", steps, SHORT, memory=True)
