@@ -59,7 +59,7 @@ def cells(scope: Scope) -> Iterator[Cell]:
 
 def experts(scope: Scope) -> Iterator[Cell]:
     """Experts of which every token takes two against a dense layer of the same active size: forward in the forms for
-    many tokens, and decoding, where what streams gathers the matrices of a token (for a thousand tokens copies of 9 GB).
+    many tokens, and decoding, where what streams gathers the matrices of a token (of a thousand tokens 9 GB).
     """
     dense, wings = base(scope.quick), ("torch", "jax")
     mixed = dense.with_(feed_forward=MixtureOfExperts(EXPERTS, TOP, expert_dim=dense.ff_dim // TOP))
