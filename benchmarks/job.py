@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import contest, fresh, machine
+from benchmarks.harness import abreast, contest, fresh, machine
 from benchmarks.harness.cells import FRESH, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.groups import grouped, in_turn
 from benchmarks.harness.process import Rules, sentence
 from benchmarks.harness.record import RAW, Line, Record, now, of, read
 from benchmarks.harness.worker import Worker, WorkerFault, environment, usable_cores
-from benchmarks.room import check_memory, processes
+from benchmarks.room import check_memory, need, processes, room
 from benchmarks.suites import DEFAULT, SUITES, Scope
 from common import allocator, files
 from common.accounting import counters, peaks
@@ -31,6 +31,7 @@ INTERRUPTED = "interrupted"
 NOBODY = "not a single contender could be timed"
 SECONDS = {False: 20.0, True: 2.0}
 LEAST = {False: 6, True: 6}
+MANY = 2  # processes for each core that begin at once, where cores only get work ready
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,16 @@ def prepare(asked: Settings, cells: tuple[Cell, ...] | None = None) -> Work:
     check_memory(grouped(cells), asked.device)
     seconds = SECONDS[asked.quick] if asked.seconds is None else asked.seconds
     hasty = asked.quick or asked.minutes is not None
-    rules = Rules(asked.threads or cores, asked.device, seconds, LEAST[asked.quick], asked.quick, all_memory=not hasty)
+    together = asked.minutes is not None and asked.device != "cpu"
+    rules = Rules(
+        asked.threads or cores,
+        asked.device,
+        seconds,
+        LEAST[asked.quick],
+        asked.quick,
+        all_memory=not hasty,
+        together=together,
+    )
     folder = files.output_folder(asked.out) / "-".join([device["slug"], *_kind(asked, cells, every)])
     _check_place(folder)
     return Work(asked, device, rules, cells, folder)
@@ -251,6 +261,7 @@ def _about(work: Work) -> dict[str, Any]:
         "threads": work.rules.threads,
         "load": machine.load_average(),
         "quick": work.asked.quick,
+        "together": work.rules.together,
         "suites": list(dict.fromkeys(cell.suite for cell in work.cells)),
     }
 
@@ -268,11 +279,15 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
     report("What this machine can do", 0.0)
     _known(work, record)
     _peaks(work, record)
-    groups = list(grouped(work.cells)) if limit is None else in_turn(work.cells)
+    groups, ahead = _groups(work), 0.0
+
+    def late() -> bool:
+        """Whether nothing new begins: time is over, or would be before anything is timed."""
+        return limit is not None and time.monotonic() - begun + ahead > 60 * limit
 
     def over() -> str | None:
         """Why nothing new begins, if so; what is left is named."""
-        if limit is None or time.monotonic() - begun <= 60 * limit:
+        if not late():
             return None
         why = f"{limit:g} minutes were over"
         left_out(work, record, why)
@@ -281,15 +296,19 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
     for number, group in enumerate(groups):
         if why := over():
             return why
+        ahead = 0.0
 
         def told(what: str, share: float, number=number) -> None:
             report(what, (number + share) / len(groups))
 
         if group[0].task in FRESH:
             fresh.run(group[0], work.rules, record, told)
+        elif work.rules.together:
+            ahead = abreast.run(group, work.rules, record, told, late)
         else:
             hasty = work.asked.quick or limit is not None
             contest.run(group, work.rules, record, told, 1 if hasty else processes(group, work.asked.device))
+    ahead = 0.0
     if why := over():
         return why
     report("What this machine can do, once more", 1.0)
@@ -299,9 +318,20 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
     return None
 
 
+def _groups(work: Work) -> list[list[Cell]]:
+    """Cells that are measured together, in their order."""
+    if work.asked.minutes is None:
+        return list(grouped(work.cells))
+    cells = in_turn(work.cells, "float32" if work.asked.device == "cpu" else "bfloat16")
+    if not work.rules.together:
+        return [[cell] for cell in cells]
+    there = min(free for free in room(work.asked.device).values() if free is not None)
+    return list(abreast.batches(cells, need, there // 2, MANY * len(usable_cores())))
+
+
 def left_out(work: Work, record: Record, why: str) -> None:
     """Name the cells of which nothing was measured, and the FLOPs if none were counted."""
-    begun = {line["cell"] for line in record.lines if line["kind"] in ("phase", "block", "refused")}
+    begun = {line["cell"] for line in record.lines if line["kind"] in ("block", "refused")}
     left = [cell.title for cell in work.cells if cell.name not in begun]
     left += [] if any(line["kind"] == "flops" for line in record.lines) else ["FLOPs as they are counted"]
     if left:
@@ -334,7 +364,7 @@ def _peaks(work: Work, record: Record) -> None:
         with Worker(wing, threads=work.rules.threads, device=work.rules.device, memory=kept) as worker:
             try:
                 worker.ask("start")
-                for found in worker.ask("peaks", work.rules.device, work.rules.quick):
+                for found in worker.ask("peaks", work.rules.device, work.rules.quick or work.rules.together):
                     record.add("peak", wing=wing, memory=kept, **found)
             except (UserError, WorkerFault) as error:
                 record.add("skipped", what=f"peaks by {wing}", reason=sentence(error))

@@ -6,16 +6,15 @@ fails at anything is refused with a sentence, and the others go on.
 
 import functools
 import itertools
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.harness import footprint, gate, timing
 from benchmarks.harness.cells import DECODING, FRESH, Cell
 from benchmarks.harness.contenders import Contender
+from benchmarks.harness.contending import Refusals, Turn, contend
 from benchmarks.harness.judging import ORACLE, choice, judge, judge_title, verdicts
 from benchmarks.harness.process import CHANGING, MODEL, Rules, prepare, process, sentence
 from benchmarks.harness.recipe import Recipe, on_disk
@@ -52,15 +51,21 @@ def run(cells: Sequence[Cell], rules: Rules, record: Record, report: Report, pro
     """
     for cell in cells:
         record.add("cell", **cell.line(), processes=processes)
+    for _ in stages(cells, rules, record, report, processes):
+        continue
+
+
+def stages(cells: Sequence[Cell], rules: Rules, record: Record, report: Report, processes: int) -> Iterator[None]:
+    """The same in three: all is ready to time the first cell; all are timed; memory is measured."""
     first = cells[0]
     with ExitStack() as stack, TemporaryDirectory() as folder:
         made = {config: Recipe("uneven", config, first.seed) for config in first.configs}
         recipes = {config: stack.enter_context(on_disk(recipe)) for config, recipe in made.items()}
         places = {one.name: f"{folder}/{number}" for number, one in enumerate(first.contenders)}
-        _run(cells, recipes, rules, record, report, processes, places)
+        yield from _stages(cells, recipes, rules, record, report, processes, places)
 
 
-def _run(cells, recipes: Recipes, rules: Rules, record: Record, report: Report, processes: int, places) -> None:
+def _stages(cells, recipes: Recipes, rules: Rules, record: Record, report: Report, processes: int, places):
     first = cells[0]
     try:
         wanted = _judged(cells, recipes, rules, report)
@@ -72,7 +77,12 @@ def _run(cells, recipes: Recipes, rules: Rules, record: Record, report: Report, 
         begun = _begin(first, own, recipes, rules, cells, record)
         for number, cell in enumerate(cells):
             report(cell.title, number / len(cells))
-            _cell(cell, {name: own[name] for name in begun}, begun, wanted, recipes, rules, record)
+            mine = {name: own[name] for name in begun}
+            shown = _admitted(cell, mine, begun, wanted, recipes, rules, record)
+            if not number:
+                yield
+            _timed(cell, {name: own[name] for name in shown}, shown, wanted, rules, record)
+    yield
     for cell in cells:
         if cell.task not in FRESH and (cell.memory or rules.all_memory):
             report(f"{cell.title}: memory", 1.0)
@@ -91,24 +101,27 @@ def _begin(first: Cell, own, recipes: Recipes, rules: Rules, cells, record: Reco
     all cells."""
     begun: dict[str, dict[str, float]] = {}
 
-    def built(one: Contender, worker: Worker) -> tuple[dict[str, Any], float]:
+    def built(one: Contender, worker: Worker) -> tuple[dict[str, Any], float, dict[str, Any]]:
         started = worker.ask("start")
         execution = one.execution(first.dtype, rules.device, rules.threads)
-        return started, worker.ask("build", MODEL, recipes[first.config_of(one)], execution)
+        build = worker.ask("build", MODEL, recipes[first.config_of(one)], execution)
+        return started, build, worker.ask("settings", MODEL)
 
     def refuse(name: str, error: Exception) -> None:
         begun.pop(name, None)
         for cell in cells:
             Refusals(cell, record).add(name, sentence(error))
 
+    work = {one.name: [functools.partial(built, one, own[one.name][0])] for one in first.contenders}
+    answers = at_once(work, _abreast(work, rules))
     for one in first.contenders:
-        try:
-            started, build = built(one, own[one.name][0])
-            settings = own[one.name][0].ask("settings", MODEL)
-            begun[one.name] = {"import": started["import_seconds"], "build": build}
-        except (UserError, WorkerFault) as error:
+        found = answers[one.name]
+        if isinstance(found, Exception):
             started, settings = {"versions": {}}, {}
-            refuse(one.name, error)
+            refuse(one.name, found)
+        else:
+            ((started, build, settings),) = found
+            begun[one.name] = {"import": started["import_seconds"], "build": build}
         if one.name in begun and started["threads"] not in (None, rules.threads):
             told = f"it computes with {started['threads']} threads where {rules.threads} are asked for."
             refuse(one.name, UserError(told))
@@ -147,24 +160,31 @@ def _judged(cells: Sequence[Cell], recipes: Recipes, rules: Rules, report: Repor
     return found
 
 
-def _cell(cell: Cell, own, begun, wanted: Wanted, recipes: Recipes, rules: Rules, record: Record) -> None:
-    """First calls, gate, warm-up, contest of one cell."""
+def _admitted(cell: Cell, own, begun, wanted: Wanted, recipes: Recipes, rules: Rules, record: Record):
+    """First calls and gate of one cell: what those who passed gave, by name."""
     refuse = Refusals(cell, record)
-    shown = _first_calls(cell, own, begun, refuse, record)
-    logits = _prompts_logits(cell, own, shown, refuse) if cell.task in DECODING else {}
-    steady: dict[str, float] = {}
+    shown = _first_calls(cell, own, begun, refuse, rules, record)
+    logits = _prompts_logits(cell, own, shown, refuse, rules) if cell.task in DECODING else {}
     of_name = {one.name: one for one in cell.contenders}
     try:
         judgement = _verdicts(cell, shown, logits, wanted, recipes, rules)
     except (UserError, WorkerFault) as error:
         for name in shown:
             refuse.add(name, f"there is nobody to judge it: {sentence(error)}")
-        return
+        return {}
     for name, all_verdicts in judgement.items():
         reason = _entered(cell.of(of_name[name]), name, all_verdicts, record)
         if reason is not None:
             refuse.add(name, reason)
-            continue
+            del shown[name]
+    return shown
+
+
+def _timed(cell: Cell, own, shown, wanted: Wanted, rules: Rules, record: Record) -> None:
+    """Warm-up and contest of one cell."""
+    refuse = Refusals(cell, record)
+    steady: dict[str, float] = {}
+    for name in own:
         with refuse.faults(name):
             most = WARM_CALLS if rules.device == "cpu" else ANY  # a GPU's clock rises with seconds, not with calls
             rule = min(1.0, rules.seconds / 8), 2 if rules.quick else 3, most
@@ -180,18 +200,25 @@ def _cell(cell: Cell, own, begun, wanted: Wanted, recipes: Recipes, rules: Rules
         _still_right(cell, timed, shown, wanted, refuse)
 
 
-def _prompts_logits(cell: Cell, own, shown, refuse: "Refusals") -> dict[str, Any]:
+def _prompts_logits(cell: Cell, own, shown, refuse: Refusals, rules: Rules) -> dict[str, Any]:
     """What the first process of every contender gives for the prompts alone; who cannot is no longer shown."""
     found: dict[str, Any] = {}
-    for name in tuple(shown):
-        with refuse.faults(name):
-            found[name] = own[name][0].ask("prefilled", MODEL, cell.tokens()[0])
-        if name not in found:
+    asked = {n: [functools.partial(own[n][0].ask, "prefilled", MODEL, cell.tokens()[0])] for n in shown}
+    for name, told in at_once(asked, _abreast(asked, rules)).items():
+        if isinstance(told, Exception):
+            refuse.add(name, sentence(told))
             del shown[name]
+        else:
+            (found[name],) = told
     return found
 
 
-def _still_right(cell: Cell, own, shown, wanted, refuse: "Refusals") -> None:
+def _abreast(work: Mapping[str, Any], rules: Rules) -> int:
+    """How many of these begin at once: all, or one after the other."""
+    return max(1, len(work)) if rules.together else 1
+
+
+def _still_right(cell: Cell, own, shown, wanted, refuse: Refusals) -> None:
     """One more call of every process after the contest, whose outputs must pass as the first ones did: tokens are those
     that passed."""
     of_name = {one.name: one for one in cell.contenders}
@@ -209,7 +236,7 @@ def _still_right(cell: Cell, own, shown, wanted, refuse: "Refusals") -> None:
                     raise UserError(f"{name}, after it was timed: {reason}")
 
 
-def _still_working(cell: Cell, own, refuse: "Refusals") -> None:
+def _still_working(cell: Cell, own, refuse: Refusals) -> None:
     """Of a task that changes its model, two more calls of every process after the contest: they must give numbers, and
     the second call other ones than the first."""
     for name, processes in own.items():
@@ -222,7 +249,7 @@ def _still_working(cell: Cell, own, refuse: "Refusals") -> None:
                     raise UserError(f"{name}, after it was timed, changes its model no more: it has stopped working.")
 
 
-def _first_calls(cell: Cell, own, begun, refuse: "Refusals", record: Record) -> dict[str, list[Any]]:
+def _first_calls(cell: Cell, own, begun, refuse: Refusals, rules: Rules, record: Record) -> dict[str, list[Any]]:
     """What the first calls of every process give, by contender; how long they take, of its first process."""
     shown: dict[str, list[Any]] = {}
 
@@ -231,11 +258,14 @@ def _first_calls(cell: Cell, own, begun, refuse: "Refusals", record: Record) -> 
         phases, outputs = worker.ask("begin", MODEL, cell.task, GATE_CALLS.get(cell.task, 1))
         return phases, outputs["tokens"] if cell.task in DECODING else outputs
 
-    for name, (worker, *_) in own.items():
-        with refuse.faults(name):
-            phases, outputs = begin(worker)
-            shown[name] = [outputs]
-            record.add("phase", cell=cell.name, name=name, **begun[name], **phases)
+    first = {name: [functools.partial(begin, worker)] for name, (worker, *_) in own.items()}
+    for name, found in at_once(first, _abreast(first, rules)).items():
+        if isinstance(found, Exception):
+            refuse.add(name, sentence(found))
+            continue
+        ((phases, outputs),) = found
+        shown[name] = [outputs]
+        record.add("phase", cell=cell.name, name=name, **begun[name], **phases)
     more = {name: [functools.partial(begin, worker) for worker in own[name][1:]] for name in shown}
     for name, found in at_once(more).items():
         if isinstance(found, Exception):
@@ -244,68 +274,6 @@ def _first_calls(cell: Cell, own, begun, refuse: "Refusals", record: Record) -> 
         else:
             shown[name] += [outputs for _, outputs in found]
     return shown
-
-
-@dataclass
-class Refusals:
-    """Contenders of a cell that are not timed, and why."""
-
-    cell: Cell
-    record: Record
-
-    def add(self, name: str, reason: str) -> None:
-        self.record.add("refused", cell=self.cell.name, name=name, reason=reason)
-
-    @contextmanager
-    def faults(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except (UserError, WorkerFault) as error:
-            self.add(name, sentence(error))
-
-
-Turn = Callable[[int], float]
-
-
-def contend(
-    cell: Cell, arms: Mapping[str, Turn], calls: Mapping[str, int], mirrored: bool, rules: Rules, record: Record
-) -> None:
-    """Blocks of turns, by `calls` calls each. A contender that fails in a turn is refused, and the others go on without
-    it; the block in which it failed is dropped."""
-    alive = {name: _guarded(name, turn) for name, turn in arms.items()}
-    match = timing.Contest(alive, rules.seed, mirrored)
-
-    def keep(block: timing.Block) -> None:
-        own = {name: calls[name] for name in match.arms}
-        record.add("block", cell=cell.name, block=len(match.blocks) - 1, calls=own, turns=timing.rows(block))
-
-    seconds = rules.seconds
-    while match.arms:
-        begun = time.perf_counter()
-        try:
-            match.run(seconds, rules.least, each=keep)
-            return
-        except Failed as failed:
-            Refusals(cell, record).add(failed.name, sentence(failed.error))
-            match.arms = {name: turn for name, turn in match.arms.items() if name != failed.name}
-            seconds = max(0.0, seconds - (time.perf_counter() - begun))
-
-
-class Failed(Exception):
-    """A contender that could not finish its turn."""
-
-    def __init__(self, name: str, error: Exception):
-        self.name, self.error = name, error
-
-
-def _guarded(name: str, turn: Turn) -> Turn:
-    def run(copy: int) -> float:
-        try:
-            return turn(copy)
-        except (UserError, WorkerFault) as error:
-            raise Failed(name, error) from error
-
-    return run
 
 
 def _turn(processes: Sequence[Worker], task: str, calls: int, burn_in: int) -> Turn:

@@ -20,7 +20,7 @@ def measure(
     cell: Cell, recipes: Mapping[ModelConfig, Recipe], rules: Rules, record: Record, places: Mapping[str, str]
 ) -> None:
     """Peak memory of every contender in a process of its own: after import, after building, and in a steady call. On a
-    CPU as many at once as there are cores: all of them were in memory together before."""
+    CPU as many at once as there are cores, on a GPU where they begin together: all were in memory together before."""
     refused = {line["name"] for line in record.lines if line["kind"] == "refused" and line["cell"] == cell.name}
 
     begun: list[Worker] = []
@@ -44,7 +44,7 @@ def measure(
         return {**values, "planned": planned, "planned_how": how, "device": found["device_bytes"]}
 
     work = {one.name: [functools.partial(measured, one)] for one in cell.contenders if one.name not in refused}
-    together = len(usable_cores()) if rules.device == "cpu" else 1
+    together = max(1, len(work)) if rules.together else len(usable_cores()) if rules.device == "cpu" else 1
     try:
         measurements = at_once(work, together)
     except BaseException:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from benchmarks.harness import gate
 from benchmarks.harness.cells import TRAIN, Cell
 from benchmarks.harness.contenders import Contender
-from benchmarks.harness.contest import Refusals, Report, Turn, contend, passed, unjudged
+from benchmarks.harness.contending import Refusals, Turn, contend
+from benchmarks.harness.contest import Report, passed, unjudged
 from benchmarks.harness.judging import ORACLE
 from benchmarks.harness.process import MODEL, Rules, process
 from benchmarks.harness.recipe import Recipe, on_disk

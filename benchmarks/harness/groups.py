@@ -18,19 +18,20 @@ def grouped(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
     return (list(group) for _, group in itertools.groupby(cells, key))
 
 
-def in_turn(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Every cell alone, for when time may run out: the first of each suite, then the second of each, …; within a suite
-    those of the largest model come first. Beginnings, which take a process for every turn, come last.
+def in_turn(cells: Sequence[Cell], dtype: str = "float32") -> list[Cell]:
+    """For when time may run out: the first cell of each suite, then the second of each, …; within a suite those of the
+    largest model come first, and of these those of that precision. Beginnings, which take a process for every turn,
+    come last.
     """
     suites: dict[tuple[bool, str], list[Cell]] = {}
     for cell in cells:
         suites.setdefault((cell.task in FRESH, cell.suite), []).append(cell)
-    found: list[list[Cell]] = []
+    found: list[Cell] = []
     for fresh in (False, True):
-        rows = (sorted(own, key=_smallness) for (kind, _), own in suites.items() if kind is fresh)
-        found += [[cell] for turn in itertools.zip_longest(*rows) for cell in turn if cell is not None]
+        rows = (
+            sorted(own, key=lambda cell: (-params.count(cell.config), cell.dtype != dtype))
+            for (kind, _), own in suites.items()
+            if kind is fresh
+        )
+        found += [cell for turn in itertools.zip_longest(*rows) for cell in turn if cell is not None]
     return found
-
-
-def _smallness(cell: Cell) -> int:
-    return -params.count(cell.config)

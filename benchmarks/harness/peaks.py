@@ -18,11 +18,13 @@ PATIENCE = 2.0  # seconds for one yardstick; some processors have no fast 16-bit
 def measure(name: str, device: str, quick: bool) -> list[dict[str, Any]]:
     """[{what, dtype, size, value}] of one framework: FLOP/s of "gemm", bytes/s of "read" and "copy".
 
-    The best of several calls; what is very slow is called once, and not at a larger size.
+    The best of several calls; what is very slow is called once, and not at a larger size. A quick look at a GPU takes
+    the largest size alone, for every program is compiled.
     """
     kind = device.partition(":")[0]
     found, slow = [], set()
-    for what, dtype, size, work, run in TASKS[name](device, SIZES[kind], BYTES[kind]):
+    sizes = SIZES[kind][-1:] if quick and kind != "cpu" else SIZES[kind]
+    for what, dtype, size, work, run in TASKS[name](device, sizes, BYTES[kind]):
         if (what, dtype) in slow:
             continue
         run()  # compiles

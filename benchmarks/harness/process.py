@@ -15,7 +15,8 @@ CHANGING = ("train", "optimizer")  # tasks that change their model
 @dataclass(frozen=True)
 class Rules:
     """How long and on what: seconds and least blocks of a cell, threads, device; `quick` takes fewer and shorter.
-    Memory is measured in all cells, or where it is drawn."""
+    Memory is measured in all cells, or where it is drawn. `together`: contenders begin side by side, which is soon
+    over; what their beginnings take are upper bounds then."""
 
     threads: int
     device: str = "cpu"
@@ -24,6 +25,7 @@ class Rules:
     quick: bool = False
     seed: int = 0
     all_memory: bool = True
+    together: bool = False
 
 
 def process(one: Contender, rules: Rules, compiled: str | None = None) -> Worker:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -34,7 +35,7 @@ class Record:
     """
 
     def __init__(self, folder: Path):
-        self.folder, self.lines = folder, []
+        self.folder, self.lines, self._adding = folder, [], threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / UNFINISHED, "w", encoding="utf-8")  # noqa: SIM115  (closed in `finish`)
         _hold(self._file)
@@ -44,9 +45,11 @@ class Record:
         if kind not in KINDS:
             raise ValueError(f"a record has no lines of kind {kind!r}")
         line = {"kind": kind, **values, **_by_the_device(values)}
-        self.lines.append(line)
-        self._file.write(written(line))
-        self._file.flush()
+        text = written(line)
+        with self._adding:
+            self.lines.append(line)
+            self._file.write(text)
+            self._file.flush()
         return line
 
     def finish(self, partial: str | None, load: list[float] | None) -> Path:

@@ -30,7 +30,7 @@ def summarise(lines: Sequence[Line], sha256: str | None = None) -> dict[str, Any
     peaks, beyond = _peaks(lines)
     apart = _apart(lines)
     cells = [_cell(lines, cell, peaks, apart) for cell in of(lines, "cell")]
-    kept = ("command", "started", "device", "machine", "threads", "quick", "suites")
+    kept = ("command", "started", "device", "machine", "threads", "quick", "together", "suites")
     return {
         "schema": SCHEMA,
         **{name: run.get(name) for name in kept},

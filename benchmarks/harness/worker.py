@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +19,17 @@ from common.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 SPIN = {"GOMP_SPINCOUNT": "1000"}
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
+
+
+_alive: set["Worker"] = set()
+_changing = threading.Lock()
+
+
+def end_all() -> None:
+    """End every process of every worker now: who waits for an answer gets an error."""
+    with _changing:
+        for worker in _alive:
+            worker.process.kill()
 
 
 class WorkerFault(RuntimeError):
@@ -82,6 +94,8 @@ class Worker:
             env=environment(self.threads, device, memory, compiled),
             process_group=0,  # what stops the parent's group is the parent's to answer
         )
+        with _changing:
+            _alive.add(self)
 
     def __enter__(self) -> Self:
         return self
@@ -118,6 +132,8 @@ class Worker:
 
     def close(self) -> None:
         """End the process now; whatever it is doing is dropped."""
+        with _changing:
+            _alive.discard(self)
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()

@@ -41,10 +41,12 @@ class Outcome:
     lost: bool = False
 
 
-def parcels(session: Session, claims: Sequence[ModuleType], once: bool = True) -> list[Parcel]:
-    """All work in the order of its results: case by case, then what belongs to no case."""
+def parcels(session: Session, claims: Sequence[ModuleType], once: bool = True, fine: bool = False) -> list[Parcel]:
+    """All work in the order of its results: case by case, then what belongs to no case. `fine` cuts every case into its
+    claims, for more processes than cases: what several claims of a case need is made in each then."""
     numbers = range(len(claims))
-    found = [Parcel(tuple(Piece(number, case) for number in numbers)) for case in session.cases if claims]
+    pieces = [[Piece(number, case) for number in numbers] for case in session.cases if claims]
+    found = [Parcel(own) for of_case in pieces for own in (zip(of_case) if fine else [tuple(of_case)])]
     for number in numbers if once else ():
         if not in_parts(claims[number]):
             found.append(Parcel((Piece(number),)))

@@ -53,7 +53,7 @@ def run(
 
     With several processes, claims and backends are loaded in each by their names; what is found is the same.
     """
-    parcels = pieces.parcels(session, claims, once)
+    parcels = pieces.parcels(session, claims, once, fine=processes > len(session.cases))
     whole = {n: claim.declared_once(session) for n, claim in enumerate(claims) if once and pieces.in_parts(claim)}
     total = sum(parcel.size * len(parcel.pieces) for parcel in parcels)
     sizes = {piece: parcel.size for parcel in parcels for piece in parcel.pieces}

@@ -35,26 +35,35 @@ def plain_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, reduce, rate=0.0, key=Non
 def fused_attention(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, reduce, rate=0.0, key=None, taps=NO_TAPS):
     """The same function by `jax.nn.dot_product_attention`: cuDNN on a GPU in 16 bits, XLA elsewhere.
 
-    Without a mask a query sees the keys up to itself: cuDNN leaves the others out. What it cannot compute is refused.
+    Without a mask a query sees the keys up to itself: cuDNN leaves the others out. What it cannot compute is refused;
+    since its way back takes even lengths alone, an odd one gets one more that nobody sees.
     """
     # [1-4] n/a: inside the kernel, which can neither show its scores nor draw the shared dropout mask
     without_dropout("Fused", rate, key)
     if q_BHTD.dtype == jnp.float64:
         raise UserError("JAX's fused attention reduces in float32: use attention='plain' for float64.")
     # [5] context = weights v, zero where nothing was visible
-    kernel = _kernel(q_BHTD.dtype)
+    kernel, length = _kernel(q_BHTD.dtype), q_BHTD.shape[2]
     swapped = [jnp.swapaxes(x, 1, 2) for x in (q_BHTD, k_BHSD, v_BHSD)]
+    if kernel == "cudnn":
+        swapped = [_even(x, 1) for x in swapped]
+        mask_B1TS = None if mask_B1TS is None else _even(_even(mask_B1TS, 2), 3)
     try:
         if mask_B1TS is None:
             context_BTHD = jax.nn.dot_product_attention(*swapped, is_causal=True, implementation=kernel)
-            return jnp.swapaxes(context_BTHD, 1, 2)
+            return jnp.swapaxes(context_BTHD, 1, 2)[:, :, :length]
         context_BTHD = jax.nn.dot_product_attention(*swapped, mask=mask_B1TS, implementation=kernel)
     except RuntimeError as error:
         # not what is derived from them: memory that runs out is the device's error, no refusal of cuDNN's
         if kernel != "cudnn" or type(error) not in (RuntimeError, NotImplementedError):
             raise
         raise UserError(f"cuDNN's attention cannot compute this: {error} Use attention='plain'.") from error
-    return jnp.where(mask_B1TS.any(-1, keepdims=True), jnp.swapaxes(context_BTHD, 1, 2), 0.0)
+    return jnp.where(mask_B1TS.any(-1, keepdims=True), jnp.swapaxes(context_BTHD, 1, 2), 0.0)[:, :, :length]
+
+
+def _even(x, axis):
+    """The same, one longer along that axis if its length is odd: zeros, or False."""
+    return jnp.pad(x, [(0, x.shape[at] % 2 if at == axis else 0) for at in range(x.ndim)])
 
 
 def _kernel(kind):

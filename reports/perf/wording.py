@@ -188,6 +188,11 @@ def warnings(found: Found) -> list[str]:
         out.append(f"A partial run ({found['partial']}): what is missing was not measured.")
     if found["quick"]:
         out.append("A quick run: few samples, good for a look, not for conclusions.")
+    if found.get("together"):
+        out.append(
+            "Contenders began side by side and were timed in turns: seconds of import, build and compiling are upper"
+            " bounds, and XLA chose kernels on a device that it shared."
+        )
     return out
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.harness import compilation, contest, events, record, service
+from benchmarks.harness import compilation, contending, events, record, service
 from benchmarks.harness.cells import Cell
 from benchmarks.harness.process import Rules
 from benchmarks.harness.record import Record
@@ -105,7 +105,7 @@ def contested(folder, **arms):
     for name in arms:
         about = {"title": name, "wing": name, "mode": "", "lower_bound": False, "settings": {}, "versions": {}}
         kept.add("contender", cell=CELL.name, name=name, **about)
-    contest.contend(CELL, arms, dict.fromkeys(arms, 1), True, Rules(1, seconds=0.0, least=4), kept)
+    contending.contend(CELL, arms, dict.fromkeys(arms, 1), True, Rules(1, seconds=0.0, least=4), kept)
     kept.finish(None, None)
     return record.read(folder / record.RAW)
 

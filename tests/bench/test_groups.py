@@ -17,9 +17,15 @@ def test_without_a_limit_they_keep_their_order_and_neighbours_share_their_models
 
 def test_within_a_limit_every_suite_comes_before_one_comes_twice():
     turns = in_turn(CELLS)
-    assert sorted(cell.name for (cell,) in turns) == sorted(cell.name for cell in CELLS)
+    assert sorted(cell.name for cell in turns) == sorted(cell.name for cell in CELLS)
     late = {cell.suite for cell in CELLS if cell.task in FRESH}
     early = [name for name in DEFAULT if name not in late]
-    assert [cell.suite for (cell,) in turns[: len(early)]] == early
-    assert turns[0][0].model == Scope.model
-    assert [cell.task in FRESH for (cell,) in turns] == sorted(cell.task in FRESH for (cell,) in turns)
+    assert [cell.suite for cell in turns[: len(early)]] == early
+    assert turns[0].model == Scope.model
+    assert [cell.task in FRESH for cell in turns] == sorted(cell.task in FRESH for cell in turns)
+
+
+def test_a_precision_may_come_first():
+    for dtype in ("float32", "bfloat16"):
+        forward = next(cell for cell in in_turn(CELLS, dtype) if cell.suite == "forward")
+        assert (forward.model, forward.dtype) == (Scope.model, dtype)

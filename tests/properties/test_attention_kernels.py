@@ -203,9 +203,11 @@ def lowered_for_cuda(function, *shapes):
     return jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
 
 
+@pytest.mark.parametrize("length", [8, 7], ids=["even", "odd"])
 @pytest.mark.parametrize(("masked", "told", "not_told"), [(False, "CAUSAL", "Bias"), (True, "Bias", "CAUSAL")])
-def test_jax_becomes_a_call_of_cudnn_on_a_gpu(cudnn, masked, told, not_told):
-    """Forward and backward; without a mask cuDNN is told that it is causal, with one it gets a dense bias."""
+def test_jax_becomes_a_call_of_cudnn_on_a_gpu(cudnn, masked, told, not_told, length):
+    """Forward and backward; without a mask cuDNN is told that it is causal, with one it gets a dense bias. Its way back
+    takes even lengths alone."""
     import jax
     import jax.numpy as jnp
 
@@ -214,12 +216,36 @@ def test_jax_becomes_a_call_of_cudnn_on_a_gpu(cudnn, masked, told, not_told):
     def loss(q, mask):
         return fused_attention(q, q, q, mask if masked else None, jnp.float32).astype(jnp.float32).sum()
 
-    shapes = ((2, 3, 8, 16), jnp.bfloat16), ((2, 1, 8, 8), bool)
+    shapes = ((2, 3, length, 16), jnp.bfloat16), ((2, 1, length, length), bool)
     text = lowered_for_cuda(jax.grad(loss), *shapes)
     calls = [line for line in text.splitlines() if "cudnn" in line]
     assert len(calls) >= 2
     assert any("Backward" in line for line in calls)
     assert all(told in line and not_told not in line for line in calls), calls
+
+
+def test_an_odd_length_is_filled_up_for_cudnn(monkeypatch):
+    """With what nobody sees: the same as without, played by XLA."""
+    import jax
+    import jax.numpy as jnp
+
+    from jax_impl.attention import kernels
+
+    attend, asked = jax.nn.dot_product_attention, []
+
+    def played(q, k, v, implementation, **how):
+        asked.append((q.shape[1], k.shape[1]))
+        return attend(q, k, v, implementation="xla", **how)
+
+    (q, k, v), mask = (np.random.default_rng(2).standard_normal((3, 2, 3, 7, 16)), np.tri(7, dtype=bool)[None, None])
+    q, k, v = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
+    want = [kernels.fused_attention(q, k, v, given, jnp.float32) for given in (None, mask)]
+    monkeypatch.setattr(kernels, "_kernel", lambda kind: "cudnn")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", played)
+    got = [kernels.fused_attention(q, k, v, given, jnp.float32) for given in (None, mask)]
+    assert asked == [(8, 8)] * 2
+    for ours, true in zip(got, want, strict=True):
+        np.testing.assert_allclose(ours, true, atol=1e-6)
 
 
 def test_jax_refuses_what_cudnn_cannot_compute_and_a_gpu_without_it(cudnn, monkeypatch):

@@ -1,0 +1,121 @@
+"""Cells that begin side by side: the same verdicts as one after the other, timed alone, and nothing is left running."""
+
+import os
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks.harness import abreast, contest, record
+from benchmarks.harness.cells import Cell
+from benchmarks.harness.contenders import Contender
+from benchmarks.harness.process import Rules
+from benchmarks.harness.record import Record
+from benchmarks.harness.summary import summarise
+from benchmarks.suites import DEFAULT, SUITES, Scope
+from common.config import GPTConfig
+
+CONFIG = GPTConfig(31, 16, 12, 2, 3, ff_dim=20)
+RULES = Rules(1, seconds=0.5, least=4, together=True)
+ONES = tuple(Contender(name, name, f"planted_contenders:{name}_backend", name) for name in ("honest", "slow", "wrong"))
+CELLS = [
+    Cell("forward", "forward", name, CONFIG, 3, 8, "float32", ONES, memory=name == "second")
+    for name in ("first", "second")
+]
+
+
+@pytest.fixture(autouse=True)
+def reachable(monkeypatch):
+    """Workers find the planted contenders."""
+    here = str(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])))
+
+
+@pytest.fixture
+def kept(tmp_path):
+    found = Record(tmp_path)
+    found.add("run", schema=1, device={"kind": "cpu"}, load=None, together=True)
+    return found
+
+
+def quiet(what, share):
+    pass
+
+
+def workers():
+    own = psutil.Process().children(recursive=True)
+    return [one for one in own if any("benchmarks.harness.service" in word for word in one.cmdline())]
+
+
+def told(kept):
+    kept.finish(None, None)
+    return summarise(record.read(kept.folder / record.RAW))
+
+
+def test_everybody_is_judged_and_timed_as_alone(kept):
+    assert abreast.run(CELLS, RULES, kept, quiet, lambda: False) > 0
+    found = told(kept)
+    assert found["together"]
+    for cell in found["cells"]:
+        refused = {one["name"]: one["refused"] for one in cell["contenders"]}
+        assert [refused["honest"], refused["slow"]] == [None, None]
+        assert "another result is not timed" in refused["wrong"]
+        assert cell["blocks"] >= 4
+        assert [(pair["first"], pair["second"]) for pair in cell["pairs"]] == [("honest", "slow")]
+    memory = {(line["cell"], line["name"]) for line in record.of(kept.lines, "memory")}
+    assert memory == {(CELLS[1].name, name) for name in ("honest", "slow")}
+    assert not workers()
+
+
+def test_while_one_cell_is_timed_nothing_else_is_done(kept):
+    """All beginnings come before the first block, the blocks of a cell one after the other, and memory last."""
+    abreast.run(CELLS, RULES, kept, quiet, lambda: False)
+    kinds = [line["kind"] for line in kept.lines if line["kind"] in ("phase", "block", "memory")]
+    assert kinds == sorted(kinds, key=("phase", "block", "memory").index)
+    cells = [line["cell"] for line in record.of(kept.lines, "block")]
+    assert cells == sorted(cells, key=[cell.name for cell in CELLS].index)
+    kept.finish(None, None)
+
+
+def test_when_time_is_over_what_is_ready_is_not_timed(kept):
+    late = iter([False, True, True, True])
+    abreast.run(CELLS, RULES, kept, quiet, lambda: next(late))
+    assert {line["cell"] for line in record.of(kept.lines, "block")} == {CELLS[0].name}
+    (skipped,) = record.of(kept.lines, "skipped")
+    assert skipped["what"] == f"memory in {CELLS[1].title}"
+    assert not workers()
+    kept.finish(None, None)
+
+
+@pytest.mark.parametrize("when", ["begins", "is timed"])
+def test_an_interruption_leaves_no_process(kept, monkeypatch, when):
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    if when == "is timed":
+        monkeypatch.setattr(contest, "contend", stops)
+    else:
+        judged = contest._judged
+
+        def first_stops(cells, *rest):
+            return stops() if cells[0] == CELLS[0] else judged(cells, *rest)
+
+        monkeypatch.setattr(contest, "_judged", first_stops)
+    with pytest.raises(KeyboardInterrupt):
+        abreast.run(CELLS, RULES, kept, quiet, lambda: False)
+    assert not workers()
+    assert threading.active_count() == 1
+    kept.finish("interrupted", None)
+
+
+def test_as_many_as_memory_and_cores_allow_begin_together():
+    cells = [cell for name in DEFAULT for cell in SUITES[name](Scope("cuda"))]
+    batches = list(abreast.batches(cells, lambda cell: 10, 30, 12))
+    assert [cell for batch in batches for cell in batch] == cells
+    for batch in batches:
+        assert len(batch) <= 3
+        assert len(batch) == 1 or sum(len(cell.contenders) for cell in batch) <= 12
+        assert len(batch) == 1 or not {cell.task for cell in batch} & {"compile", "start-up", "load"}
+    assert max(map(len, batches)) == 3
+    assert [len(batch) for batch in abreast.batches(cells[:3], lambda cell: 50, 30, 0)] == [1, 1, 1]
