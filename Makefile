@@ -44,20 +44,20 @@ bench: $(VENV)/.test
 # certificate that is not finished in its seconds keeps the benchmarks from being measured; the exit code still tells.
 GPU_OUT ?= out/gpu
 DEVICE ?= cuda
-PARITY_SECONDS ?= 200
+PARITY_SECONDS ?= 180
 BENCH_SECONDS ?= 330
 PARITY_CASES ?= gpt block attention mlp layer_norm
 GPU := $(or $(PYTHON),python3) -m common.cli
 gpu-report:
 	@proven=0; \
-	XLA_PYTHON_CLIENT_PREALLOCATE=false timeout -k 10 $(PARITY_SECONDS) $(GPU) parity --device $(DEVICE) --quick --processes 8 --claim C0 --claim C1 --claim C2 --claim C3 --claim C4 $(addprefix --case ,$(PARITY_CASES)) \
+	timeout -k 20 $(PARITY_SECONDS) $(GPU) parity --device $(DEVICE) --quick --processes 8 --claim C0 --claim C1 --claim C2 --claim C3 --claim C4 $(addprefix --case ,$(PARITY_CASES)) \
 	  --out $(GPU_OUT)/parity || proven=$$?; \
 	case $$proven in \
 	  0|1) ;; \
 	  124|13[0-9]|14[0-9]) echo "The certificate was not finished in $(PARITY_SECONDS) seconds, or ended by a fault; the benchmarks follow." >&2 ;; \
 	  *) exit $$proven ;; \
 	esac; \
-	XLA_PYTHON_CLIENT_PREALLOCATE=false timeout -k 30 $(BENCH_SECONDS) $(GPU) bench --device $(DEVICE) --seconds 4 --minutes 4 \
+	timeout -k 10 $(BENCH_SECONDS) $(GPU) bench --device $(DEVICE) --seconds 4 --minutes 4 \
 	  --out $(GPU_OUT)/perf || exit $$?; \
 	exit $$proven
 

@@ -304,7 +304,8 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
         if group[0].task in FRESH:
             fresh.run(group[0], work.rules, record, told)
         elif work.rules.together:
-            ahead = abreast.run(group, work.rules, record, told, late)
+            patience = (60 * limit - (time.monotonic() - begun)) / 2
+            ahead = abreast.run(group, work.rules, record, told, late, patience)
         else:
             hasty = work.asked.quick or limit is not None
             contest.run(group, work.rules, record, told, 1 if hasty else processes(group, work.asked.device))
@@ -332,7 +333,8 @@ def _groups(work: Work) -> list[list[Cell]]:
 def left_out(work: Work, record: Record, why: str) -> None:
     """Name the cells of which nothing was measured, and the FLOPs if none were counted."""
     begun = {line["cell"] for line in record.lines if line["kind"] in ("block", "refused")}
-    left = [cell.title for cell in work.cells if cell.name not in begun]
+    told = {line["what"] for line in record.lines if line["kind"] == "skipped"}
+    left = [cell.title for cell in work.cells if cell.name not in begun and cell.title not in told]
     left += [] if any(line["kind"] == "flops" for line in record.lines) else ["FLOPs as they are counted"]
     if left:
         record.add("skipped", what=f"{len(left)} parts", reason=f"{why}: {'; '.join(left)}")

@@ -23,7 +23,7 @@ class LayerCache(NamedTuple):
         self.keys_BHSD.index_copy_(2, at, k_BHTD)
         self.values_BHSD.index_copy_(2, at, v_BHTD)
         self.positions_BS.index_copy_(1, at, positions_BT.expand(len(self.positions_BS), -1))
-        return self._replace(used=self.used + k_BHTD.shape[2])
+        return LayerCache(self.keys_BHSD, self.values_BHSD, self.positions_BS, self.used + k_BHTD.shape[2])
 
     def take(self, k_BHTD, v_BHTD, positions_BT):
         """`append`. Returns (cache, keys, values, positions) to attend to: all slots."""

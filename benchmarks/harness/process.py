@@ -1,5 +1,6 @@
 """A contender's process: how it is started, and what it gets ready."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from benchmarks.harness.worker import Worker, WorkerFault
 
 MODEL = "model"
 CHANGING = ("train", "optimizer")  # tasks that change their model
+NAMED = re.compile(r"[\w.]*(Error|Exception|Warning|Failed|Violation|Exit|Interrupt)\b")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ def prepare(worker: Worker, cell: Cell) -> None:
 
 
 def sentence(error: Any) -> str:
-    """An error as one sentence: of a fault of ours, its last line."""
+    """An error as one sentence: of a fault of ours, the line that names it in its traceback, for frameworks go on with
+    advice behind it."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
-    return (lines[-1] if isinstance(error, WorkerFault) else " ".join(lines))[:400]
+    if isinstance(error, WorkerFault):
+        lines = [line for line in lines if NAMED.match(line)][-1:] or lines[-1:]
+    return " ".join(lines)[:400]

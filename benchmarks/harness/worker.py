@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any, Self
 
-from common import allocator
+from common import allocator, gpu
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,15 +21,16 @@ SPIN = {"GOMP_SPINCOUNT": "1000"}
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
 
 
-_alive: set["Worker"] = set()
+_alive: dict["Worker", int] = {}  # and the threads that made them
 _changing = threading.Lock()
 
 
-def end_all() -> None:
-    """End every process of every worker now: who waits for an answer gets an error."""
+def end_all(thread: int) -> None:
+    """End every process that this thread started, now: who waits for its answer gets an error."""
     with _changing:
-        for worker in _alive:
-            worker.process.kill()
+        for worker, own in _alive.items():
+            if own == thread:
+                worker.process.kill()
 
 
 class WorkerFault(RuntimeError):
@@ -63,7 +64,7 @@ def environment(threads: int, device: str, memory: str = "plain", compiled: str 
         env["JAX_PLATFORMS"] = "cpu"
     else:
         env.pop("JAX_PLATFORMS", None)
-        env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # JAX would take three quarters of the device, used or not
+        env |= gpu.environment(env, device)
     return {**env, **(allocator.environment(env) if memory == "kept" else allocator.plain(env))}
 
 
@@ -95,7 +96,7 @@ class Worker:
             process_group=0,  # what stops the parent's group is the parent's to answer
         )
         with _changing:
-            _alive.add(self)
+            _alive[self] = threading.get_ident()
 
     def __enter__(self) -> Self:
         return self
@@ -133,7 +134,7 @@ class Worker:
     def close(self) -> None:
         """End the process now; whatever it is doing is dropped."""
         with _changing:
-            _alive.discard(self)
+            _alive.pop(self, None)
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()

@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from common import allocator
+from common import allocator, gpu
 from common.config import ATTENTION_KERNELS, PRESETS, STRATEGIES, Execution
 from common.config import mode as mode_of
 from common.errors import UserError, unknown
@@ -56,7 +56,7 @@ def execution(
     chosen = Execution.from_dict(
         {"dtype": dtype or ("float64" if backend == "numpy" else "float32"), "device": device, **fields}
     )
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    os.environ.update(gpu.environment(os.environ, device))
     allocator.restart_if_asked(chosen)
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = os.environ["NPROC"] = str(threads)

@@ -54,7 +54,7 @@ def told(kept):
 
 
 def test_everybody_is_judged_and_timed_as_alone(kept):
-    assert abreast.run(CELLS, RULES, kept, quiet, lambda: False) > 0
+    assert abreast.run(CELLS, RULES, kept, quiet, lambda: False, 60.0) > 0
     found = told(kept)
     assert found["together"]
     for cell in found["cells"]:
@@ -68,24 +68,66 @@ def test_everybody_is_judged_and_timed_as_alone(kept):
     assert not workers()
 
 
-def test_while_one_cell_is_timed_nothing_else_is_done(kept):
-    """All beginnings come before the first block, the blocks of a cell one after the other, and memory last."""
-    abreast.run(CELLS, RULES, kept, quiet, lambda: False)
-    kinds = [line["kind"] for line in kept.lines if line["kind"] in ("phase", "block", "memory")]
-    assert kinds == sorted(kinds, key=("phase", "block", "memory").index)
-    cells = [line["cell"] for line in record.of(kept.lines, "block")]
-    assert cells == sorted(cells, key=[cell.name for cell in CELLS].index)
+def test_while_one_cell_is_timed_nothing_else_is_done(kept, monkeypatch):
+    """All beginnings come before the first contest, one contest after the other, and memory last."""
+    events = []
+
+    def logged(module, name):
+        run = getattr(module, name)
+
+        def logs(*args):
+            events.append(f"{name} begins")
+            found = run(*args)
+            events.append(f"{name} ends")
+            return found
+
+        monkeypatch.setattr(module, name, logs)
+
+    logged(contest, "_admitted")
+    logged(contest, "_timed")
+    logged(contest.footprint, "measure")
+    abreast.run(CELLS, RULES, kept, quiet, lambda: False, 60.0)
+    assert sorted(events[:4]) == ["_admitted begins"] * 2 + ["_admitted ends"] * 2
+    assert events[4:] == [*["_timed begins", "_timed ends"] * 2, "measure begins", "measure ends"]
     kept.finish(None, None)
 
 
 def test_when_time_is_over_what_is_ready_is_not_timed(kept):
-    late = iter([False, True, True, True])
-    abreast.run(CELLS, RULES, kept, quiet, lambda: next(late))
-    assert {line["cell"] for line in record.of(kept.lines, "block")} == {CELLS[0].name}
-    (skipped,) = record.of(kept.lines, "skipped")
-    assert skipped["what"] == f"memory in {CELLS[1].title}"
+    late = iter([False, True])
+    abreast.run(CELLS, RULES, kept, quiet, lambda: next(late), 60.0)
+    assert {line["cell"] for line in kept.lines if "cell" in line} == {CELLS[0].name}
     assert not workers()
     kept.finish(None, None)
+
+
+def test_when_time_is_over_memory_is_not_measured_and_that_is_told(kept):
+    late = iter([False, False, True])
+    abreast.run(CELLS, RULES, kept, quiet, lambda: next(late), 60.0)
+    (skipped,) = record.of(kept.lines, "skipped")
+    assert (skipped["what"], skipped["reason"]) == (f"memory in {CELLS[1].title}", "there was no time left")
+    assert not list(record.of(kept.lines, "memory"))
+    kept.finish(None, None)
+
+
+def test_who_is_not_ready_in_time_is_dropped_and_the_others_are_timed(kept, monkeypatch):
+    """Its processes end before anybody is timed, and nothing of it stands in the record but that."""
+    first, held = contest._first_calls, threading.Event()
+
+    def late(cell, own, *rest):
+        if cell == CELLS[0]:
+            while own["honest"][0].process.poll() is None:
+                held.wait(0.05)
+        return first(cell, own, *rest)
+
+    monkeypatch.setattr(contest, "_first_calls", late)
+    abreast.run(CELLS, RULES, kept, quiet, lambda: False, 12.0)
+    (skipped,) = record.of(kept.lines, "skipped")
+    assert skipped["what"] == CELLS[0].title
+    assert skipped["reason"].startswith("it was not ready after 12 s")
+    assert {line["cell"] for line in kept.lines if "cell" in line} == {CELLS[1].name}
+    assert any(line["kind"] == "block" for line in kept.lines)
+    assert not workers()
+    told(kept)
 
 
 @pytest.mark.parametrize("when", ["begins", "is timed"])
@@ -103,7 +145,7 @@ def test_an_interruption_leaves_no_process(kept, monkeypatch, when):
 
         monkeypatch.setattr(contest, "_judged", first_stops)
     with pytest.raises(KeyboardInterrupt):
-        abreast.run(CELLS, RULES, kept, quiet, lambda: False)
+        abreast.run(CELLS, RULES, kept, quiet, lambda: False, 60.0)
     assert not workers()
     assert threading.active_count() == 1
     kept.finish("interrupted", None)

@@ -14,10 +14,11 @@ from benchmarks import job
 from benchmarks.harness import contest, gate, record, service
 from benchmarks.harness.cells import Cell
 from benchmarks.harness.contenders import Contender
-from benchmarks.harness.process import Rules
+from benchmarks.harness.process import Rules, sentence
 from benchmarks.harness.record import Record
 from benchmarks.harness.summary import summarise
 from benchmarks.harness.together import at_once
+from benchmarks.harness.worker import WorkerFault
 from common.config import Execution, GPTConfig
 from common.errors import UserError
 
@@ -109,6 +110,18 @@ def test_a_judge_that_cannot_judge_refuses_everybody_in_that_cell_alone(tmp_path
     monkeypatch.setattr(contest, "_verdicts", fails)
     _, found = measured(tmp_path, contender("honest"))
     assert found["honest"]["refused"] == "there is nobody to judge it: no memory"
+
+
+def test_a_fault_is_told_by_the_line_that_names_it():
+    """What a framework says behind it, as advice, tells nothing."""
+    advice = "Set TORCHDYNAMO_VERBOSE=1 for the internal stack trace"
+    named = "torch._dynamo.exc.InternalTorchDynamoError: IndexError: tuple index out of range"
+    fault = WorkerFault(
+        f"in the worker of torch:\nTraceback:\n  File x\n{named}\n\nfrom user code:\n  gpt.py\n\n{advice}"
+    )
+    assert sentence(fault) == named
+    assert sentence(WorkerFault("in the worker of torch:\nno name at all")) == "no name at all"
+    assert sentence(UserError("Two\nlines.")) == "Two lines."
 
 
 def test_an_interruption_drops_what_has_not_begun():

@@ -57,7 +57,7 @@ def test_what_ends_it(report, parity, bench, called, told):
     assert [call[0] for call in calls] == called
     assert (code == 0) is (told is None)
     assert told is None or told in words
-    assert ("not finished in 200 seconds" in words) is (parity in ("124", "130", "137", "139"))
+    assert ("not finished in 180 seconds" in words) is (parity in ("124", "130", "137", "139"))
 
 
 def test_a_certificate_that_takes_too_long_is_stopped_and_the_benchmarks_run(report):

@@ -31,7 +31,8 @@ class LatentCache(NamedTuple):
         # [2] write latents and positions
         self.latents_BSW.index_copy_(1, at, latents_BTW)
         self.positions_BS.index_copy_(1, at, positions_BT.expand(len(self.positions_BS), -1))
-        return self._replace(used=self.used + latents_BTW.shape[1]), self.latents_BSW, self.positions_BS
+        cache = LatentCache(self.latents_BSW, self.positions_BS, self.used + latents_BTW.shape[1])
+        return cache, cache.latents_BSW, cache.positions_BS
 
 
 def latent_cache(config, entry, batch, capacity, execution):

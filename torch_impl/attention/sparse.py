@@ -37,7 +37,7 @@ class SparseCache(NamedTuple):
         # [2] the indexer's keys beside them
         at = self.used + torch.arange(index_BTI.shape[1], device=self.used.device)
         self.index_BSI.index_copy_(1, at, index_BTI)
-        return self._replace(used=plain.used)
+        return SparseCache(self.keys_BKSD, self.values_BKSD, self.index_BSI, self.positions_BS, plain.used)
 
 
 def sparse_cache(config, entry, batch, capacity, execution):
