@@ -130,3 +130,11 @@ def killed(found: Found) -> str | None:
     by = matrix.by_claim(found)
     told = ", ".join(f"{claim} {number}" for claim, number in sorted(by.items()))
     return f"{sum(by.values())} of {len(bugs)} planted bugs noticed, first by: {told}."
+
+
+def processor(head: Mapping[str, Any]) -> str:
+    """The name of what computed: of the GPU that was asked for, where the driver lists it, else of the processor."""
+    kind, _, index = head["device"].partition(":")
+    gpus = head["machine"].get("gpus", []) if kind == "cuda" else []
+    number = int(index or 0)
+    return gpus[number]["name"] if number < len(gpus) else head["machine"]["cpu"]

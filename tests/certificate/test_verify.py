@@ -216,22 +216,42 @@ def test_numpy_is_enough(made, tmp_path):
     assert "claim C1: passed is written as false, but true follows." in done.stdout
 
 
-KEPT = sorted((Path(__file__).parents[2] / "reports" / "parity").glob("*/certificate.json"))
+PLACES = sorted((Path(__file__).parents[2] / "reports" / "parity").glob("*/certificate.json"))
+KEPT = [path for path in PLACES if not path.parent.name.endswith("-interrupted")]
 
 
 def test_a_certificate_is_kept():
     assert KEPT
 
 
+def drawn_from(found, folder):
+    from reports.parity import page
+
+    own, drawn = (folder / "index.html").read_text(encoding="utf-8"), re.compile("<svg.*?</svg>", re.DOTALL)
+    return drawn.sub("", own) == drawn.sub("", page.render(found))  # another matplotlib may draw otherwise
+
+
+@pytest.mark.parametrize("path", [path for path in PLACES if path not in KEPT], ids=lambda path: path.parent.name)
+def test_what_was_interrupted_is_kept_as_such(path):
+    """It cannot be made again without its device: rules and vectors may have changed since."""
+    from common.parity import thresholds
+
+    found = verify.load(path)
+    assert not found["passed"]
+    assert not found["head"]["complete"]
+    if found["head"]["thresholds"] == thresholds.digest():
+        assert [str(fault) for fault in verify.faults(found) if fault.place != "vectors"] == []
+    assert drawn_from(found, path.parent)
+
+
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.parent.name)
 def test_what_is_committed_follows_and_is_complete(path):
     """Made with today's rules and vectors, everything tried; the page and the table beside it are drawn from it."""
-    from reports.parity import matrix, page
+    from reports.parity import matrix
 
     found = verify.load(path)
     assert [str(fault) for fault in verify.faults(found)] == []
     assert found["passed"]
     assert found["head"]["complete"]
     assert (path.parent / "mutants.csv").read_text(encoding="utf-8") == matrix.csv(found)
-    own, drawn = (path.parent / "index.html").read_text(encoding="utf-8"), re.compile("<svg.*?</svg>", re.DOTALL)
-    assert drawn.sub("", own) == drawn.sub("", page.render(found))  # another matplotlib may draw otherwise
+    assert drawn_from(found, path.parent)
