@@ -45,7 +45,8 @@ class Pair:
     """Their model ("Llama": LlamaModel of a LlamaConfig with these settings) and the config of ours.
 
     `one_plus`: their norms multiply by 1 + w. `side_by_side`: their rotary pairs are neighbours. `gated`: their q_proj
-    holds the query and the gate of every head. All attentions are compared, and `rest`.
+    holds the query and the gate of every head. All attentions are compared, unless they are of `another` kind, and
+    `rest`.
     """
 
     theirs: str
@@ -54,11 +55,13 @@ class Pair:
     one_plus: bool = False
     side_by_side: bool = False
     gated: bool = False
+    another: bool = False
     rest: tuple[str, ...] = REST
 
     @property
     def paths(self):
-        return (*(f"model.layers.{layer}.self_attn" for layer in range(self.ours.num_layers)), *self.rest)
+        attended = 0 if self.another else self.ours.num_layers
+        return (*(f"model.layers.{layer}.self_attn" for layer in range(attended)), *self.rest)
 
 
 def rope(kind, **settings):
@@ -122,6 +125,35 @@ PAIRS = {
         "Qwen3",
         {**BOTH, "head_dim": DIM, "use_sliding_window": True, "rope_parameters": rope("default", rope_theta=900.0)},
         local_and_global(LOCAL.with_(qk_norm="head"), 2 * [Rotary(base=900.0)]),
+    ),
+    # every layer has the window; one without experts
+    "qwen3-moe": Pair(
+        "Qwen3Moe",
+        {
+            "num_hidden_layers": 1,
+            "head_dim": DIM,
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "mlp_only_layers": [0],
+            "rope_parameters": rope("default", rope_theta=900.0),
+        },
+        OURS.with_(num_layers=1, attention=LOCAL.with_(qk_norm="head", rotary=Rotary(base=900.0))),
+    ),
+    # its layers before the experts; its attention is compared in test_latent_transformers.py
+    "deepseek-v3": Pair(
+        "DeepseekV3",
+        {
+            "num_hidden_layers": 1,
+            "first_k_dense_replace": 1,
+            "num_key_value_heads": HEADS,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 12,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 16,
+            "v_head_dim": 16,
+        },
+        OURS.with_(num_layers=1, attention=GroupedQuery(GROUPS)),
+        another=True,
     ),
     "gemma2": Pair(
         "Gemma2",
