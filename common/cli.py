@@ -19,6 +19,7 @@ ORDER = (
     "convert",
     "inspect",
     "estimate",
+    "tokenizer",
     "fetch",
     "doctor",
 )

@@ -78,14 +78,14 @@ def _fields(texts: Iterable[str]) -> dict[str, str]:
 
 def tokenizer_for(name: str | None, vocab: Path | None, vocab_size: int, near: Path | None = None):
     """The tokenizer by name, or the one whose vocabulary has the model's size; it must fit into the model."""
-    from common.tokenizers import tokenizer
+    from common.tokenizers import holds, tokenizer
 
     if name is None:
         by_size = {256: "bytes", PRESETS["gpt2-124m"].vocab_size: "gpt2"}
         if vocab_size not in by_size:
             raise UserError(f"No tokenizer has {vocab_size} tokens as this model does; name one with --tokenizer.")
         name = by_size[vocab_size]
-    if vocab is None and name == "gpt2" and near is not None and (near / "merges.txt").is_file():
+    if vocab is None and near is not None and holds(near, name):
         vocab = near
     found = tokenizer(name, vocab)
     if found.vocab_size > vocab_size:

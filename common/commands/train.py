@@ -51,6 +51,8 @@ def train(
     from common import run as runs
     from common.config import preset as preset_of
     from common.errors import UserError
+    from common.tokenizers import TRAINED
+    from common.tokenizers import tokenizer as of_name
 
     execution = options.execution(backend, device, dtype, attention, compile, threads, layers, mode, more)
     for name, value in {"--eval-every": eval_every, "--save-every": save_every}.items():
@@ -68,6 +70,8 @@ def train(
         if weights is None:
             config = preset_of(preset)
             config = config if heads is None else config.with_(num_heads=heads)
+            if tokenizer in TRAINED:
+                config = config.with_(vocab_size=of_name(tokenizer, vocab).vocab_size)
             start = runs.Start(config, params.initialise(config, seed))
         else:
             found, _ = runs.weights_of(weights, heads)
@@ -90,7 +94,7 @@ def train(
     backend_of = door.load(backend)
     if resume is None and (out / runs.CHECKPOINT).exists():
         raise UserError(f"{out} already holds a run; go on with --resume {out}, or choose another --out.")
-    encoder = options.tokenizer_for(tokenizer, vocab, start.config.vocab_size, weights)
+    encoder = options.tokenizer_for(tokenizer, vocab, start.config.vocab_size, weights or resume)
     length = length or start.config.context_length
     door.check_length(length, start.config)
     text = runs.prepare_data(data, encoder, length, settings, start.record and start.record["data"])
@@ -99,6 +103,8 @@ def train(
         raise UserError(f"The run is at step {start.step} and was to stop at {until}: there is nothing left to do.")
 
     runs.check_folder(out)
+    if tokenizer in TRAINED:  # whoever goes on with this run finds its vocabulary there
+        encoder.save(out)
     model = backend_of.build(start.config, start.weights, execution)
     model.start_training(settings, start.slots, start.step)
     log, folder = list(start.log), runs.RunFolder(out)

@@ -4,21 +4,40 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import UserError, unknown
+from common.tokenizers import book, bpe, words
 from common.tokenizers.base import Stream, Tokenizer
 from common.tokenizers.bytes import Bytes
 from common.tokenizers.gpt2 import GPT2
 
-__all__ = ["NAMES", "Stream", "Tokenizer", "tokenizer"]
+__all__ = ["NAMES", "TRAINED", "Stream", "Tokenizer", "holds", "tokenizer"]
 
 
 def _bytes(vocab: Path | str | None) -> Tokenizer:
     if vocab is not None:
-        raise UserError(f"Tokenizer 'bytes' needs no vocabulary; leave {str(vocab)!r} out, or choose 'gpt2'.")
+        raise UserError(f"Tokenizer 'bytes' needs no vocabulary; leave {str(vocab)!r} out, or choose another one.")
     return Bytes()
 
 
+def _trained(name: str, load: Callable[[Path | str], Tokenizer]) -> Callable[[Path | str | None], Tokenizer]:
+    def made(vocab: Path | str | None) -> Tokenizer:
+        if vocab is None:
+            train = f"parallax tokenizer train TEXT --kind {name}"
+            raise UserError(f"Tokenizer {name!r} needs the folder of its vocabulary (--vocab); `{train}` makes one.")
+        return load(vocab)
+
+    return made
+
+
+TRAINED = {"bpe": bpe, "book": book, "words": words}  # modules with `train` and `load`
 _MAKERS: dict[str, Callable[[Path | str | None], Tokenizer]] = {"bytes": _bytes, "gpt2": GPT2}
+_MAKERS |= {name: _trained(name, module.load) for name, module in TRAINED.items()}
 NAMES = tuple(_MAKERS)
+_FILES = {"gpt2": "merges.txt", "bpe": bpe.MERGES, "book": book.MERGES, "words": words.FILE}
+
+
+def holds(folder: Path, name: str) -> bool:
+    """Whether a folder (of weights, of a run) brings the vocabulary of that tokenizer along."""
+    return name in _FILES and (folder / _FILES[name]).is_file()
 
 
 def tokenizer(name: str, vocab: Path | str | None = None) -> Tokenizer:

@@ -1,0 +1,80 @@
+"""`parallax tokenizer`"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.commands import options
+
+ACTIONS = ("train", "encode")
+
+
+def tokenizer(
+    action: Annotated[str, typer.Argument(help="train (a vocabulary on a text), or encode (a text, to look at it).")],
+    text: Annotated[str, typer.Argument(help="train: pydoc, or a UTF-8 file or folder. encode: the text itself.")],
+    kind: Annotated[
+        str, typer.Option(help="bpe (byte-level, as GPT-2), book (its simpler one), words; encode also bytes, gpt2.")
+    ] = "bpe",
+    vocab_size: Annotated[int, typer.Option(help="Tokens of the vocabulary, special ones among them.")] = 8192,
+    special: Annotated[
+        list[str] | None,
+        typer.Option(help="A special token (may be given again; default: <|endoftext|>, of words <|unk|> too)."),
+    ] = None,
+    vocab: options.Vocab = None,
+    out: Annotated[Path, typer.Option(help="train: folder for the vocabulary.")] = Path("out/tokenizer"),
+) -> None:
+    """Learn a vocabulary from text, or see what a text becomes."""
+    from common.errors import UserError, unknown
+
+    if action not in ACTIONS:
+        raise unknown("action", action, ACTIONS)
+    if action == "train" and vocab is not None:
+        raise UserError("--vocab names a vocabulary to read, and training makes one; --out is where it goes.")
+    if action == "train":
+        _train(text, kind, vocab_size, special, out)
+    else:
+        _encode(text, kind, vocab)
+
+
+def _train(source: str, kind: str, vocab_size: int, special: list[str] | None, out: Path) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from common.data.corpora import corpus
+    from common.errors import unknown
+    from common.tokenizers import TRAINED, words
+
+    if kind not in TRAINED:
+        raise unknown("kind of tokenizer to train", kind, TRAINED)
+    found = corpus(source)
+    named = {} if special is None else {"specials": tuple(special)}
+    if kind == "words":  # as many as there are
+        made = words.train(found.text, **named)
+    else:
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("merges")
+
+            def report(learnt: int, wanted: int) -> None:
+                bar.update(task, completed=learnt, total=wanted)
+
+            made = TRAINED[kind].train(found.text, vocab_size, report=report, **named)
+    ids = made.encode(found.text, special=True)
+    made.save(out)
+    print(f"{made.vocab_size:,} tokens; {len(found.text):,} characters of {found.name} become {len(ids):,} ids.")
+    if kind != "words" and made.vocab_size < vocab_size:
+        print(f"No pair was left that occurs twice, so there are fewer tokens than {vocab_size:,}.")
+    if kind == "words" and not made.knows_unknown:
+        print(f"A word that this text has not will be refused; a --special '{words.UNKNOWN}' would stand for it.")
+    print(f"Use it: parallax train --tokenizer {kind} --vocab {out}")
+
+
+def _encode(text: str, kind: str, vocab: Path | None) -> None:
+    from common.tokenizers import tokenizer as of_name
+
+    made = of_name(kind, vocab)
+    ids = made.encode(text, special=True)
+    print(" ".join(map(str, ids)))
+    print(" ".join(repr(made.decode([number]))[1:-1].replace(" ", "·") or "·" for number in ids))
+    options.show(f"{len(text):,} characters, {len(ids):,} ids of {made.vocab_size:,}")

@@ -1,0 +1,77 @@
+"""`parallax tokenizer`: a vocabulary from a text, a model that is trained with it, and what is refused."""
+
+import pytest
+
+from common import params
+from common.cli import main
+from common.config import PRESETS
+from common.data.corpora import corpus
+
+
+@pytest.fixture
+def call(capsys):
+    """Run `parallax …` in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, err
+
+    return run
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(corpus("pydoc").text[:20_000], encoding="utf-8")
+    return path
+
+
+def test_a_vocabulary_from_a_text_to_a_model_that_writes(call, tmp_path, text, monkeypatch):
+    """The run keeps its vocabulary, so neither going on nor generating asks for it again."""
+    monkeypatch.setitem(
+        PRESETS, "nano", PRESETS["nano"].with_(num_layers=1, embed_dim=32, context_length=32, ff_dim=64)
+    )
+    code, out, _ = call("tokenizer", "train", text, "--vocab-size", 300, "--out", tmp_path / "vocabulary")
+    assert code == 0
+    assert out.startswith("300 tokens; 20,000 characters of ")
+    code, out, err = call("tokenizer", "encode", "the for", "--vocab", tmp_path / "vocabulary")
+    assert code == 0
+    ids, pieces = out.splitlines()
+    assert len(ids.split()) == len(pieces.split()) < len("the for")
+    assert f"{len(ids.split())} ids of 300" in err
+    run, how = tmp_path / "run", ["--batch-size", 2, "--warmup-steps", 1, "--eval-every", 2, "--length", 16]
+    own = ["--tokenizer", "bpe", "--vocab", tmp_path / "vocabulary"]
+    code, _, err = call("train", "--data", text, "--steps", 4, "--until", 2, "--out", run, *own, *how)
+    assert code == 0, err
+    expected = params.count(PRESETS["nano"].with_(vocab_size=300))
+    assert f"{expected:,} parameters" in err
+    code, _, err = call("train", "--backend", "jax", "--resume", run)
+    assert code == 0, err
+    texts = {}
+    for backend in ("torch", "jax"):
+        asked = ["--weights", run, "--prompt", "the for", "--max-new-tokens", 8]
+        code, texts[backend], err = call("generate", "--backend", backend, *asked)
+        assert code == 0, err
+    assert texts["torch"] == texts["jax"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["traim", "pydoc"], "did you mean 'train'"),
+        (["train", "pydoc", "--kind", "bp"], "did you mean 'bpe'"),
+        (["train", "pydoc", "--kind", "gpt2"], "Unknown kind of tokenizer to train 'gpt2'"),
+        (["train", "nothing.txt"], "Corpus 'nothing.txt' does not exist"),
+        (["train", "pydoc", "--vocab-size", "12"], "at least 257 tokens"),
+        (["train", "pydoc", "--vocab", "x"], "--out is where it goes"),
+        (["encode", "text"], "needs the folder of its vocabulary"),
+        (["encode", "text", "--vocab", "nowhere"], "nowhere holds no vocabulary"),
+    ],
+)
+def test_mistakes_get_one_sentence(call, asked, told):
+    code, out, err = call("tokenizer", *asked)
+    assert (code, out) == (2, "")
+    assert told in err
+    assert "Traceback" not in err
