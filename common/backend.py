@@ -294,6 +294,8 @@ def check_size(batch: Any, capacity: Any) -> None:
 
 def check_cache(cache: Cache, model: Model) -> None:
     """A cache of another model or execution would be read wrongly, or not at all."""
+    if not isinstance(cache, Cache):
+        raise UserError(f"A cache is what `new_cache` of a model gives, not {type(cache).__name__}.")
     if cache.config != model.config:
         names = (one.name for one in fields(model.config))
         differ = [name for name in names if getattr(cache.config, name) != getattr(model.config, name)]

@@ -102,6 +102,7 @@ class JaxModel(Accounts):
 
     @_scoped
     def extend(self, cache, ids, positions=None):
+        door.check_cache(cache, self)
         ids = door.check_ids(ids, self.config)
         positions = door.positions_of(ids, positions, cache.used, self.config)
         door.check_room(cache, ids, positions, self)

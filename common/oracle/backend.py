@@ -84,6 +84,7 @@ class OracleModel:
         cache.emptied(emptied(cache.layers))
 
     def extend(self, cache, ids, positions=None):
+        door.check_cache(cache, self)
         ids = door.check_ids(ids, self.config)
         positions = door.positions_of(ids, positions, cache.used, self.config)
         door.check_room(cache, ids, positions, self)

@@ -145,3 +145,16 @@ def test_the_size_of_the_books_attention():
     config = GPTConfig(50257, 1024, 768, 12, 12, qkv_bias=False)
     table = params.table(config).values()
     assert sum(p.size for p in table if p.name.startswith("model.layers.0.self_attn.")) == 2_360_064
+
+
+def test_multi_head_attention_as_the_book_draws_it(steps):
+    """Two heads of one number each, and the projection that joins them."""
+    import torch
+
+    torch.manual_seed(123)
+    q, k, v = (torch.nn.Linear(3, 2, bias=False).weight.detach().double().numpy() for _ in range(3))
+    out = torch.nn.Linear(2, 2).double()
+    heads = [[w[h : h + 1] for w in (q, k, v)] for h in range(2)]
+    joined = steps("stacked_heads", np.stack([TOKENS, TOKENS]), heads)
+    context = joined @ out.weight.detach().numpy().T + out.bias.detach().numpy()
+    printed(context[:, 0], [[0.3190, 0.4858]] * 2)

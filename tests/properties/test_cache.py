@@ -125,6 +125,12 @@ def test_a_cache_of_another_model_is_refused_and_lives_on(model_of, tokens, name
         model_of(name, small.with_(num_layers=1)).extend(cache, ids[:, 5:])
     with pytest.raises(UserError, match="another config, which differs in num_layers"):
         model_of(name, small.with_(num_layers=1)).reset(cache)
+    with pytest.raises(UserError, match="another config, which differs in context_length"):  # not that ids are too many
+        model_of(name, small.with_(context_length=6)).extend(cache, ids[:, 5:])
+    for other in (None, [1, 2]):
+        for use in (lambda found: model.extend(found, ids[:, 5:]), model.reset):
+            with pytest.raises(UserError, match=f"A cache is what `new_cache` .* gives, not {type(other).__name__}"):
+                use(other)
     close(np.concatenate([first, model.extend(cache, ids[:, 5:])], axis=1), model.forward(ids).logits)
 
 
