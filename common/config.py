@@ -80,10 +80,8 @@ class GPTConfig(Record):
         if self.norm not in MODEL_NORMS:
             raise unknown("norm", str(self.norm), MODEL_NORMS)
         if self.positions not in POSITIONS:
-            inside = (
-                "rotary positions and ALiBi belong to the attention of a layer, as in GroupedQuery(rotary=Rotary())"
-            )
-            raise UserError(f"{unknown('positions', str(self.positions), POSITIONS)} And {inside}.")
+            inside = "Rotary positions and ALiBi belong to a layer's attention, as in GroupedQuery(rotary=Rotary())."
+            raise UserError(f"{unknown('positions', str(self.positions), POSITIONS)} {inside}")
         for name, table in variants.PATTERNS.items():
             object.__setattr__(self, name, variants.pattern(name.replace("_", "-"), getattr(self, name), table))
             for entry in getattr(self, name):

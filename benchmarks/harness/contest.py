@@ -6,6 +6,7 @@ fails at anything is refused with a sentence, and the others go on.
 
 import functools
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from tempfile import TemporaryDirectory
@@ -29,6 +30,7 @@ Recipes = Mapping[ModelConfig, Recipe]  # of every model of a cell
 Wanted = dict[tuple[str, ModelConfig], dict[str, gate.Digest]]  # by a cell's name and a model of it
 GATE_CALLS = {"train": 2}  # the second loss depends on the first step's update
 WARM_CALLS, ANY = 10, 1_000_000
+_judging = threading.Lock()  # a judge takes all cores, also where cells begin side by side
 
 
 @contextmanager
@@ -68,7 +70,8 @@ def stages(cells: Sequence[Cell], rules: Rules, record: Record, report: Report, 
 def _stages(cells, recipes: Recipes, rules: Rules, record: Record, report: Report, processes: int, places):
     first = cells[0]
     try:
-        wanted = _judged(cells, recipes, rules, report)
+        with _judging:
+            wanted = _judged(cells, recipes, rules, report)
     except (UserError, WorkerFault) as error:
         for cell in cells:
             unjudged(cell, error, record)
@@ -167,7 +170,8 @@ def _admitted(cell: Cell, own, begun, wanted: Wanted, recipes: Recipes, rules: R
     logits = _prompts_logits(cell, own, shown, refuse, rules) if cell.task in DECODING else {}
     of_name = {one.name: one for one in cell.contenders}
     try:
-        judgement = _verdicts(cell, shown, logits, wanted, recipes, rules)
+        with _judging:
+            judgement = _verdicts(cell, shown, logits, wanted, recipes, rules)
     except (UserError, WorkerFault) as error:
         for name in shown:
             refuse.add(name, f"there is nobody to judge it: {sentence(error)}")
