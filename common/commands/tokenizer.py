@@ -7,12 +7,15 @@ import typer
 
 from common.commands import options
 
-ACTIONS = ("train", "encode")
+ACTIONS = ("train", "encode", "grow")
 
 
 def tokenizer(
-    action: Annotated[str, typer.Argument(help="train (a vocabulary on a text), or encode (a text, to look at it).")],
-    text: Annotated[str, typer.Argument(help="train: pydoc, or a UTF-8 file or folder. encode: the text itself.")],
+    action: Annotated[str, typer.Argument(help="train, encode (to look at it), or grow (by more special tokens).")],
+    text: Annotated[
+        list[str],
+        typer.Argument(help="train: pydoc, or a UTF-8 file or folder. encode: the text itself. grow: the new tokens."),
+    ],
     kind: Annotated[
         str, typer.Option(help="bpe (byte-level, as GPT-2), book (its simpler one), words; encode also bytes, gpt2.")
     ] = "bpe",
@@ -22,19 +25,26 @@ def tokenizer(
         typer.Option(help="A special token (may be given again; default: <|endoftext|>, of words <|unk|> too)."),
     ] = None,
     vocab: options.Vocab = None,
-    out: Annotated[Path, typer.Option(help="train: folder for the vocabulary.")] = Path("out/tokenizer"),
+    weights: Annotated[Path | None, typer.Option(help="grow: a model whose embedding and head grow, too.")] = None,
+    out: Annotated[Path, typer.Option(help="train, grow: folder for the result.")] = Path("out/tokenizer"),
 ) -> None:
-    """Learn a vocabulary from text, or see what a text becomes."""
+    """Learn a vocabulary from text, see what a text becomes, or add tokens to a vocabulary and its model."""
     from common.errors import UserError, unknown
 
     if action not in ACTIONS:
         raise unknown("action", action, ACTIONS)
     if action == "train" and vocab is not None:
         raise UserError("--vocab names a vocabulary to read, and training makes one; --out is where it goes.")
+    if action != "grow" and len(text) > 1:
+        raise UserError(f"{action} takes one text, not {len(text)}; put it in quotes.")
+    if action != "grow" and weights is not None:
+        raise UserError("--weights is for grow alone.")
     if action == "train":
-        _train(text, kind, vocab_size, special, out)
+        _train(text[0], kind, vocab_size, special, out)
+    elif action == "encode":
+        _encode(text[0], kind, vocab)
     else:
-        _encode(text, kind, vocab)
+        _grow(text, kind, vocab, weights, out)
 
 
 def _train(source: str, kind: str, vocab_size: int, special: list[str] | None, out: Path) -> None:
@@ -78,3 +88,34 @@ def _encode(text: str, kind: str, vocab: Path | None) -> None:
     print(" ".join(map(str, ids)))
     print(" ".join(repr(made.decode([number]))[1:-1].replace(" ", "·") or "·" for number in ids))
     options.show(f"{len(text):,} characters, {len(ids):,} ids of {made.vocab_size:,}")
+
+
+def _grow(tokens: list[str], kind: str, vocab: Path | None, weights: Path | None, out: Path) -> None:
+    from common.errors import UserError
+    from common.run import weights_of
+    from common.tokenizers import bpe, gpt2
+    from common.weights.checkpoint import save_checkpoint
+    from common.weights.grow import grown
+
+    if kind not in ("bpe", "gpt2"):
+        raise UserError(f"Vocabularies of kind 'bpe' grow, GPT-2's among them (--kind gpt2), not of kind {kind!r}.")
+    if kind == "bpe" and vocab is None:
+        raise UserError("Name the folder of the vocabulary that is to grow (--vocab), or --kind gpt2.")
+    if kind == "gpt2":
+        files = gpt2.find(vocab)
+        files.verify()
+        own = bpe.of_files(files.encoder, files.merges)
+    else:
+        own = bpe.load(vocab)
+    made = own.grown(tokens)
+    if weights is not None:
+        found, _ = weights_of(weights)
+        if found.config.vocab_size != own.vocab_size:
+            sizes = f"{found.config.vocab_size} tokens, the vocabulary {own.vocab_size}"
+            raise UserError(f"The model in {weights} has {sizes}; they belong together if these are equal.")
+        save_checkpoint(out, *grown(found.config, found.weights, len(tokens)))
+    made.save(out)
+    named = ", ".join(f"{token} {made.specials[token]}" for token in tokens)
+    print(f"{made.vocab_size:,} tokens, the new ones: {named}.")
+    use = f"--weights {out} --tokenizer bpe" if weights is not None else f"--tokenizer bpe --vocab {out}"
+    print(f"Use it: {use}")

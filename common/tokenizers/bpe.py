@@ -90,6 +90,16 @@ class BPE:
         sizes = {"name": self.name, "vocab_size": self.vocab_size, "end_token": self.end_token}
         return {**sizes, "merges": len(self.merges), "specials": dict(self.specials)}
 
+    def grown(self, more: Sequence[str]) -> "BPE":
+        """The same with more special tokens behind all others. Raises UserError for one that is there, or empty."""
+        named = dict(self.specials)
+        for number, spelt in enumerate(more, self.vocab_size):
+            if not spelt or spelt in named:
+                told = f"{spelt!r} is in this vocabulary already" if spelt else "a token cannot be empty"
+                raise UserError(f"The vocabulary cannot grow by that: {told}.")
+            named[spelt] = number
+        return BPE([*self.tokens, *map(str.encode, more)], self.merges, named)
+
     def save(self, folder: Path | str) -> None:
         """Write both files into a folder; what lies there under their names is replaced, each whole or not at all."""
         folder = files.output_folder(Path(folder))
@@ -136,16 +146,19 @@ def _split(text: str, specials: Sequence[str]) -> Iterator[str]:
 
 
 def load(folder: Path | str) -> BPE:
-    """The vocabulary in a folder, under OpenAI's names of the files or Hugging Face's; entries of the encoder that are
-    no byte and come from no merge are special tokens. Raises UserError for files that are missing or damaged."""
+    """The vocabulary in a folder, under OpenAI's names of the files or Hugging Face's. Raises UserError for files that
+    are missing or damaged."""
     folder = Path(folder).expanduser()
     for names in ((ENCODER, MERGES), OTHER_NAMES):
         if all((folder / name).is_file() for name in names):
-            encoder, lines = (folder / name for name in names)
-            break
-    else:
-        wanted = f"{ENCODER} and {MERGES}, or {' and '.join(OTHER_NAMES)}"
-        raise UserError(f"{folder} holds no vocabulary; expected are {wanted}.")
+            return of_files(*(folder / name for name in names))
+    wanted = f"{ENCODER} and {MERGES}, or {' and '.join(OTHER_NAMES)}"
+    raise UserError(f"{folder} holds no vocabulary; expected are {wanted}.")
+
+
+def of_files(encoder: Path, lines: Path) -> BPE:
+    """The vocabulary of these two files; entries of the encoder that are no byte and come from no merge are special
+    tokens."""
     ids = _encoder(encoder)
     learnt, known = [], {LETTERS[byte] for byte in range(256)}
     for number, line in enumerate(_read(lines).splitlines(), 1):

@@ -1,0 +1,34 @@
+"""A model with more tokens than it was made for: rows behind those of its embedding and head, all else as it was."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from common import params
+from common.config import ModelConfig
+from common.errors import UserError
+
+
+def grown(
+    config: ModelConfig, weights: Mapping[str, np.ndarray], tokens: int, seed: int = 0
+) -> tuple[ModelConfig, Mapping[str, np.ndarray]]:
+    """(config, weights) with `tokens` more rows for tokens, [V + tokens, E] float32, drawn as initial weights are.
+
+    Old rows stay to the bit, so old tokens get the logits that they had; a tied head stays tied, and one of its own
+    stays without a bias. Raises UserError for a number that is none.
+    """
+    if not isinstance(tokens, int) or tokens < 1:
+        raise UserError(f"A vocabulary grows by a whole number of tokens > 0, not by {tokens}.")
+    larger = config.with_(vocab_size=config.vocab_size + tokens)
+    before = params.table(config)
+
+    def longer(parameter: params.Parameter) -> np.ndarray:
+        drawn = params.draw(seed, f"grown/{parameter.name}", (tokens, parameter.shape[1]))
+        old = np.asarray(weights[parameter.name])
+        return np.concatenate([old, (parameter.std * drawn).astype(old.dtype)])
+
+    makers = {}
+    for name, parameter in params.table(larger).items():
+        same = parameter.shape == before[name].shape
+        makers[name] = (lambda name=name: weights[name]) if same else (lambda own=parameter: longer(own))
+    return larger, params.LazyWeights(makers)

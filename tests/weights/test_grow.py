@@ -1,0 +1,89 @@
+"""A vocabulary and its model grow together: old rows, old logits and tied heads stay."""
+
+import numpy as np
+import pytest
+
+from common import backend, params
+from common.cli import main
+from common.config import Execution, GPTConfig
+from common.errors import UserError
+from common.run import weights_of
+from common.tokenizers import bpe
+from common.weights.checkpoint import save_checkpoint
+from common.weights.grow import grown
+
+SENTENCE = "Sample text with MyNewToken_1 and MyNewToken_2. <|endoftext|>"
+
+
+@pytest.mark.parametrize("wing", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_old_rows_and_logits_stay_to_the_bit(wing, tied):
+    config = GPTConfig(13, 16, 8, 2, 2, ff_dim=12, tie_embeddings=tied)
+    weights, ids = params.randomise(config, 3), np.arange(12, dtype=np.int32)[None]
+    larger, more = grown(config, weights, 2, seed=5)
+    assert larger == config.with_(vocab_size=15)
+    assert set(more) == set(weights)
+    for name, value in weights.items():
+        np.testing.assert_array_equal(more[name][: len(value)], value)
+        assert more[name].dtype == value.dtype
+        assert len(more[name]) == len(value) + 2 * (value.shape[0] == 13)
+    table = [more[name][13:] for name in ("model.embed_tokens.weight", "lm_head.weight") if name in weights]
+    assert len(table) == (1 if tied else 2)
+    assert all(0.005 < rows.std() < 0.05 for rows in table)
+    old, new = (
+        backend.load(wing).build(c, w, Execution("float64")).forward(ids).logits
+        for c, w in ((config, weights), (larger, more))
+    )
+    np.testing.assert_allclose(new[..., :13], old, rtol=0, atol=1e-13)
+    np.testing.assert_array_equal(grown(config, weights, 2, seed=5)[1]["model.embed_tokens.weight"], table_of(more))
+    assert (grown(config, weights, 2, seed=6)[1]["model.embed_tokens.weight"][13:] != table[0]).any()
+
+
+def table_of(weights):
+    return weights["model.embed_tokens.weight"]
+
+
+@pytest.mark.parametrize("tokens", [0, -1, 1.5])
+def test_a_number_that_is_none_is_refused(tokens):
+    config = GPTConfig(13, 16, 8, 2, 2, ff_dim=12)
+    with pytest.raises(UserError, match="a whole number of tokens > 0"):
+        grown(config, params.initialise(config, 0), tokens)
+
+
+def test_gpt2s_vocabulary_by_two_tokens(data_dir):
+    made = bpe.load(data_dir / "gpt2").grown(["MyNewToken_1", "MyNewToken_2"])
+    ids = made.encode(SENTENCE, special=True)
+    assert ids.tolist() == [36674, 2420, 351, 220, 50257, 290, 220, 50258, 13, 220, 50256]
+    assert made.decode(ids) == SENTENCE
+    with pytest.raises(UserError, match="'MyNewToken_1' is in this vocabulary already"):
+        made.grown(["MyNewToken_1"])
+    with pytest.raises(UserError, match="a token cannot be empty"):
+        made.grown([""])
+
+
+def test_on_the_command_line_both_grow_into_one_folder(tmp_path, capsys):
+    def call(*words):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(word) for word in words])
+        return (stopped.value.code, *capsys.readouterr())
+
+    bpe.train("some text, some more text", 270).save(tmp_path / "vocabulary")
+    own = bpe.load(tmp_path / "vocabulary")
+    config = GPTConfig(own.vocab_size, 16, 8, 2, 2, ff_dim=12)
+    save_checkpoint(tmp_path / "model", config, params.initialise(config, 0))
+    asked = ["tokenizer", "grow", "<new>", "--vocab", tmp_path / "vocabulary", "--weights", tmp_path / "model"]
+    code, out, err = call(*asked, "--out", tmp_path / "both")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{own.vocab_size + 1:,} tokens, the new ones: <new> {own.vocab_size}.")
+    found, _ = weights_of(tmp_path / "both")
+    assert found.config.vocab_size == own.vocab_size + 1
+    how = ["--weights", tmp_path / "both", "--tokenizer", "bpe", "--prompt", "some<new>", "--max-new-tokens", 2]
+    assert call("generate", *how)[0] == 0
+    code, _, err = call(
+        *asked[:3], "--vocab", tmp_path / "both", "--weights", tmp_path / "model", "--out", tmp_path / "x"
+    )
+    assert (code, (tmp_path / "x").exists()) == (2, False)
+    assert "is in this vocabulary already" in err
+    code, _, err = call(*asked[:2], "<other>", "--vocab", tmp_path / "both", "--weights", tmp_path / "model")
+    assert code == 2
+    assert f"has {own.vocab_size} tokens, the vocabulary {own.vocab_size + 1}; they belong together" in err
