@@ -20,6 +20,7 @@ ORDER = (
     "inspect",
     "estimate",
     "tokenizer",
+    "corpus",
     "fetch",
     "doctor",
 )

@@ -14,6 +14,7 @@ import numpy as np
 
 from common import backend as door
 from common.config import ModelConfig, TrainConfig
+from common.data import tokens
 from common.data.corpora import Corpus, corpus, split
 from common.data.windows import Batches, Windows
 from common.errors import UserError
@@ -28,23 +29,28 @@ EVALUATED = 8  # windows of held-out text per evaluation
 
 @dataclass
 class Data:
-    """A tokenized corpus, cut into training windows (batched) and held-out windows."""
+    """A tokenized corpus or token file, cut into training windows (batched) and held-out windows."""
 
-    text: Corpus
+    text: Corpus | tokens.TokenFile
     batches: Batches
     held_out: Windows
 
 
 def prepare_data(source: str, tokenizer, length: int, train: TrainConfig, state: dict | None = None) -> Data:
-    """Read, tokenize, split and window a corpus; `state` takes up the order of an earlier run."""
-    text = corpus(source)
-    kept, held_out = split(text.text, HELD_OUT)
-    windows = Windows(tokenizer.encode(kept), length)
+    """Read, tokenize, split and window a corpus, or map a token file; `state` takes up the order of an earlier run."""
+    if tokens.holds(source):
+        text = tokens.read(source)
+        text.check(tokenizer)
+        kept, held_out = split(text.ids, HELD_OUT)
+    else:
+        text = corpus(source)
+        kept, held_out = map(tokenizer.encode, split(text.text, HELD_OUT))
+    windows = Windows(kept, length)
     if state is None:
         batches = Batches(windows, train.batch_size, seed=train.seed, accumulate=train.accumulate)
     else:
         batches = Batches.resume(windows, state)
-    return Data(text, batches, Windows(tokenizer.encode(held_out), length))
+    return Data(text, batches, Windows(held_out, length))
 
 
 def held_out_loss(model: door.Model, windows: Windows, count: int = EVALUATED) -> float:

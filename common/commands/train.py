@@ -19,7 +19,9 @@ def train(
     preset: Annotated[str, typer.Option(help="Model to start anew: nano, gpt2-124m, book-124m, …")] = "nano",
     weights: Annotated[Path | None, typer.Option(help="Start from these weights instead.")] = None,
     heads: Annotated[int | None, typer.Option(help="Number of heads, where the weights cannot tell.")] = None,
-    data: Annotated[str, typer.Option(help="pydoc (Python's own reference), or a UTF-8 file or folder.")] = "pydoc",
+    data: Annotated[
+        str, typer.Option(help="pydoc (Python's own reference), a UTF-8 file or folder, or a folder with a token file.")
+    ] = "pydoc",
     length: Annotated[int | None, typer.Option(help="Tokens per window (default: the model's context).")] = None,
     dropout: Annotated[float | None, typer.Option(help="One rate for all three places.")] = None,
     steps: Annotated[int, typer.Option(help="Steps of the whole schedule.")] = _DEFAULT.steps,
@@ -50,8 +52,9 @@ def train(
     from common import params
     from common import run as runs
     from common.config import preset as preset_of
+    from common.data import tokens
     from common.errors import UserError
-    from common.tokenizers import TRAINED
+    from common.tokenizers import TRAINED, holds
     from common.tokenizers import tokenizer as of_name
 
     execution = options.execution(backend, device, dtype, attention, compile, threads, layers, mode, more)
@@ -65,6 +68,9 @@ def train(
         data, length, tokenizer = (start.record[key] for key in ("source", "length", "tokenizer"))
         out = resume if context.get_parameter_source("out").name == "DEFAULT" else out
     else:
+        if tokenizer is None and tokens.holds(data):
+            tokenizer = tokens.read(data).head["tokenizer"]["name"]
+            vocab = Path(data) if vocab is None and holds(Path(data), tokenizer) else vocab
         if weights is not None and context.get_parameter_source("preset").name == "COMMANDLINE":
             raise UserError("--preset and --weights each name a model; give one of them.")
         if weights is None:

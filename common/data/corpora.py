@@ -72,7 +72,7 @@ def _file(path: Path) -> Corpus:
     return _made(path.name, _read(path), f"file {path.name}")
 
 
-def _text_files(folder: Path) -> list[Path]:
+def text_files(folder: Path) -> list[Path]:
     """All text files below a folder, sorted by path; what is hidden (a leading dot) is left out."""
 
     def refuse(error: OSError) -> None:
@@ -83,14 +83,14 @@ def _text_files(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths = (Path(parent, name) for name in files if not name.startswith("."))
         found += [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
+    if not found:
+        suffixes = ", ".join(SUFFIXES)
+        raise UserError(f"Folder {folder} has no text files; looked for names ending in {suffixes}.")
     return sorted(found, key=lambda path: path.relative_to(folder).parts)
 
 
 def _folder(path: Path) -> Corpus:
-    files = _text_files(path)
-    if not files:
-        suffixes = ", ".join(SUFFIXES)
-        raise UserError(f"Folder {path} has no text files; looked for names ending in {suffixes}.")
+    files = text_files(path)
     texts = [text.rstrip("\n") for text in map(_read, files)]
     text = "\n\n".join(text for text in texts if text) + "\n"
     return _made(path.resolve().name, text, f"{len(files)} files of folder {path.resolve().name}")

@@ -12,6 +12,8 @@ import numpy as np
 from common import rng
 from common.errors import UserError
 
+READ = 1 << 22  # ids that are looked at together
+
 
 def _positive(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value <= 0:
@@ -39,7 +41,8 @@ class Windows(Sequence[tuple[np.ndarray, np.ndarray]]):
                 f"A corpus of {given.size} tokens is too short for windows of {self.length}: it needs at least"
                 f" {self.length + 1} tokens; use a longer corpus or shorter windows."
             )
-        self.ids = np.array(given, np.int32)
+        # what is mapped from a file stays there
+        self.ids = given if isinstance(ids, np.memmap) else np.array(given, np.int32)
         self.ids.setflags(write=False)
 
     def __len__(self) -> int:
@@ -54,12 +57,15 @@ class Windows(Sequence[tuple[np.ndarray, np.ndarray]]):
     def gather(self, indices: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
         """(inputs, targets) int32 of many windows, both of shape [*indices.shape, T]."""
         places = np.asarray(indices)[..., None] * self.stride + np.arange(self.length)
-        return self.ids[places], self.ids[places + 1]
+        return self.ids[places].astype(np.int32, copy=False), self.ids[places + 1].astype(np.int32, copy=False)
 
     def describe(self) -> dict[str, Any]:
         """What identifies these windows: tokens, their SHA-256 (as little-endian int32), length and stride."""
-        sha256 = hashlib.sha256(self.ids.astype("<i4").tobytes()).hexdigest()
-        return {"tokens": self.ids.size, "sha256": sha256, "length": self.length, "stride": self.stride}
+        sha256 = hashlib.sha256()
+        for start in range(0, self.ids.size, READ):
+            sha256.update(self.ids[start : start + READ].astype("<i4").tobytes())
+        sizes = {"length": self.length, "stride": self.stride}
+        return {"tokens": self.ids.size, "sha256": sha256.hexdigest(), **sizes}
 
 
 class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):

@@ -1,0 +1,246 @@
+"""Books into shards, shards into a token file, and a run that is trained on it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from common.cli import main
+from common.data import gutenberg, tokens
+from common.data.windows import Batches, Windows
+from common.errors import UserError
+from common.tokenizers import bpe, tokenizer
+
+HEAD = "\ufeffThe Project Gutenberg eBook of {0}\n\nTitle: {0}\n\nLanguage: {1}\n\n"
+BEGUN = "*** START OF THE PROJECT GUTENBERG EBOOK {0} ***\n\nProduced by Somebody\nand others\n\n\n\n"
+ENDED = "\n\nEnd of the Project Gutenberg EBook of {0}\n\n*** END OF THE PROJECT GUTENBERG EBOOK {0} ***\nlicence\n"
+TITLE = "A BOOK"
+
+
+def made(body, title=TITLE, language="English"):
+    return (HEAD + BEGUN).format(title, language) + body + ENDED.format(title)
+
+
+@pytest.fixture
+def library(tmp_path):
+    """Six files: two books, a double of the first, one in another language, one of other letters, one that is empty."""
+    folder = tmp_path / "library"
+    folder.mkdir()
+    texts = {
+        "1.txt": made("First book.\n\n\n\nIts end."),
+        "2.txt": made("Second book, " * 20),
+        "3.txt": made("FIRST  book.\n\nIts end.", "ANOTHER COPY"),
+        "4.txt": made("Ein Buch.", language="German"),
+        "5.txt": made("Это книга о чём-то."),
+        "6.txt": made(""),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return sorted(folder.iterdir())
+
+
+def prepared(library, out, **rules):
+    return gutenberg.prepare(library, out, gutenberg.Rules(**rules))
+
+
+def test_a_books_own_text_alone():
+    found = gutenberg.book(made("One.\r\n\r\n\r\n\r\nTwo.\n"))
+    assert (found.text, found.language) == ("One.\n\nTwo.", "English")
+    older = (
+        "Language: English\n\n***START OF THIS PROJECT GUTENBERG EBOOK X***\nText.\n*** END OF THIS PROJECT GUTENBERG"
+    )
+    assert gutenberg.book(older).text == "Text."
+    assert gutenberg.book("No marks.\n\n\n\nAt all.") == gutenberg.Book("No marks.\n\nAt all.", None)
+
+
+def test_real_books(data_dir):
+    for name, first, last in (
+        ("11-0.txt", "ALICE’S ADVENTURES IN WONDERLAND\n\nLewis Carroll", "THE END"),
+        ("1342-0.txt", "PRIDE AND PREJUDICE", "had been the means of uniting them."),
+    ):
+        found = gutenberg.book(gutenberg.read(data_dir / "gutenberg" / name))
+        assert found.text.startswith(first)
+        assert " ".join(found.text.split()).endswith(last)
+        assert "gutenberg" not in found.text.casefold()
+        assert found.language == "English"
+        assert found.ascii_share > 0.95
+
+
+def test_languages_doubles_and_other_letters_are_left_out(library, tmp_path):
+    found = prepared(library, tmp_path / "out")
+    why = {one["name"]: one["left_out"] for one in found["files"]}
+    assert why.pop("5.txt").endswith("% ASCII")
+    assert why == {"1.txt": None, "2.txt": None, "3.txt": "a double", "4.txt": "language German", "6.txt": "empty"}
+    (path,) = gutenberg.shards(tmp_path / "out")
+    assert list(gutenberg.documents(path)) == ["First book.\n\nIts end.", ("Second book, " * 20).strip()]
+    both = prepared(library, tmp_path / "both", languages=("english", "German"))
+    assert sum(one["books"] for one in both["shards"]) == 3
+
+
+def test_shards_have_a_size(library, tmp_path):
+    found = prepared(library, tmp_path / "out", languages=(), ascii_share=0.0, shard_bytes=100)
+    assert [one["books"] for one in found["shards"]] == [1, 1, 2]  # the second is larger than a shard
+    for one in found["shards"]:
+        size = (tmp_path / "out" / one["name"]).stat().st_size
+        assert size == one["bytes"]
+        assert size <= 100 or one["books"] == 1
+
+
+def test_what_was_stopped_goes_on_and_gives_the_same(library, tmp_path):
+    rules = gutenberg.Rules(languages=(), ascii_share=0.0, shard_bytes=60)
+    whole = gutenberg.prepare(library, tmp_path / "whole", rules)
+
+    def stops(done, of, name):
+        if name == "5.txt":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gutenberg.prepare(library, tmp_path / "out", rules, stops)
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("shard*")}
+    assert kept
+    assert gutenberg.prepare(library, tmp_path / "out", rules) == whole
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert all((tmp_path / "out" / name).stat().st_mtime_ns == when for name, when in kept.items())
+
+
+def test_a_preparation_of_something_else_is_not_gone_on_with(library, tmp_path):
+    prepared(library, tmp_path)
+    with pytest.raises(UserError, match="by other rules"):
+        prepared(library, tmp_path, ascii_share=0.5)
+    with pytest.raises(UserError, match="of other files"):
+        prepared(library[1:], tmp_path)
+    (tmp_path / "shard-0000.txt").write_text("cut")
+    with pytest.raises(UserError, match="or its shards have changed"):
+        prepared(library, tmp_path)
+    (tmp_path / gutenberg.MANIFEST).write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        prepared(library, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rules", "told"), [({"ascii_share": 2}, "share of ASCII"), ({"shard_bytes": 0}, "holds nothing")]
+)
+def test_rules_that_cannot_be(rules, told):
+    with pytest.raises(UserError, match=told):
+        gutenberg.Rules(**rules)
+
+
+def test_nothing_kept_is_told(library, tmp_path):
+    with pytest.raises(UserError, match=r"Not one of 1 files is kept \(language German\)"):
+        prepared(library[3:4], tmp_path)
+
+
+# --- token files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vocabulary")
+    bpe.train("some text and some more text, and the rest of it", 280).save(folder)
+    return folder
+
+
+TEXTS = ["some text", "and the rest", "", "of it: naïve"] * 3
+
+
+def test_ids_and_ends_of_documents(vocabulary, tmp_path):
+    found, made = tokens.write(TEXTS, tmp_path / "t", "bpe", vocabulary), tokenizer("bpe", vocabulary)
+    want = np.concatenate([np.append(made.encode(text), made.end_token) for text in TEXTS])
+    assert isinstance(found.ids, np.memmap)
+    assert found.ids.dtype == np.dtype("<u2")
+    np.testing.assert_array_equal(found.ids, want)
+    assert (found.head["tokens"], found.head["documents"]) == (len(want), len(TEXTS))
+    found.check(made)
+    with pytest.raises(UserError, match="of tokenizer 'bpe' with another vocabulary"):
+        found.check(tokenizer("bytes"))
+
+
+def test_several_processes_write_the_same(vocabulary, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "TOGETHER", 10)
+    seen = []
+    one = tokens.write(TEXTS, tmp_path / "one", "bpe", vocabulary, report=seen.append)
+    two = tokens.write(TEXTS, tmp_path / "two", "bpe", vocabulary, processes=2)
+    assert (tmp_path / "one" / tokens.BINARY).read_bytes() == (tmp_path / "two" / tokens.BINARY).read_bytes()
+    assert one.head == two.head
+    assert seen == sorted(seen)
+    assert len(seen) > 3
+
+
+def test_windows_of_a_file_are_those_of_its_ids(vocabulary, tmp_path):
+    ids = tokens.write(TEXTS * 5, tmp_path / "t", "bpe", vocabulary).ids
+    mapped, held = Windows(ids, 8), Windows(np.array(ids, np.int32), 8)
+    assert isinstance(mapped.ids.base, np.memmap) or isinstance(mapped.ids, np.memmap)
+    assert mapped.describe() == held.describe()
+    for one, other in zip(*(next(Batches(w, 2, seed=3)) for w in (mapped, held)), strict=True):
+        assert one.dtype == np.int32
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        (tokens.BINARY, b"abc", "has 3 bytes where"),
+        (tokens.HEAD, b"{", "is damaged"),
+        (tokens.HEAD, b'{"format": "x", "dtype": "<u2", "tokens": 1}', "of another format"),
+    ],
+)
+def test_damaged_token_files_are_named(vocabulary, tmp_path, name, content, told):
+    tokens.write(TEXTS, tmp_path / "t", "bpe", vocabulary)
+    (tmp_path / "t" / name).write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        tokens.read(tmp_path / "t")
+
+
+def test_what_cannot_become_a_token_file(vocabulary, tmp_path):
+    with pytest.raises(UserError, match="no text to make tokens of"):
+        tokens.write([], tmp_path / "t", "bpe", vocabulary)
+    assert not (tmp_path / "t").exists()
+    with pytest.raises(UserError, match="0 processes"):
+        tokens.write(TEXTS, tmp_path / "t", "bpe", vocabulary, processes=0)
+    with pytest.raises(UserError, match="holds no token file"):
+        tokens.read(tmp_path)
+
+
+# --- on the command line ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def call(capsys):
+    def run(*words):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(word) for word in words])
+        return (stopped.value.code, *capsys.readouterr())
+
+    return run
+
+
+def test_from_books_to_a_run_that_goes_on(call, library, tmp_path):
+    code, out, err = call("corpus", "prepare", library[0].parent, "--out", tmp_path / "shards")
+    assert (code, err) == (0, "")
+    assert out.startswith("2 of 6 books in 1 shard in ")
+    assert "Left out, a double: 1" in out
+    how = ["--tokenizer", "bytes", "--processes", 1, "--out", tmp_path / "tokens"]
+    code, out, _ = call("corpus", "tokens", tmp_path / "shards", *how)
+    assert (code, out.splitlines()[0].split(" of ")[1].split(" in ")[0]) == (0, "2 documents")
+    run, small = tmp_path / "run", ["--length", 8, "--batch-size", 2, "--warmup-steps", 1, "--eval-every", 2]
+    code, _, err = call("train", "--data", tmp_path / "tokens", "--steps", 4, "--until", 2, "--out", run, *small)
+    assert code == 0, err
+    code, _, err = call("train", "--resume", run)
+    assert code == 0, err
+    told = json.loads((run / "checkpoint" / "config.json").read_text())
+    assert told["format"].startswith("parallax")
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["prepar", "."], "did you mean 'prepare'"),
+        (["prepare", "nowhere"], "nothing at nowhere"),
+        (["tokens", "nowhere"], "nothing at nowhere"),
+    ],
+)
+def test_mistakes_get_one_sentence(call, asked, told):
+    code, out, err = call("corpus", *asked)
+    assert (code, out) == (2, "")
+    assert told in err
