@@ -27,7 +27,7 @@ class GatedDeltaNet(Attention):
 
     kind = "gated_deltanet"
     module = "GatedDeltaNet"
-    aliases = ("deltanet", "delta_net")
+    aliases = ("deltanet", "delta_net", "linear", "linear_attention")
     inputs: ClassVar = Attention.inputs | dict.fromkeys(("a_proj", "b_proj", "gate_proj"), "x")
 
     num_key_heads: int | None = None

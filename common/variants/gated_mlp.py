@@ -14,7 +14,7 @@ class GatedMLP(FeedForward):
 
     kind = "gated_mlp"
     module = "GatedMLP"
-    aliases = ("swiglu with the model's activation=silu", "geglu with the model's activation=gelu")
+    aliases = ("glu", "swiglu with the model's activation=silu", "geglu with the model's activation=gelu")
 
     bias: bool = False
 

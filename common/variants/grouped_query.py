@@ -32,7 +32,15 @@ class GroupedQuery(Attention):
 
     kind = "grouped_query"
     module = "GroupedQueryAttention"
-    aliases = ("gqa", "mqa with num_kv_heads=1", "multi_query with num_kv_heads=1", "swa with a window")
+    aliases = (
+        "gqa",
+        *(f"{word} with num_kv_heads=1" for word in ("mqa", "multi_query")),
+        *(f"{word} with a window" for word in ("swa", "sliding_window", "local")),
+        *(f"{word} with rotary positions" for word in ("rope", "rotary")),
+        "alibi with alibi=true",
+        *(f"{word} with sinks=true" for word in ("sinks", "attention_sinks")),
+        "gated_attention with gate=true",
+    )
     inputs: ClassVar = Attention.inputs | {"gate_proj": "x"}
 
     num_kv_heads: int = 1

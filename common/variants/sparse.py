@@ -36,7 +36,7 @@ class Sparse(GroupedQuery):
 
     kind = "sparse"
     module = "SparseAttention"
-    aliases = ("dsa",)
+    aliases = ("dsa", "sparse_attention", "lightning_indexer")
     components = (
         Component(PROJECTIONS),
         Component(INDEXER, backward=0),
