@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from common import variants
-from common.errors import UserError, unknown
+from common.errors import unknown
 from common.record import Record, flag, number, positive_int, require, whole
 from common.variants import Attention, FeedForward, MultiHead, PlainMLP
 
@@ -80,8 +80,7 @@ class GPTConfig(Record):
         if self.norm not in MODEL_NORMS:
             raise unknown("norm", str(self.norm), MODEL_NORMS)
         if self.positions not in POSITIONS:
-            inside = "Rotary positions and ALiBi belong to a layer's attention, as in GroupedQuery(rotary=Rotary())."
-            raise UserError(f"{unknown('positions', str(self.positions), POSITIONS)} {inside}")
+            raise unknown("positions", str(self.positions), POSITIONS, "Rotary ones and ALiBi are set in attention.")
         for name, table in variants.PATTERNS.items():
             object.__setattr__(self, name, variants.pattern(name.replace("_", "-"), getattr(self, name), table))
             for entry in getattr(self, name):
