@@ -54,7 +54,7 @@ def train(
     from common.config import preset as preset_of
     from common.data import tokens
     from common.errors import UserError
-    from common.tokenizers import TRAINED, holds
+    from common.tokenizers import FROM_FILES, holds
     from common.tokenizers import tokenizer as of_name
 
     execution = options.execution(backend, device, dtype, attention, compile, threads, layers, mode, more)
@@ -76,7 +76,7 @@ def train(
         if weights is None:
             config = preset_of(preset)
             config = config if heads is None else config.with_(num_heads=heads)
-            if tokenizer in TRAINED:
+            if tokenizer in FROM_FILES:
                 config = config.with_(vocab_size=of_name(tokenizer, vocab).vocab_size)
             start = runs.Start(config, params.initialise(config, seed))
         else:
@@ -109,7 +109,7 @@ def train(
         raise UserError(f"The run is at step {start.step} and was to stop at {until}: there is nothing left to do.")
 
     runs.check_folder(out)
-    if tokenizer in TRAINED:  # whoever goes on with this run finds its vocabulary there
+    if tokenizer in FROM_FILES:  # whoever goes on with this run finds its vocabulary there
         encoder.save(out)
     model = backend_of.build(start.config, start.weights, execution)
     model.start_training(settings, start.slots, start.step)

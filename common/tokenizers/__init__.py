@@ -8,8 +8,9 @@ from common.tokenizers import book, bpe, words
 from common.tokenizers.base import Stream, Tokenizer
 from common.tokenizers.bytes import Bytes
 from common.tokenizers.gpt2 import GPT2
+from common.tokenizers.huggingface import FILE, HuggingFace
 
-__all__ = ["NAMES", "TRAINED", "Stream", "Tokenizer", "holds", "tokenizer"]
+__all__ = ["FROM_FILES", "NAMES", "TRAINED", "Stream", "Tokenizer", "holds", "tokenizer"]
 
 
 def _bytes(vocab: Path | str | None) -> Tokenizer:
@@ -18,11 +19,11 @@ def _bytes(vocab: Path | str | None) -> Tokenizer:
     return Bytes()
 
 
-def _trained(name: str, load: Callable[[Path | str], Tokenizer]) -> Callable[[Path | str | None], Tokenizer]:
+def _of_files(name: str, load: Callable[[Path | str], Tokenizer]) -> Callable[[Path | str | None], Tokenizer]:
     def made(vocab: Path | str | None) -> Tokenizer:
         if vocab is None:
-            train = f"parallax tokenizer train TEXT --kind {name}"
-            raise UserError(f"Tokenizer {name!r} needs the folder of its vocabulary (--vocab); `{train}` makes one.")
+            train = f"; `parallax tokenizer train TEXT --kind {name}` makes one" if name in TRAINED else ""
+            raise UserError(f"Tokenizer {name!r} needs the folder of its vocabulary (--vocab){train}.")
         return load(vocab)
 
     return made
@@ -30,9 +31,11 @@ def _trained(name: str, load: Callable[[Path | str], Tokenizer]) -> Callable[[Pa
 
 TRAINED = {"bpe": bpe, "book": book, "words": words}  # modules with `train` and `load`
 _MAKERS: dict[str, Callable[[Path | str | None], Tokenizer]] = {"bytes": _bytes, "gpt2": GPT2}
-_MAKERS |= {name: _trained(name, module.load) for name, module in TRAINED.items()}
+_MAKERS |= {name: _of_files(name, module.load) for name, module in TRAINED.items()}
+_MAKERS["hf"] = _of_files("hf", HuggingFace)
 NAMES = tuple(_MAKERS)
-_FILES = {"gpt2": "merges.txt", "bpe": bpe.MERGES, "book": book.MERGES, "words": words.FILE}
+FROM_FILES = (*TRAINED, "hf")  # whose vocabularies have any size, and are kept with what is trained with them
+_FILES = {"gpt2": "merges.txt", "bpe": bpe.MERGES, "book": book.MERGES, "words": words.FILE, "hf": FILE}
 
 
 def holds(folder: Path, name: str) -> bool:

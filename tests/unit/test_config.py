@@ -138,6 +138,12 @@ def test_kinds_by_other_words_are_answered_with_the_kind(word):
         assert str(told.value) == f"Unknown kind of {field.replace('_', '-')} {word!r}: did you mean {kind!r}{more}?"
 
 
+@pytest.mark.parametrize("word", ["rope", "alibi"])
+def test_positions_inside_attention_are_pointed_to(word):
+    with pytest.raises(UserError, match=f"Unknown positions '{word}'.* Rotary ones and ALiBi are set in attention"):
+        GPT.with_(positions=word)
+
+
 def test_no_word_stands_for_two_kinds():
     tables = [table.items() for table in PATTERNS.values()]
     words = [alias.split()[0] for table in tables for kind, entry in table for alias in (kind, *entry.aliases)]
