@@ -33,8 +33,13 @@ Set = Annotated[
     typer.Option("--set", help="One more field of Execution, as in loss=chunked (may be given again)."),
 ]
 Threads = Annotated[int | None, typer.Option(help="Threads for computing (default: all cores).")]
-TokenizerName = Annotated[str | None, typer.Option("--tokenizer", help="bytes or gpt2 (default: what fits the model).")]
-Vocab = Annotated[Path | None, typer.Option(help="Folder with GPT-2's vocabulary (encoder.json and vocab.bpe).")]
+TokenizerName = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer", help="bytes, gpt2, bpe, book, words or hf (default: bytes or gpt2, as fits the model)."
+    ),
+]
+Vocab = Annotated[Path | None, typer.Option(help="Folder of the tokenizer's vocabulary, where it needs one.")]
 
 
 def execution(
