@@ -100,6 +100,7 @@ def test_when_time_is_over_what_is_ready_is_not_timed(kept):
     kept.finish(None, None)
 
 
+@pytest.mark.full
 def test_when_time_is_over_memory_is_not_measured_and_that_is_told(kept):
     late = iter([False, False, True])
     abreast.run(CELLS, RULES, kept, quiet, lambda: next(late), 60.0)
@@ -130,6 +131,7 @@ def test_who_is_not_ready_in_time_is_dropped_and_the_others_are_timed(kept, monk
     told(kept)
 
 
+@pytest.mark.full_for("timed")
 @pytest.mark.parametrize("when", ["begins", "is timed"])
 def test_an_interruption_leaves_no_process(kept, monkeypatch, when):
     def stops(*_):
