@@ -33,7 +33,7 @@ DECODES = ("plain", "streamed")
 GENERATORS = ("shared", "native")
 ALLOCATORS = ("plain", "kept")
 OVERFLOWS = ("error", "crop")
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = ("constant", "cosine", "linear")
 DECAYS = ("matrices", "all")
 
 
@@ -42,8 +42,7 @@ class GPTConfig(Record):
     """A GPT-2 style decoder: learned positions, pre-norm blocks, causal multi-head attention, GELU MLP.
 
     `attention` and `feed_forward` are patterns of the kinds in `common/variants`, repeated over the layers; `norm` and
-    `positions` (added to the embeddings) are names. Source: Radford et al. 2019; Raschka, *Build a Large Language Model
-    (From Scratch)*, chapter 4.
+    `positions` (added to the embeddings) are names. Source: Radford et al. 2019; Raschka 2024, chapter 4.
     """
 
     family: ClassVar[str] = "gpt"
@@ -309,8 +308,8 @@ def mode(name: str, backend: str) -> dict[str, Any]:
 class TrainConfig(Record):
     """One training run: AdamW with decoupled decay, global-norm clipping, a learning rate for every step.
 
-    `learning_rate` is the peak. The schedule "cosine" warms up linearly from `initial_rate` over `warmup_steps`
-    and then falls on half a cosine to `final_rate` at `steps`; "constant" stays at the peak.
+    `learning_rate` is the peak. Schedules warm up linearly from `initial_rate` over `warmup_steps` and then fall on
+    half a cosine ("cosine") or on a line ("linear") to `final_rate` at `steps`; "constant" stays at the peak.
     Source: Loshchilov and Hutter 2019 (AdamW); Raschka, appendix D (schedule).
     """
 
@@ -353,7 +352,8 @@ class TrainConfig(Record):
         if step < self.warmup_steps:
             return self.initial_rate + step * (self.learning_rate - self.initial_rate) / self.warmup_steps
         done = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
-        return self.final_rate + (self.learning_rate - self.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
+        left = 1 - done if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        return self.final_rate + (self.learning_rate - self.final_rate) * left
 
     def adam_scalars(self, step: int) -> tuple[float, float, float, int]:
         """(learning rate, 1 - beta1^t, 1 - beta2^t, t = step + 1), in host float64 for both wings."""

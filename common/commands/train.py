@@ -29,7 +29,7 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Windows per micro-batch.")] = _DEFAULT.batch_size,
     accumulate: Annotated[int, typer.Option(help="Micro-batches per step.")] = _DEFAULT.accumulate,
     learning_rate: Annotated[float, typer.Option(help="Peak rate.")] = _DEFAULT.learning_rate,
-    schedule: Annotated[str, typer.Option(help="cosine or constant.")] = _DEFAULT.schedule,
+    schedule: Annotated[str, typer.Option(help="cosine, linear or constant.")] = _DEFAULT.schedule,
     warmup_steps: Annotated[int, typer.Option(help="Linear warm-up.")] = _DEFAULT.warmup_steps,
     weight_decay: Annotated[float, typer.Option(help="Decoupled decay of matrices.")] = _DEFAULT.weight_decay,
     clip_norm: Annotated[float, typer.Option(help="Limit of the gradient norm; 0 is none.")] = _DEFAULT.clip_norm,

@@ -238,6 +238,18 @@ def test_learning_rates_of_the_book():
         assert train.rate(step) == pytest.approx(rate, rel=5e-5), step  # five digits are given
 
 
+def test_linear_rates_are_optaxs():
+    import optax
+
+    train = TrainConfig(
+        steps=50, warmup_steps=10, learning_rate=1e-2, initial_rate=1e-3, final_rate=5e-4, schedule="linear"
+    )
+    parts = [optax.linear_schedule(1e-3, 1e-2, 10), optax.linear_schedule(1e-2, 5e-4, 40)]
+    theirs = optax.join_schedules(parts, [10])
+    for step in (0, 1, 9, 10, 11, 30, 49, 50, 80):
+        assert train.rate(step) == pytest.approx(float(theirs(step)), rel=1e-6), step
+
+
 def test_learning_rate_at_its_edges():
     train = TrainConfig(steps=10, warmup_steps=0, learning_rate=1.0, initial_rate=0.5, final_rate=0.25)
     assert train.rate(0) == 1.0
