@@ -5,7 +5,6 @@ Nothing else is done while contenders are timed. Seconds of beginnings are upper
 kernels out has not had the device to itself.
 """
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from time import monotonic
@@ -16,7 +15,7 @@ from benchmarks.harness.cells import FRESH, Cell
 from benchmarks.harness.contest import Report
 from benchmarks.harness.process import Rules
 from benchmarks.harness.record import Line, Record
-from benchmarks.harness.worker import end_all
+from benchmarks.harness.worker import end_all, owner
 
 
 def batches(cells: Sequence[Cell], need: Callable[[Cell], int], room: int, processes: int) -> Iterator[list[Cell]]:
@@ -64,11 +63,10 @@ class Begun:
         self.cell, self.record, self._pool = cell, Held(record), pool
         self.record.add("cell", **cell.line(), processes=1)
         self._stages = contest.stages([cell], rules, self.record, lambda what, share: None, 1)
-        self._thread = 0
         self.stage = pool.submit(self._next)
 
     def _next(self) -> None:
-        self._thread = threading.get_ident()
+        owner.set(self)
         next(self._stages, None)
 
     def go_on(self) -> Future:
@@ -80,7 +78,7 @@ class Begun:
         """End its thread, whatever process that waits for or starts, and then its processes."""
         self.stage.cancel()
         while not self.stage.done():
-            end_all(self._thread)
+            end_all(self)
             wait([self.stage], timeout=0.2)
         self._stages.close()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 from benchmarks.harness.worker import WorkerFault, usable_cores
@@ -15,7 +16,7 @@ def at_once(
     `together`. An interruption drops what has not begun."""
     pool = ThreadPoolExecutor(together or len(usable_cores()))
     try:
-        promised = {name: [pool.submit(piece) for piece in pieces] for name, pieces in work.items()}
+        promised = {name: [pool.submit(copy_context().run, piece) for piece in pieces] for name, pieces in work.items()}
         found: dict[str, list[Any] | UserError | WorkerFault] = {}
         for name, ones in promised.items():
             try:

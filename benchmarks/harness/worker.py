@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,15 +22,16 @@ SPIN = {"GOMP_SPINCOUNT": "1000"}
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
 
 
-_alive: dict["Worker", int] = {}  # and the threads that made them
+owner: ContextVar[Any] = ContextVar("owner", default=None)  # for whom workers are started, also by threads of its own
+_alive: dict["Worker", Any] = {}  # and their owners
 _changing = threading.Lock()
 
 
-def end_all(thread: int) -> None:
-    """End every process that this thread started, now: who waits for its answer gets an error."""
+def end_all(whose: Any) -> None:
+    """End every process that was started for this owner, now: who waits for its answer gets an error."""
     with _changing:
         for worker, own in _alive.items():
-            if own == thread:
+            if own is whose:
                 worker.process.kill()
 
 
@@ -96,7 +98,7 @@ class Worker:
             process_group=0,  # what stops the parent's group is the parent's to answer
         )
         with _changing:
-            _alive[self] = threading.get_ident()
+            _alive[self] = owner.get()
 
     def __enter__(self) -> Self:
         return self

@@ -1,6 +1,7 @@
 """Cells that begin side by side: the same verdicts as one after the other, timed alone, and nothing is left running."""
 
 import os
+import signal
 import threading
 from pathlib import Path
 
@@ -131,14 +132,27 @@ def test_who_is_not_ready_in_time_is_dropped_and_the_others_are_timed(kept, monk
     told(kept)
 
 
-@pytest.mark.full_for("timed")
-@pytest.mark.parametrize("when", ["begins", "is timed"])
+@pytest.mark.full_for("timed", "begins")
+@pytest.mark.parametrize("when", ["begins", "is timed", "is measured"])
 def test_an_interruption_leaves_no_process(kept, monkeypatch, when):
     def stops(*_):
         raise KeyboardInterrupt
 
     if when == "is timed":
         monkeypatch.setattr(contest, "contend", stops)
+    elif when == "is measured":  # by processes that threads of its thread have started
+        planned = contest.footprint._planned
+
+        once = iter([signal.SIGINT])
+
+        def stays(worker, cell):
+            for number in once:
+                os.kill(os.getpid(), number)
+            while worker.process.poll() is None:
+                threading.Event().wait(0.05)
+            return planned(worker, cell)
+
+        monkeypatch.setattr(contest.footprint, "_planned", stays)
     else:
         judged = contest._judged
 
