@@ -85,8 +85,11 @@ def train(
     for index in range(start, until):
         inputs, targets = next(data.batches)
         result = model.train_step(inputs, targets)
-        if not np.isfinite(result.loss):
-            raise UserError(f"The loss of step {index} is {result.loss}; lower the learning rate or clip more.")
+        for what, number in (("loss", result.loss), ("gradient norm", result.grad_norm)):
+            if not np.isfinite(number):
+                windows = ", ".join(map(str, data.batches.latest.ravel().tolist()))
+                told = f"The {what} of step {index} is {number} (windows {windows} of the data)"
+                raise UserError(f"{told}; lower the learning rate, clip more, or look at this text.")
         due = (index + 1) % eval_every == 0 or index + 1 == until
         held_out = held_out_loss(model, data.held_out) if due else None
         yield Step(index, result.loss, result.grad_norm, settings.rate(index), held_out)

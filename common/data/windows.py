@@ -72,8 +72,8 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
     """Endless steps of (inputs_ABT, targets_ABT) int32; every epoch is a permutation of its own.
 
     Epoch e sorts the windows by 64-bit words drawn at the address (seed, DATA, e) of the shared random numbers.
-    Windows that do not fill the last step of an epoch are left out of that epoch. Raises UserError if there are
-    fewer windows than one step needs.
+    Windows that do not fill the last step of an epoch are left out of that epoch. `latest` are the windows of the
+    latest step [A, B]. Raises UserError if there are fewer windows than one step needs.
     """
 
     _STATE = ("epoch", "position", "seed", "shuffle", "batch_size", "accumulate", "windows")
@@ -87,6 +87,7 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
         self.seed, self.shuffle = int(seed), bool(shuffle)
         self.epoch = self.position = 0  # position counts steps within the epoch
         self._order: tuple[int, np.ndarray] | None = None
+        self.latest = np.empty((self.accumulate, 0), np.int64)
         self._identity = windows.describe()
         if self.steps_per_epoch == 0:
             raise UserError(
@@ -115,6 +116,7 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
             self._order = self.epoch, self.order(self.epoch)
         start = self.position * self._per_step
         chosen_AB = self._order[1][start : start + self._per_step].reshape(self.accumulate, self.batch_size)
+        self.latest = chosen_AB
         self.position += 1
         if self.position == self.steps_per_epoch:
             self.epoch, self.position = self.epoch + 1, 0

@@ -1,0 +1,47 @@
+"""A run that meets a number that is none stops, and says in which text."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from common import backend, run
+from common.config import TrainConfig
+from common.data.windows import Batches, Windows
+from common.errors import UserError
+
+WINDOWS = Windows(np.arange(60) % 7, 5)
+
+
+class Breaks:
+    """A model whose third step gives these numbers."""
+
+    def __init__(self, loss, norm):
+        self.results = iter([(1.0, 1.0), (1.0, 1.0), (loss, norm)])
+        self.seen = []
+
+    def train_step(self, inputs, targets):
+        self.seen.append(inputs)
+        return backend.StepResult(*next(self.results))
+
+    def loss(self, inputs, targets):
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "told"),
+    [
+        (np.nan, 1.0, "loss of step 2 is nan"),
+        (np.inf, 1.0, "loss of step 2 is inf"),
+        (1.0, np.inf, "norm of step 2 is inf"),
+    ],
+)
+def test_training_stops_at_what_is_no_number_and_names_the_windows(loss, norm, told):
+    batches = Batches(WINDOWS, 2, seed=4, accumulate=2)
+    model, data = Breaks(loss, norm), SimpleNamespace(batches=batches, held_out=WINDOWS)
+    steps = run.train(model, data, TrainConfig(steps=5), start=0, until=5, eval_every=2)
+    with pytest.raises(UserError, match=told) as stopped:
+        list(steps)
+    named = [int(word) for word in str(stopped.value).split("windows ")[1].split(" of")[0].split(", ")]
+    np.testing.assert_array_equal(WINDOWS.gather(np.array(named).reshape(2, 2))[0], model.seen[-1])
+    assert len(model.seen) == 3
