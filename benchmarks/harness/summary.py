@@ -30,10 +30,11 @@ def summarise(lines: Sequence[Line], sha256: str | None = None) -> dict[str, Any
     peaks, beyond = _peaks(lines)
     apart = _apart(lines)
     cells = [_cell(lines, cell, peaks, apart) for cell in of(lines, "cell")]
-    kept = ("command", "started", "device", "machine", "threads", "quick", "together", "suites")
+    kept = ("command", "started", "device", "machine", "threads", "quick", "suites")
     return {
         "schema": SCHEMA,
         **{name: run.get(name) for name in kept},
+        **({"together": True} if run.get("together") else {}),
         "finished": end["finished"],
         "partial": end["partial"],
         "load": {"start": run.get("load"), "end": end["load"]},

@@ -217,7 +217,7 @@ def variants(figure: Any, rows: list[Row], ink: Ink) -> None:
             ends.append((up[-1], name, colour))
         axes.set_xscale("log", base=2)
         if key == "cache":
-            axes.set_yscale("log")
+            axes.set_yscale("log", base=4)
             axes.yaxis.set_major_formatter(lambda value, _: FORMS["size"](value))
         else:
             axes.set_ylim(0, None)
