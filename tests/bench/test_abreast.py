@@ -69,6 +69,7 @@ def test_everybody_is_judged_and_timed_as_alone(kept):
     assert not workers()
 
 
+@pytest.mark.full
 def test_while_one_cell_is_timed_nothing_else_is_done(kept, monkeypatch):
     """All beginnings come before the first contest, one contest after the other, and memory last."""
     events = []
@@ -93,6 +94,7 @@ def test_while_one_cell_is_timed_nothing_else_is_done(kept, monkeypatch):
     kept.finish(None, None)
 
 
+@pytest.mark.full
 def test_when_time_is_over_what_is_ready_is_not_timed(kept):
     late = iter([False, True])
     abreast.run(CELLS, RULES, kept, quiet, lambda: next(late), 60.0)
@@ -138,6 +140,7 @@ def test_an_interruption_leaves_no_process(kept, monkeypatch, when):
     def stops(*_):
         raise KeyboardInterrupt
 
+    before = threading.active_count()
     if when == "is timed":
         monkeypatch.setattr(contest, "contend", stops)
     elif when == "is measured":  # by processes that threads of its thread have started
@@ -163,7 +166,7 @@ def test_an_interruption_leaves_no_process(kept, monkeypatch, when):
     with pytest.raises(KeyboardInterrupt):
         abreast.run(CELLS, RULES, kept, quiet, lambda: False, 60.0)
     assert not workers()
-    assert threading.active_count() == 1
+    assert threading.active_count() == before
     kept.finish("interrupted", None)
 
 

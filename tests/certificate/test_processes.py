@@ -46,6 +46,7 @@ def test_two_processes_find_what_one_finds(wings):
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.full
 def test_a_process_that_dies_takes_with_it_what_it_tried_and_nothing_else():
     session = Session(subjects(("torch",)), cases=("layer_norm", "mlp", "rms_norm"))
     found = run(session, [mortal], processes=2)

@@ -31,9 +31,11 @@ MODELS = [name for name, case in CASES.items() if not case.path]
 
 SIBLINGS = ("experts_chosen_softmax", "experts_sigmoid", "latent_attention_book", "mlp_exact_gelu", "attention_no_bias")
 
+MORE = ("gated_mlp_gelu", "experts_grouped", "experts_clamped", "grouped_query_gated")
+
 
 # most components and the first model; the whole certificate, in the full suite, has the others
-@pytest.mark.full_for(*SIBLINGS, "gated_mlp_gelu")
+@pytest.mark.full_for(*SIBLINGS, *MORE)
 @pytest.mark.parametrize("name", [name for name in CASES if name not in MODELS[1:]])
 def test_every_claim_holds(name):
     found = tried((name,), CLAIMS)

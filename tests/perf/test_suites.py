@@ -33,6 +33,7 @@ def found(request):
     )  # more than compile cells have
 
 
+@pytest.mark.full
 def test_every_plot_has_rows(found):
     rows = series.series(found)
     assert set(rows) == set(series.SERIES)

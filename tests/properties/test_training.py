@@ -115,6 +115,7 @@ def test_100_steps_are_equal_in_both_wings_with_dropout(fresh_model, with_dropou
     assert min(row.relative for row in moved) > 1e-3
 
 
+@pytest.mark.full
 def test_the_oracle_takes_the_same_steps(fresh_model):
     """A model so small that the oracle can differentiate it number by number."""
     from common.config import GPTConfig
