@@ -33,7 +33,7 @@ def padded_batch():
     return ids, positions, positions >= 0
 
 
-@pytest.mark.full_for("jax-bias")
+@pytest.mark.full_for(*(f"jax-bias-{way}" for way in ("loop", "blockwise", "einsum", "masked", "module", "joined")))
 @ONE_EACH
 @BIASES
 def test_outputs_and_gradients_are_those_of_the_plain_one(model_of, padded_batch, wing, way, bias):
