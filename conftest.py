@@ -34,6 +34,19 @@ def compiled_once(request):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+@pytest.fixture
+def call(capsys):
+    """Run `parallax …` in this process: (exit code, stdout, stderr)."""
+    from common.cli import main
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        return (stopped.value.code, *capsys.readouterr())
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Real texts, vocabularies and checkpoints; tests that need them skip where they are absent."""

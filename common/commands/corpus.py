@@ -42,7 +42,7 @@ def _prepare(source: Path, out: Path, language: list[str] | None, ascii_share: f
 
     languages = ("English",) if language is None else tuple(language)
     rules = gutenberg.Rules(languages, ascii_share, int(megabytes * 2**20))
-    with _bar("books") as told:
+    with options.bar("books") as told:
         found = gutenberg.prepare(text_files(source), out, rules, lambda done, of, name: told(done, of))
     kept = sum(one["books"] for one in found["shards"])
     reasons = [one["left_out"] for one in found["files"] if one["left_out"]]
@@ -61,28 +61,9 @@ def _tokens(source: Path, out: Path, name: str, vocab: Path | None, processes: i
 
     paths = (gutenberg.shards(source) or text_files(source)) if source.is_dir() else [source]
     texts = (text for path in paths for text in gutenberg.documents(path))
-    with _bar("documents") as told:
-        made = tokens.write(texts, out, name, vocab, processes or os.cpu_count() or 1, lambda done: told(done, None))
+    several = (os.cpu_count() or 1) if processes is None else processes
+    with options.bar("documents") as told:
+        made = tokens.write(texts, out, name, vocab, several, lambda done: told(done, None))
     head = made.head
     print(f"{head['tokens']:,} tokens of {head['documents']:,} documents in {out}.")
     print(f"Use it: parallax train --data {out}")
-
-
-class _bar:
-    """A bar on stderr where a person watches; entered, it gives a function of (done, of how many or None)."""
-
-    def __init__(self, what: str):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-    def __enter__(self):
-        self._bar.start()
-        task = self._bar.add_task("", total=None)
-        return lambda done, of: self._bar.update(task, completed=done, total=of)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()

@@ -1,5 +1,6 @@
 """Options that several commands share, and what they mean."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -111,6 +112,19 @@ def progress(steps: Iterable[T], total: int, label: Callable[[T], str]) -> Itera
         for step in steps:
             bar.update(task, advance=1, description=label(step))
             yield step
+
+
+@contextlib.contextmanager
+def bar(what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A function of (done, of how many, or None) that moves a bar on stderr where a person watches."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        task = shown.add_task("", total=None)
+        yield lambda done, of: shown.update(task, completed=done, total=of)
 
 
 class Patience:

@@ -48,9 +48,6 @@ def tokenizer(
 
 
 def _train(source: str, kind: str, vocab_size: int, special: list[str] | None, out: Path) -> None:
-    from rich.console import Console
-    from rich.progress import Progress
-
     from common.data.corpora import corpus
     from common.errors import unknown
     from common.tokenizers import TRAINED, words
@@ -62,13 +59,7 @@ def _train(source: str, kind: str, vocab_size: int, special: list[str] | None, o
     if kind == "words":  # as many as there are
         made = words.train(found.text, **named)
     else:
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("merges")
-
-            def report(learnt: int, wanted: int) -> None:
-                bar.update(task, completed=learnt, total=wanted)
-
+        with options.bar("merges") as report:
             made = TRAINED[kind].train(found.text, vocab_size, report=report, **named)
     ids = made.encode(found.text, special=True)
     made.save(out)

@@ -11,7 +11,6 @@ import pytest
 
 from common import backend as door
 from common import params
-from common.cli import main
 from common.compare import difference
 from common.config import Execution, GPTConfig
 from common.weights.checkpoint import load_checkpoint, save_checkpoint
@@ -19,19 +18,6 @@ from common.weights.huggingface import write_hf
 
 BYTES = GPTConfig(256, 48, 32, 2, 2)
 FAST = ["--batch-size", "2", "--warmup-steps", "2", "--eval-every", "4"]
-
-
-@pytest.fixture
-def call(capsys):
-    """Run `parallax …` in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return stopped.value.code, out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")

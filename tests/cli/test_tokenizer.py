@@ -3,22 +3,8 @@
 import pytest
 
 from common import params
-from common.cli import main
 from common.config import PRESETS
 from common.data.corpora import corpus
-
-
-@pytest.fixture
-def call(capsys):
-    """Run `parallax …` in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return stopped.value.code, out, err
-
-    return run
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from common.cli import main
 from common.data import gutenberg, tokens
 from common.data.windows import Batches, Windows
 from common.errors import UserError
@@ -205,16 +204,6 @@ def test_what_cannot_become_a_token_file(vocabulary, tmp_path):
 # --- on the command line ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def call(capsys):
-    def run(*words):
-        with pytest.raises(SystemExit) as stopped:
-            main([str(word) for word in words])
-        return (stopped.value.code, *capsys.readouterr())
-
-    return run
-
-
 def test_from_books_to_a_run_that_goes_on(call, library, tmp_path):
     code, out, err = call("corpus", "prepare", library[0].parent, "--out", tmp_path / "shards")
     assert (code, err) == (0, "")
@@ -238,6 +227,7 @@ def test_from_books_to_a_run_that_goes_on(call, library, tmp_path):
         (["prepar", "."], "did you mean 'prepare'"),
         (["prepare", "nowhere"], "nothing at nowhere"),
         (["tokens", "nowhere"], "nothing at nowhere"),
+        (["tokens", ".", "--tokenizer", "bytes", "--processes", "0"], "0 processes were asked for"),
     ],
 )
 def test_mistakes_get_one_sentence(call, asked, told):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from common import backend, params
-from common.cli import main
 from common.config import Execution, GPTConfig
 from common.errors import UserError
 from common.run import weights_of
@@ -61,12 +60,7 @@ def test_gpt2s_vocabulary_by_two_tokens(data_dir):
         made.grown([""])
 
 
-def test_on_the_command_line_both_grow_into_one_folder(tmp_path, capsys):
-    def call(*words):
-        with pytest.raises(SystemExit) as stopped:
-            main([str(word) for word in words])
-        return (stopped.value.code, *capsys.readouterr())
-
+def test_on_the_command_line_both_grow_into_one_folder(call, tmp_path):
     bpe.train("some text, some more text", 270).save(tmp_path / "vocabulary")
     own = bpe.load(tmp_path / "vocabulary")
     config = GPTConfig(own.vocab_size, 16, 8, 2, 2, ff_dim=12)
