@@ -44,8 +44,8 @@ bench: $(VENV)/.test
 # certificate that is not finished in its seconds keeps the benchmarks from being measured; the exit code still tells.
 GPU_OUT ?= out/gpu
 DEVICE ?= cuda
-PARITY_SECONDS ?= 180
-BENCH_SECONDS ?= 330
+PARITY_SECONDS ?= 170
+BENCH_SECONDS ?= 340
 PARITY_CASES ?= gpt block attention mlp layer_norm
 GPU := $(or $(PYTHON),python3) -m common.cli
 gpu-report:
@@ -57,7 +57,7 @@ gpu-report:
 	  124|13[0-9]|14[0-9]) echo "The certificate was not finished in $(PARITY_SECONDS) seconds, or ended by a fault; the benchmarks follow." >&2 ;; \
 	  *) exit $$proven ;; \
 	esac; \
-	timeout -k 10 $(BENCH_SECONDS) $(GPU) bench --device $(DEVICE) --seconds 4 --minutes 4 \
+	timeout -k 10 $(BENCH_SECONDS) $(GPU) bench --device $(DEVICE) --seconds 4 --minutes 4.5 \
 	  --out $(GPU_OUT)/perf || exit $$?; \
 	exit $$proven
 
