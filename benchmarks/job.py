@@ -31,7 +31,7 @@ INTERRUPTED = "interrupted"
 NOBODY = "not a single contender could be timed"
 SECONDS = {False: 20.0, True: 2.0}
 LEAST = {False: 6, True: 6}
-MANY = 0.75  # processes for each core that begin at once: with more, imports and compilations hold each other up
+MANY = 1  # processes for each core that begin at once: with more, imports and compilations hold each other up
 
 
 @dataclass(frozen=True)
@@ -327,7 +327,7 @@ def _groups(work: Work) -> list[list[Cell]]:
     if not work.rules.together:
         return [[cell] for cell in cells]
     there = min(free for free in room(work.asked.device).values() if free is not None)
-    return list(abreast.batches(cells, need, there // 2, int(MANY * len(usable_cores()))))
+    return list(abreast.batches(cells, need, there // 2, MANY * len(usable_cores())))
 
 
 def left_out(work: Work, record: Record, why: str) -> None:

@@ -1,5 +1,7 @@
 """Linear maps, embeddings, layer normalisation, GELU, dropout."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,8 +100,13 @@ def matmul(dims, a, b, reduce):
 
 
 def gelu_tanh(x):
-    """GELU in its tanh form. Source: Hendrycks and Gimpel 2016, section 2."""
-    return jax.nn.gelu(x, approximate=True)
+    """GELU in its tanh form. Source: Hendrycks and Gimpel 2016, section 2.
+
+    Written out, and x factored out: `jax.nn.gelu` behind a product is known to XLA, which on a GPU has cuBLAS compute
+    it, 1e-10 off in float64 and 1e-6 in float32 (jax 0.11.2 on an H100).
+    """
+    slope = math.sqrt(2 / math.pi) * (1 + 0.044715 * x * x)
+    return 0.5 * x * (1 + jnp.tanh(slope * x))
 
 
 def silu(x):

@@ -42,7 +42,7 @@ class Held:
 
     @property
     def lines(self) -> list[Line]:
-        return self._record.lines
+        return [*self._record.lines, *({"kind": kind, **values} for kind, values in self._waiting or ())]
 
     def add(self, kind: str, **values: Any) -> None:
         if self._waiting is None:

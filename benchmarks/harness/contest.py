@@ -69,15 +69,13 @@ def stages(cells: Sequence[Cell], rules: Rules, record: Record, report: Report, 
 
 def _stages(cells, recipes: Recipes, rules: Rules, record: Record, report: Report, processes: int, places):
     first = cells[0]
-    try:
-        with _judging:
-            wanted = _judged(cells, recipes, rules, report)
-    except (UserError, WorkerFault) as error:
-        for cell in cells:
-            unjudged(cell, error, record)
-        return
     with workers(first.contenders, rules, processes, places) as own:
-        begun = _begin(first, own, recipes, rules, cells, record)
+        try:
+            wanted, begun = _judged_and_begun(cells, own, recipes, rules, record, report)
+        except (UserError, WorkerFault) as error:
+            for cell in cells:
+                unjudged(cell, error, record)
+            return
         for number, cell in enumerate(cells):
             report(cell.title, number / len(cells))
             mine = {name: own[name] for name in begun}
@@ -92,10 +90,31 @@ def _stages(cells, recipes: Recipes, rules: Rules, record: Record, report: Repor
             footprint.measure(cell, recipes, rules, record, places)
 
 
+def _judged_and_begun(cells, own, recipes: Recipes, rules: Rules, record: Record, report: Report):
+    """What the judge says, and then who has begun; side by side where memory is not the limit."""
+
+    def judged() -> Wanted:
+        with _judging:
+            return _judged(cells, recipes, rules, report)
+
+    def begun() -> dict[str, dict[str, float]]:
+        return _begin(cells[0], own, recipes, rules, cells, record)
+
+    if not rules.together:
+        return judged(), begun()
+    found = at_once({"judged": [judged], "begun": [begun]}, 2)
+    for one in found.values():
+        if isinstance(one, Exception):
+            raise one
+    return found["judged"][0], found["begun"][0]
+
+
 def unjudged(cell: Cell, error: Exception, record: Record) -> None:
     """Refuse everybody, for there is no judge."""
+    told = {line["name"] for line in record.lines if line["kind"] == "contender" and line["cell"] == cell.name}
     for one in cell.contenders:
-        record.add("contender", cell=cell.name, **one.line({}, {}))
+        if one.name not in told:
+            record.add("contender", cell=cell.name, **one.line({}, {}))
         Refusals(cell, record).add(one.name, f"there is nobody to judge it: {sentence(error)}")
 
 
@@ -201,7 +220,7 @@ def _timed(cell: Cell, own, shown, wanted: Wanted, rules: Rules, record: Record)
     if cell.task in CHANGING:
         _still_working(cell, timed, refuse)
     else:
-        _still_right(cell, timed, shown, wanted, refuse)
+        _still_right(cell, timed, shown, wanted, refuse, rules)
 
 
 def _prompts_logits(cell: Cell, own, shown, refuse: Refusals, rules: Rules) -> dict[str, Any]:
@@ -222,14 +241,16 @@ def _abreast(work: Mapping[str, Any], rules: Rules) -> int:
     return max(1, len(work)) if rules.together else 1
 
 
-def _still_right(cell: Cell, own, shown, wanted, refuse: Refusals) -> None:
+def _still_right(cell: Cell, own, shown, wanted, refuse: Refusals, rules: Rules) -> None:
     """One more call of every process after the contest, whose outputs must pass as the first ones did: tokens are those
     that passed."""
     of_name = {one.name: one for one in cell.contenders}
-    for name, processes in own.items():
+    again = {n: [functools.partial(one.ask, "again", MODEL, cell.task) for one in ones] for n, ones in own.items()}
+    for name, answers in at_once(again, _abreast(again, rules)).items():
         with refuse.faults(name):
-            for worker, first in zip(processes, shown[name], strict=True):
-                found = worker.ask("again", MODEL, cell.task)
+            if isinstance(answers, Exception):
+                raise answers
+            for found, first in zip(answers, shown[name], strict=True):
                 if cell.task in DECODING:
                     reason = None if found["tokens"] == first else "other tokens than before"
                 else:

@@ -16,6 +16,7 @@ from common.compare import UNIT_ROUNDOFF
 from common.config import ModelConfig
 
 COUNT, CHUNK = 16, 1 << 22
+SIGNS = 1.0 - 2.0 * (np.arange(1 << COUNT) >> np.arange(COUNT)[:, None] & 1)  # of every projection, by coins tossed
 SUMMED = ("grad", "exp_avg")  # sums over tokens, whose roundings partly cancel: honest ones are 0.6 u off and more
 SUMMED_LEAST = 0.2  # of what others are off at least
 ROUNDINGS = (
@@ -60,8 +61,8 @@ def digest(array: np.ndarray) -> Digest:
     for number, start in enumerate(range(0, flat.size, CHUNK)):
         part = flat[start : start + CHUNK].astype(np.float64)
         coins = np.random.default_rng(number).integers(0, 1 << COUNT, part.size, np.uint16)
-        sums += [float(part @ (1.0 - 2.0 * ((coins >> bit) & 1))) for bit in range(COUNT)]
-        squares += float(part @ part)
+        sums += SIGNS @ np.bincount(coins, part, 1 << COUNT)  # all elements of one toss have the same signs
+        squares += float(np.square(part).sum())
     count = max(1, flat.size)
     finite = math.isfinite(squares)
     projections = tuple(sums / math.sqrt(count)) if finite else (math.inf,) * COUNT
