@@ -47,7 +47,7 @@ GPU_OUT ?= out/gpu
 DEVICE ?= cuda
 GPU_SECONDS ?= 530
 PARITY_SECONDS ?= 170
-PAGES ?= 80
+PAGES ?= 60
 PARITY_CASES ?= gpt block attention mlp layer_norm grouped_query_gated latent_attention gated_deltanet sparse experts_grouped
 GPU := $(or $(PYTHON),python3) -m common.cli
 gpu-report:
