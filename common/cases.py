@@ -166,6 +166,12 @@ CASES: dict[str, Case] = {
             "model.layers.1.self_attn",
         ),
         Case(
+            "grouped_query_no_positions",
+            "grouped-query attention that knows order by its mask alone, with norms over the whole width",
+            _TINY.with_(num_heads=4, attention=GroupedQuery(2, qk_norm="width"), positions="none"),
+            "model.layers.0.self_attn",
+        ),
+        Case(
             "latent_attention",
             "latent attention with a latent for queries, norms and a key that turns",
             _TINY.with_(attention=_LATENT),

@@ -19,6 +19,7 @@ from common.parity.known import sha256
 from common.parity.rows import Exhibit, Row
 from common.parity.trial import Session, Trial
 from common.tokenizers import tokenizer
+from common.variants import rotary
 
 NAME = "C1"
 TITLE = "exact bits"
@@ -84,6 +85,7 @@ def once(session: Session) -> Iterator[Row | Exhibit]:
     yield _row("token ids", _token_ids())
     yield _row("batches", _batches())
     yield _row("resumed batches", _resumed())
+    yield _row("rotary pairs", _pairs())
     yield _preset(session)
 
 
@@ -98,6 +100,7 @@ def declared_once(session: Session) -> set[tuple[str, str]]:
         "token ids",
         "batches",
         "resumed batches",
+        "rotary pairs",
         f"initial weights/{known.PRESET}",
     ]
     return {(name, TIER) for name in names + ([] if session.quick else ["many words"])}
@@ -203,6 +206,17 @@ def _resumed() -> int:
         second = Batches.resume(_stream().windows, first.state())
         wrong += any(table.unequal(a, b) for a, b in zip(next(second), straight[step], strict=True))
         next(first)
+    return wrong
+
+
+def _pairs() -> int:
+    """How many conversions between the two layouts of rotary pairs give other rows."""
+    wrong = 0
+    for (rows, *sizes), order in known.PAIRS:
+        weight = np.arange(rows)
+        halves = rotary.interleaved_to_halves(weight, *sizes)
+        wrong += tuple(halves) != order
+        wrong += not np.array_equal(rotary.halves_to_interleaved(halves, *sizes), weight)
     return wrong
 
 

@@ -37,6 +37,13 @@ BATCHES = "af16f805fce0a3b200d1c55704ece47330ad13ad33474196c92b901443f9dec0"
 PRESET, SEEDS = "nano", (0, 2**32 - 1)
 INITIAL = "1ceaf7b03124fa5164fd4fa63d9040631fd8e3b7ef72abfd5ff26e409a0c0d01"
 
+# Rows of a query projection whose rotary pairs lie side by side, in the order in which pairs lie half a width apart:
+# (rows, head_dim, width) and the order, counted by hand.
+PAIRS = (
+    ((6, 6, None), (0, 2, 4, 1, 3, 5)),
+    ((12, 6, 4), (0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11)),
+)
+
 
 def sha256(*parts: bytes | str | np.ndarray) -> str:
     """One hash over texts and arrays (little-endian, C order), one after the other."""

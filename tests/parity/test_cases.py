@@ -31,7 +31,7 @@ MODELS = [name for name, case in CASES.items() if not case.path]
 
 SIBLINGS = ("experts_chosen_softmax", "experts_sigmoid", "latent_attention_book", "mlp_exact_gelu", "attention_no_bias")
 
-MORE = ("gated_mlp_gelu", "experts_grouped", "experts_clamped", "grouped_query_gated")
+MORE = ("gated_mlp_gelu", "experts_grouped", "experts_clamped", "grouped_query_gated", "grouped_query_no_positions")
 
 
 # most components and the first model; the whole certificate, in the full suite, has the others
