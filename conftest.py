@@ -27,9 +27,12 @@ def pytest_itemcollected(item):
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(request):
-    """Compiled JAX programs are kept between files, processes and runs; those of other processes compile anew."""
+    """Compiled JAX programs are kept between files, processes and runs (unless pytest has no cache); those of other
+    processes compile anew."""
     import jax
 
+    if not hasattr(request.config, "cache"):
+        return
     jax.config.update("jax_compilation_cache_dir", str(request.config.cache.mkdir("jax")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

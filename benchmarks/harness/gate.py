@@ -22,6 +22,7 @@ SUMMED_LEAST = 0.2  # of what others are off at least
 ROUNDINGS = (
     12  # of a block's stream: two norms, six products, scores, softmax, activation, two additions, about one each
 )
+ROUNDED = 0.41  # of u: the RMS of a rounding
 SPREAD = 2.0  # how much too high the estimate of sixteen squared normals is hardly ever (a chance of 1e-7)
 
 
@@ -79,17 +80,19 @@ def error(got: Digest, want: Digest) -> float:
     return float(np.sqrt(np.mean(np.square(gaps)))) / max(want.rms, np.finfo(np.float64).tiny)
 
 
-def bounds(dtype: str, layers: int, elements: int) -> tuple[float, float]:
+def bounds(dtype: str, layers: int, elements: int, terms: int = 0) -> tuple[float, float]:
     """(least, most) error of an honest run in a precision with unit roundoff u.
 
     Most: every block adds some dozen independent roundings to its stream, so 4 u sqrt(12 L + 4), times what the
-    estimate spreads. Least: numbers that were computed more precisely and rounded once are about 0.41 u off (errors
-    uniform within half an ulp), at most 0.72 u as estimated; who computes in this precision throughout is 2 u off or
-    more, at least 0.9 u as estimated.
+    estimate spreads. A sum of n `terms` one after the other, as kernels for GPUs make it, adds what each of its steps
+    rounds: 0.41 u sqrt(n / 2), in float32 where numbers have 16 bits. Least: numbers that were computed more precisely
+    and rounded once are about 0.41 u off (errors uniform within half an ulp), at most 0.72 u as estimated; who computes
+    in this precision throughout is 2 u off or more, at least 0.9 u as estimated.
     Sums to a single number may be exact by luck, so they have no least error.
     """
     u = UNIT_ROUNDOFF[dtype]
-    most = 4 * u * math.sqrt(ROUNDINGS * layers + 4) * (SPREAD if elements > 1 else 1)
+    added = ROUNDED * min(u, UNIT_ROUNDOFF["float32"]) * math.sqrt(terms / 2)
+    most = math.hypot(4 * u * math.sqrt(ROUNDINGS * layers + 4), added) * (SPREAD if elements > 1 else 1)
     return (0.75 * u if elements > 1 else 0.0), most
 
 
@@ -102,12 +105,14 @@ def judge(
     for name, one in want.items():
         if name.startswith("grad/") and table[name.removeprefix("grad/")].dead:
             continue
-        least, most = bounds(dtype, config.num_layers, math.prod(one.shape))
+        summed = name.partition("/")[0] in SUMMED
+        terms = config.vocab_size if summed else 0  # the gradient of hidden states, by the head
+        least, most = bounds(dtype, config.num_layers, math.prod(one.shape), terms)
         if name == "tokens":
             most = 0.0
         if name == "tokens" or not sums:
             least = 0.0
-        if name.partition("/")[0] in SUMMED:
+        if summed:
             least *= SUMMED_LEAST
         found.append(Verdict(name, error(got[name], one) if name in got else math.inf, least, most))
     return found

@@ -10,14 +10,14 @@ SIZES = {"nano": (8, 128), "gpt2-124m": (4, 256)}
 
 
 def losses(scope: Scope) -> Iterator[Cell]:
-    """Head and cross-entropy, forward and backward, with whole logits and in chunks."""
+    """Head and cross-entropy of a model of one layer, forward and backward, with whole logits and in chunks."""
     model = scope.main
     ours = tuple(wing(name, mode) for name in ("torch", "jax") for mode in ("default", "chunked loss"))
     size = SIZES.get(model, (4, 256))
     yield Cell(
         "loss",
         "gradients",
-        model,
+        f"{model} × 1 layer",
         scope.config(model).with_(num_layers=1),
         *size,
         "float32",

@@ -132,3 +132,19 @@ def test_gradients_are_sums_whose_roundings_partly_cancel():
         got = {name: gate.digest(params.draw(0, "w", (400,)) * (1 + off)) for name in want}
         (verdict,) = gate.judge(got, want, "bfloat16", CONFIG)
         assert verdict.passed == passed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_sum_over_the_vocabulary_may_be_made_one_term_after_the_other(dtype):
+    """The gradient that a head hands back, from softmax less one: kernels for GPUs add its terms in order."""
+    count, generator = 50257, np.random.default_rng(0)
+    chances = np.exp(generator.normal(size=count))
+    slopes = (chances / chances.sum() - (np.arange(count) == 17)).astype(np.float32)
+    terms = slopes[:, None] * generator.normal(size=(count, 64)).astype(np.float32)
+    want = terms.astype(np.float64).sum(0)
+    gap = np.add.accumulate(terms, axis=0)[-1] - want
+    error = np.sqrt(np.mean(np.square(gap)) / np.mean(np.square(want)))
+    without, within = gate.bounds("float32", 1, 64)[1], gate.bounds("float32", 1, 64, count)[1]
+    assert 2 * without < error < within < 2 * error
+    looser = gate.bounds(dtype, 12, 64, count)[1] / gate.bounds(dtype, 12, 64)[1]
+    assert 1.5 < looser < 2 if dtype == "float32" else looser < 1.001
