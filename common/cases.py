@@ -13,7 +13,7 @@ from common import params
 from common.backend import IGNORED
 from common.config import GPTConfig, ModelConfig, SamplingConfig, TrainConfig
 from common.errors import unknown
-from common.variants import GatedDeltaNet, GatedMLP, GroupedQuery, Latent, MixtureOfExperts, Sparse
+from common.variants import GatedDeltaNet, GatedMLP, GroupedQuery, Latent, MixtureOfExperts, PlainMLP, Sparse
 from common.variants.rotary import Rotary
 
 
@@ -35,13 +35,20 @@ class Case:
     seed: int = 0
     full_gradient: bool = True
     train_steps: int = 0
+    optimizer: str = "adamw"
     sampling: tuple[SamplingConfig, ...] = ()
 
     @property
     def train(self) -> TrainConfig:
         """The optimizer of a model case: every term matters (decay, clipping, warm-up)."""
         return TrainConfig(
-            steps=10, warmup_steps=2, learning_rate=1e-2, initial_rate=1e-3, clip_norm=0.5, seed=self.seed
+            steps=10,
+            warmup_steps=2,
+            learning_rate=1e-2,
+            initial_rate=1e-3,
+            clip_norm=0.5,
+            seed=self.seed,
+            optimizer=self.optimizer,
         )
 
     def weights(self) -> dict[str, np.ndarray]:
@@ -238,6 +245,13 @@ CASES: dict[str, Case] = {
             "GPT with three dropout rates, masks from the shared generator",
             _TINY.with_(dropout_embed=0.1, dropout_attn=0.3, dropout_shortcut=0.2),
             train_steps=1,
+        ),
+        Case(
+            "gpt_muon",
+            "GPT with biases and a mixture of experts whose matrices Muon moves",
+            _TINY.with_(feed_forward=(PlainMLP(), _CHOSEN.with_(expert_bias=True)), tie_embeddings=False),
+            train_steps=2,
+            optimizer="muon",
         ),
         Case(
             "gpt_today",

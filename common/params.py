@@ -14,7 +14,7 @@ import numpy as np
 
 from common.config import GPTConfig, ModelConfig
 from common.errors import UserError
-from common.parameter import NORMS, Parameter, embedding, linear
+from common.parameter import NORMS, Parameter, embedding, is_matrix, linear
 
 
 def _gpt(config: GPTConfig) -> Iterator[Parameter]:
@@ -53,6 +53,25 @@ def modules(config: ModelConfig) -> list[str]:
 def count(config: ModelConfig) -> int:
     """Number of parameters; a tied head counts once."""
     return sum(parameter.size for parameter in TABLES[config.family](config))
+
+
+def turned(config: ModelConfig, optimizer: str) -> frozenset[str]:
+    """The parameters that Muon moves, if it is the optimizer: linear maps inside layers, also those of experts; not
+    embeddings, heads, routers, vectors and convolutions. Source: Jordan et al. 2024."""
+    inside = [one for one in table(config).values() if one.name.startswith("model.layers.")]
+    linear = [one for one in inside if one.part in ("linear", "experts") and is_matrix(one.name, len(one.shape))]
+    return frozenset(one.name for one in linear) if optimizer == "muon" else frozenset()
+
+
+def slots(config: ModelConfig, optimizer: str = "adamw") -> dict[str, tuple[int, ...]]:
+    """Name and shape of everything that an optimizer remembers: a parameter's `.momentum`, or its `.exp_avg` and
+    `.exp_avg_sq`."""
+    moved = turned(config, optimizer)
+    return {
+        f"{name}.{slot}": one.shape
+        for name, one in table(config).items()
+        for slot in (("momentum",) if name in moved else ("exp_avg", "exp_avg_sq"))
+    }
 
 
 def check(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:

@@ -144,7 +144,8 @@ class JaxModel(Accounts):
     def start_training(self, train, slots=None, step=0):
         self.train, self.step = train, step
         self.recipe = _recipe(train)
-        self.slots = empty_slots(self.params) if slots is None else self._folded(slots)
+        turned = parameters.turned(self.config, train.optimizer)
+        self.slots = empty_slots(self.params, turned) if slots is None else self._folded(slots)
 
     def train_step(self, inputs, targets):
         return door.StepResult(*(float(x) for x in self._train_step(inputs, targets)))
@@ -267,7 +268,7 @@ def _device(name, known):
 
 def _recipe(train):
     """What of a run's settings the compiled step depends on; rates, lengths and the seed are arguments."""
-    kept = ("beta1", "beta2", "adam_eps", "weight_decay", "decay", "clip_norm")
+    kept = ("optimizer", "momentum", "beta1", "beta2", "adam_eps", "weight_decay", "decay", "clip_norm")
     return TrainConfig(**{name: getattr(train, name) for name in kept})
 
 

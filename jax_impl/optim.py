@@ -1,6 +1,10 @@
-"""AdamW with decoupled weight decay, and clipping by the global norm."""
+"""AdamW with decoupled weight decay, Muon for matrices, and clipping by the global norm."""
+
+import math
 
 import jax.numpy as jnp
+
+QUINTIC, ROUNDS = (3.4445, -4.7750, 2.0315), 5  # Jordan et al. 2024: singular values of 0.02 and more end in 0.7 to 1.2
 
 
 def clip_by_global_norm(grads, limit):
@@ -35,6 +39,53 @@ def adamw(params, grads, slots, scalars, train, decays):
 OPTIMIZERS = {"plain": adamw}
 
 
-def empty_slots(params):
-    """Zero moving averages, `<name>.exp_avg` and `<name>.exp_avg_sq`, for every parameter."""
-    return {f"{name}.{slot}": jnp.zeros_like(p) for name, p in params.items() for slot in ("exp_avg", "exp_avg_sq")}
+def muon(params, grads, slots, scalars, train, decays):
+    """One step of matrices [..., out, in], each along its momentum made orthogonal, as long as steps of AdamW.
+
+    Returns (params, slots). Source: Jordan et al. 2024; Liu et al. 2025, section 2.2 (the length).
+    """
+    rate, new_params, new_slots = scalars[0], {}, {}
+    for name, p in params.items():
+        g, m = grads[name], slots[f"{name}.momentum"]
+        # [1] the moving average of the gradient, and a look ahead (Nesterov)
+        m = train.momentum * m + (1 - train.momentum) * g
+        ahead = train.momentum * m + (1 - train.momentum) * g
+        # [2] shrink, then move
+        kept = 1 - rate * train.weight_decay * decays[name]
+        new_params[name] = kept * p - rate * 0.2 * math.sqrt(max(p.shape[-2:])) * orthogonalised(ahead)
+        new_slots[f"{name}.momentum"] = m
+    return new_params, new_slots
+
+
+def orthogonalised(x):
+    """The matrices [..., out, in] with the same singular vectors and singular values near 1, by a quintic iteration
+    after Newton and Schulz. Source: Jordan et al. 2024."""
+    # [1] no more rows than columns, and no singular value above 1
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.swapaxes(-2, -1) if tall else x
+    x = x / jnp.maximum(jnp.sqrt(jnp.square(x).sum((-2, -1), keepdims=True)), 1e-7)
+    # [2] every singular value s becomes a s + b s^3 + c s^5
+    a, b, c = QUINTIC
+    for _ in range(ROUNDS):
+        square = x @ x.swapaxes(-2, -1)
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.swapaxes(-2, -1) if tall else x
+
+
+def update(params, grads, slots, scalars, train, decays):
+    """One step of all parameters: those with a momentum by Muon, the others by AdamW. Returns (params, slots)."""
+    # [1] matrices that have a momentum
+    turned = {name: p for name, p in params.items() if f"{name}.momentum" in slots}
+    turned, momenta = muon(turned, grads, slots, scalars, train, decays)
+    # [2] all others
+    others = {name: p for name, p in params.items() if name not in turned}
+    others, averages = adamw(others, grads, slots, scalars, train, decays)
+    return {name: turned[name] if name in turned else others[name] for name in params}, momenta | averages
+
+
+def empty_slots(params, turned=()):
+    """Zeros for what is remembered: `<name>.momentum` of those that Muon turns, `<name>.exp_avg` and
+    `<name>.exp_avg_sq` of all others."""
+    # [1] by the parameter's name
+    kinds = {name: ("momentum",) if name in turned else ("exp_avg", "exp_avg_sq") for name in params}
+    return {f"{name}.{slot}": jnp.zeros_like(p) for name, p in params.items() for slot in kinds[name]}

@@ -20,7 +20,7 @@ from . import generate, rng
 from .kv_cache import emptied
 from .layers import dropout
 from .models import MODELS
-from .optim import adamw, clip_by_global_norm
+from .optim import clip_by_global_norm, update
 from .sampling import sample
 from .stack import FOLDS
 from .train import loss_and_grads, train_step
@@ -120,7 +120,7 @@ class Programs:
 
     def _optimize(self, params, grads, slots, scalars, train):
         grads, norm = clip_by_global_norm(grads, train.clip_norm)
-        return *adamw(params, grads, slots, scalars, train, door.decays(self.config, train)), norm
+        return *update(params, grads, slots, scalars, train, door.decays(self.config, train)), norm
 
     def _dropout(self, x, rate, seed):
         return dropout(x, rate, self.address(seed, DROPOUT), 0)

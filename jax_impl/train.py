@@ -1,4 +1,4 @@
-"""One training step: gradients over micro-batches, clipping, AdamW."""
+"""One training step: gradients over micro-batches, clipping, the optimizer."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from common.backend import IGNORED
 from common.taps import NO_TAPS, Taps
 
 from . import rng
-from .optim import adamw, clip_by_global_norm
+from .optim import clip_by_global_norm, update
 
 TERMS = ("*.self_attn.index_loss", "*.mlp.balance")  # what indexers and mixtures of experts add to the loss
 
@@ -57,5 +57,5 @@ def train_step(rebuild, params, slots, inputs_ABT, targets_ABT, positions_1T, co
     # [2] clip
     grads, norm = clip_by_global_norm(grads, train.clip_norm)
     # [3] move
-    params, slots = adamw(params, grads, slots, scalars, train, decays)
+    params, slots = update(params, grads, slots, scalars, train, decays)
     return params, slots, loss, norm

@@ -119,7 +119,7 @@ class TorchModel(Accounts):
         self.decays = door.decays(self.config, train)
         params = dict(self.net.named_parameters())
         if slots is None:
-            self.slots = empty_slots(params)
+            self.slots = empty_slots(params, parameters.turned(self.config, train.optimizer))
         else:
             kind = dtype(self.execution.precision.param)
             self.slots = {name: _own(slots[name], kind, self.execution.device) for name in slots}

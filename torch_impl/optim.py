@@ -1,6 +1,10 @@
-"""AdamW with decoupled weight decay, and clipping by the global norm."""
+"""AdamW with decoupled weight decay, Muon for matrices, and clipping by the global norm."""
+
+import math
 
 import torch
+
+QUINTIC, ROUNDS = (3.4445, -4.7750, 2.0315), 5  # Jordan et al. 2024: singular values of 0.02 and more end in 0.7 to 1.2
 
 
 def clip_by_global_norm(grads, limit):
@@ -66,6 +70,52 @@ def _groups(params, grads, slots):
 OPTIMIZERS = {"plain": adamw, "fused": fused_adamw}
 
 
-def empty_slots(params):
-    """Zero moving averages, `<name>.exp_avg` and `<name>.exp_avg_sq`, for every parameter."""
-    return {f"{name}.{slot}": torch.zeros_like(p) for name, p in params.items() for slot in ("exp_avg", "exp_avg_sq")}
+def muon(params, grads, slots, scalars, train, decays):
+    """One step of matrices [..., out, in], each along its momentum made orthogonal, as long as steps of AdamW.
+
+    Changes params and slots in place and returns them. Source: Jordan et al. 2024; Liu et al. 2025, section 2.2 (the
+    length).
+    """
+    rate = scalars[0]
+    for name, p in params.items():
+        g, m = grads[name], slots[f"{name}.momentum"]
+        # [1] the moving average of the gradient, and a look ahead (Nesterov)
+        m.mul_(train.momentum).add_(g, alpha=1 - train.momentum)
+        ahead = train.momentum * m + (1 - train.momentum) * g
+        # [2] shrink, then move
+        kept = 1 - rate * train.weight_decay * decays[name]
+        p.mul_(kept).sub_(orthogonalised(ahead), alpha=rate * 0.2 * math.sqrt(max(p.shape[-2:])))
+    return params, slots
+
+
+def orthogonalised(x):
+    """The matrices [..., out, in] with the same singular vectors and singular values near 1, by a quintic iteration
+    after Newton and Schulz. Source: Jordan et al. 2024."""
+    # [1] no more rows than columns, and no singular value above 1
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / torch.clamp(torch.linalg.matrix_norm(x, keepdim=True), min=1e-7)
+    # [2] every singular value s becomes a s + b s^3 + c s^5
+    a, b, c = QUINTIC
+    for _ in range(ROUNDS):
+        square = x @ x.mT
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.mT if tall else x
+
+
+def update(params, grads, slots, scalars, train, decays, adam=adamw):
+    """One step of all parameters: those with a momentum by Muon, the others by AdamW. Returns (params, slots)."""
+    # [1] matrices that have a momentum
+    turned = {name: p for name, p in params.items() if f"{name}.momentum" in slots}
+    muon(turned, grads, slots, scalars, train, decays)
+    # [2] all others
+    adam({name: p for name, p in params.items() if name not in turned}, grads, slots, scalars, train, decays)
+    return params, slots
+
+
+def empty_slots(params, turned=()):
+    """Zeros for what is remembered: `<name>.momentum` of those that Muon turns, `<name>.exp_avg` and
+    `<name>.exp_avg_sq` of all others."""
+    # [1] by the parameter's name
+    kinds = {name: ("momentum",) if name in turned else ("exp_avg", "exp_avg_sq") for name in params}
+    return {f"{name}.{slot}": torch.zeros_like(p) for name, p in params.items() for slot in kinds[name]}

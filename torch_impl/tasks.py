@@ -16,7 +16,7 @@ from .attention import empty_cache
 from .generate import fill
 from .generate import go_on as continued
 from .layers import dropout
-from .optim import OPTIMIZERS, clip_by_global_norm
+from .optim import OPTIMIZERS, clip_by_global_norm, update
 from .sampling import sample
 from .train import loss_and_grads
 
@@ -84,16 +84,16 @@ def prefill(model, inputs, targets, sampling):
 
 
 def optimizer(model, inputs, targets, sampling):
-    """Clipping and one AdamW step with the gradients of a batch: {"grad_norm", "param/<parameter>"}."""
+    """Clipping and one step of the optimizer with the gradients of a batch: {"grad_norm", "param/<parameter>"}."""
     found = gradients(model, inputs, targets, sampling)()
     params = dict(model.net.named_parameters())
     grads = {name: found[f"grad/{name}"] for name in params}
-    update, scalars = OPTIMIZERS[model.execution.optimizer], model.train.adam_scalars(0)
+    adam, scalars = OPTIMIZERS[model.execution.optimizer], model.train.adam_scalars(0)
 
     def run():
         with torch.no_grad():
             clipped, norm = clip_by_global_norm(grads, model.train.clip_norm)
-            update(params, clipped, model.slots, scalars, model.train, model.decays)
+            update(params, clipped, model.slots, scalars, model.train, model.decays, adam)
         return {"grad_norm": norm, **{f"param/{name}": params[name] for name in SHOWN}, **_averages(model)}
 
     return run

@@ -1,4 +1,4 @@
-"""One training step: gradients over micro-batches, clipping, AdamW."""
+"""One training step: gradients over micro-batches, clipping, the optimizer."""
 
 import torch
 
@@ -6,7 +6,7 @@ from common.backend import IGNORED
 from common.taps import NO_TAPS, Taps
 
 from . import rng
-from .optim import adamw, clip_by_global_norm
+from .optim import adamw, clip_by_global_norm, update
 
 TERMS = ("*.self_attn.index_loss", "*.mlp.balance")  # what indexers and mixtures of experts add to the loss
 
@@ -45,7 +45,7 @@ def loss_and_grads(model, inputs_ABT, targets_ABT, positions_1T, count, step_key
 
 
 def train_step(
-    model, slots, inputs_ABT, targets_ABT, positions_1T, count, scalars, train, decays, step_key, update=adamw
+    model, slots, inputs_ABT, targets_ABT, positions_1T, count, scalars, train, decays, step_key, adam=adamw
 ):
     """One optimizer step, in place. Returns (slots, mean loss, gradient norm before clipping)."""
     # [1] gradients
@@ -54,5 +54,5 @@ def train_step(
         # [2] clip
         grads, norm = clip_by_global_norm(grads, train.clip_norm)
         # [3] move
-        _, slots = update(dict(model.named_parameters()), grads, slots, scalars, train, decays)
+        _, slots = update(dict(model.named_parameters()), grads, slots, scalars, train, decays, adam)
     return slots, loss, norm

@@ -4,6 +4,7 @@ Activations are in `activations.py`. Where `dtype` is a number format, it is tha
 is an execution's, `PRECISIONS` says what is kept in which format.
 """
 
+import math
 from collections.abc import Callable
 
 from common import params
@@ -26,9 +27,10 @@ def gradients(config: ModelConfig, dtype: str = "float32") -> int:
     return weights(config, dtype)
 
 
-def optimizer_slots(config: ModelConfig, dtype: str = "float32") -> int:
-    """Bytes of AdamW's two averages, in the parameters' format."""
-    return 2 * weights(config, dtype)
+def optimizer_slots(config: ModelConfig, dtype: str = "float32", optimizer: str = "adamw") -> int:
+    """Bytes of what the optimizer remembers, in the parameters' format: AdamW's two averages, or Muon's one of the
+    matrices that it moves."""
+    return sum(map(math.prod, params.slots(config, optimizer).values())) * ITEM_BYTES[dtype]
 
 
 def training(config: ModelConfig, dtype: str = "float32") -> int:

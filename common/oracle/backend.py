@@ -110,7 +110,8 @@ class OracleModel:
         self._check_size()
         self.train, self.step = train, step
         self.decays = door.decays(self.config, train)
-        self.slots = empty_slots(self.params) if slots is None else {k: np.asarray(slots[k]) for k in slots}
+        turned = parameters.turned(self.config, train.optimizer)
+        self.slots = empty_slots(self.params, turned) if slots is None else {k: np.asarray(slots[k]) for k in slots}
 
     def train_step(self, inputs, targets):
         inputs, targets, positions, count = door.step_inputs(inputs, targets, self.config)

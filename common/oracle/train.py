@@ -1,11 +1,11 @@
-"""One training step: gradients over micro-batches, clipping, AdamW."""
+"""One training step: gradients over micro-batches, clipping, the optimizer."""
 
 from common import rng
 from common.backend import IGNORED
 from common.taps import NO_TAPS, Taps
 
 from .gradient import gradient
-from .optim import adamw, clip_by_global_norm
+from .optim import clip_by_global_norm, update
 
 TERMS = ("*.self_attn.index_loss", "*.mlp.balance")  # what indexers and mixtures of experts add to the loss
 
@@ -54,5 +54,5 @@ def train_step(rebuild, params, slots, inputs_ABT, targets_ABT, positions_1T, co
     # [2] clip
     grads, norm = clip_by_global_norm(grads, train.clip_norm)
     # [3] move
-    params, slots = adamw(params, grads, slots, scalars, train, decays)
+    params, slots = update(params, grads, slots, scalars, train, decays)
     return params, slots, loss, norm

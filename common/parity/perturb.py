@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import common.config as tables
-from common import variants
+from common import config as models
+from common import training, variants
 from common.errors import UserError
 
 FACTOR = 4.0  # floats are scaled by this, far enough that an epsilon shows in the outputs
@@ -62,10 +62,10 @@ def candidates(config: Any, name: str) -> Iterator[Any]:
 
 
 def enumerations() -> list[tuple[str, ...]]:
-    """The tables of names in `common.config` and `common.variants`: DTYPES, ACTIVATIONS, SCALINGS, …"""
+    """The tables of names in `common.config`, `training` and `variants`: DTYPES, ACTIVATIONS, SCALINGS, …"""
     found = [
         value
-        for module in (tables, *variants.modules())
+        for module in (models, training, *variants.modules())
         for name, value in vars(module).items()
         if name.isupper() and isinstance(value, tuple)
     ]

@@ -20,6 +20,7 @@ from common.variants.rotary import SCALINGS
 ORACLE = "numpy"
 TRAINED = GPTConfig(5, 4, 4, 1, 2, ff_dim=4, qkv_bias=False, dropout_embed=0.2)  # the oracle differentiates 144 numbers
 TRAIN = TrainConfig(
+    optimizer="muon",
     steps=6,
     warmup_steps=2,
     learning_rate=2e-2,

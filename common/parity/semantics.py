@@ -56,7 +56,8 @@ def declared(trial: Trial) -> set[tuple[str, str]]:
     names += [f"cache/{name}" for name in trial.truth.model.cache_contents(trial.truth.model.new_cache(1, 1))]
     names += ["train/losses", "train/norms", "train/oracle"]
     names += [f"train/weight/{name}" for name in live]
-    names += [f"train/slot/{name}.{slot}" for name in live for slot in ("exp_avg", "exp_avg_sq")]
+    slots = params.slots(trial.case.config, trial.case.optimizer)
+    names += [f"train/slot/{slot}" for slot in slots if slot.rpartition(".")[0] in live]
     return {(name, TIER) for name in names} | stored
 
 

@@ -1,4 +1,4 @@
-"""A hundred optimizer steps in float64: the oracle's clipping and AdamW, on gradients that a complex step certifies.
+"""A hundred optimizer steps in float64: the oracle's own, on gradients that a complex step certifies.
 
 The oracle could differentiate number by number, but not a hundred times a model of any size. So it borrows the gradient
 at its own parameters from a guide (one of the backends), and certifies it at every step along a random direction with
@@ -16,7 +16,7 @@ from common.backend import IGNORED
 from common.cases import CASES, Case
 from common.config import Execution, TrainConfig
 from common.oracle.gradient import slope
-from common.oracle.optim import adamw, clip_by_global_norm, empty_slots
+from common.oracle.optim import clip_by_global_norm, empty_slots, update
 
 STEPS = 100
 MICRO_BATCHES = 2
@@ -65,7 +65,8 @@ def course(name: str, guide: str) -> Course:
     settings, execution = recipe(case), Execution(dtype="float64")
     oracle = door.load("numpy").build(case.config, case.weights(), execution)
     weights, decays = oracle.weights(), door.decays(case.config, settings)
-    slots, losses, norms, gaps = empty_slots(weights), [], [], []
+    slots = empty_slots(weights, params.turned(case.config, settings.optimizer))
+    losses, norms, gaps = [], [], []
     for step in range(STEPS):
         inputs, targets = batch(case, step)
         dropout = (settings.seed, step)
@@ -73,7 +74,7 @@ def course(name: str, guide: str) -> Course:
         losses.append(float(oracle.loss_of(weights, inputs, targets, dropout)))
         gaps.append(_gap(oracle, weights, grads, inputs, targets, dropout, step))
         grads, norm = clip_by_global_norm({n: g.astype(np.float64) for n, g in grads.items()}, settings.clip_norm)
-        weights, slots = adamw(weights, grads, slots, settings.adam_scalars(step), settings, decays)
+        weights, slots = update(weights, grads, slots, settings.adam_scalars(step), settings, decays)
         norms.append(float(norm))
     return Course(np.array(losses), np.array(norms), weights, slots, np.array(gaps))
 

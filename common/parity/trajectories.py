@@ -225,7 +225,7 @@ def _switched(trial: Trial, names: list[str], length: int, coin: int | None = No
 
 
 def _through_file(folder: Path, trial: Trial, weights: State, slots: State) -> tuple[State, State]:
-    save_checkpoint(folder, trial.case.config, weights, slots)
+    save_checkpoint(folder, trial.case.config, weights, slots, {"train": trial.case.train.to_dict()})
     found = load_checkpoint(folder)
     return {n: found.weights[n] for n in weights}, {n: found.slots[n] for n in slots}
 

@@ -19,13 +19,12 @@ from common.weights.stored import Stored, StoredWeights, stored
 
 FORMAT, VERSION = "parallax", 1
 CONFIG, OPTIMIZER, TRAINING = "config.json", "optimizer.safetensors", "training.json"
-SLOTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model at rest. `slots` maps `<parameter>.exp_avg` and `<parameter>.exp_avg_sq` to arrays; `training` is the
-    caller's own record (step, TrainConfig, state of the data)."""
+    """A model at rest. `slots` are those of its optimizer (`params.slots`); `training` is the caller's own record
+    (step, TrainConfig, state of the data)."""
 
     config: ModelConfig
     weights: Mapping[str, np.ndarray]
@@ -33,8 +32,11 @@ class Checkpoint:
     training: dict[str, Any] | None = None
 
 
-def _check_slots(config: ModelConfig, tensors: Mapping[str, Stored], where: object) -> None:
-    want = {f"{name}.{slot}": p.shape for name, p in params.table(config).items() for slot in SLOTS}
+def _check_slots(
+    config: ModelConfig, tensors: Mapping[str, Stored], where: object, training: Mapping[str, Any] | None
+) -> None:
+    train = (training or {}).get("train")
+    want = params.slots(config, train.get("optimizer", "adamw") if isinstance(train, dict) else "adamw")
     faults = [f"{name} is missing" for name in want if name not in tensors]
     faults += [f"{name} is not part of it" for name in tensors if name not in want]
     faults += [
@@ -58,7 +60,7 @@ def save_checkpoint(
     tensors = gpt2_names.from_canonical(gpt2_names.CANONICAL, config, weights)
     moments = None if slots is None else stored(slots)
     if moments is not None:
-        _check_slots(config, moments, "The optimizer state to be written")
+        _check_slots(config, moments, "The optimizer state to be written", training)
     try:
         record = None if training is None else dumps(dict(training))
     except (TypeError, ValueError, RecursionError) as error:
@@ -96,9 +98,9 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
     tensors = safetensors_io.open_folder(folder)
     weights = gpt2_names.to_canonical(gpt2_names.CANONICAL, config, tensors, folder)
     slots = None
+    training = read_json(folder / TRAINING, "training record") if (folder / TRAINING).exists() else None
     if (folder / OPTIMIZER).exists():
         moments = safetensors_io.open_file(folder / OPTIMIZER)
-        _check_slots(config, moments, folder / OPTIMIZER)
+        _check_slots(config, moments, folder / OPTIMIZER, training)
         slots = StoredWeights(moments)
-    training = read_json(folder / TRAINING, "training record") if (folder / TRAINING).exists() else None
     return Checkpoint(config, weights, slots, training)

@@ -35,6 +35,9 @@ def test_parameters_gradients_and_averages(wing, dtype):
     found = [sum(array.nbytes for array in arrays.values()) for arrays in held]
     assert found == [rule(TIED, kept) for rule in (memory.weights, memory.gradients, memory.optimizer_slots)]
     assert sum(found) == memory.training(TIED, kept) == params.count(TIED) * {"float64": 32}.get(dtype, 16)
+    model.start_training(TrainConfig(optimizer="muon"))
+    muon = sum(array.nbytes for array in model.optimizer_slots().values())
+    assert muon == memory.optimizer_slots(TIED, kept, "muon") < memory.optimizer_slots(TIED, kept)
 
 
 def served(wing, model):

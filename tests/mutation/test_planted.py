@@ -60,7 +60,7 @@ def test_refusals_keep_their_identity():
         model = backend.build(CASE.config, CASE.weights(), Execution(dtype="float64"))
         with pytest.raises(UserError, match="outside the vocabulary"):
             model.forward(np.array([[10_000]]))
-    with planted.world("common", Place("config.py", "math.pi * done", "math.pi + done")) as world:
+    with planted.world("common", Place("training.py", "math.pi * done", "math.pi + done")) as world:
         assert world.module("common.errors") is common.errors
         with pytest.raises(UserError, match="allowed is"):
             world.module("common.config").TrainConfig(steps=-1)
@@ -79,7 +79,7 @@ def test_an_oracle_that_errs_is_what_the_claims_see():
 
 def test_a_bug_in_common_is_everywhere():
     with planted.world(
-        "common", Place("config.py", "return self.learning_rate", "return 2 * self.learning_rate")
+        "common", Place("training.py", "return self.learning_rate", "return 2 * self.learning_rate")
     ) as world:
         config = world.module("common.config").TrainConfig(schedule="constant", learning_rate=1.0)
         assert config.rate(3) == 2.0

@@ -112,7 +112,7 @@ ONE_SIDED_NAMES = {
 }
 FORCED = {  # arguments that one framework needs and another does not
     "self", "execution", "precision", "reduce", "device", "params", "programs", "model", "rebuild", "block", "dtype",
-    "decoder", "update", "several",
+    "decoder", "adam", "several",
 }  # fmt: skip
 
 
