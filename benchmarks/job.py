@@ -21,7 +21,7 @@ from benchmarks.harness.record import RAW, Line, Record, now, of, read
 from benchmarks.harness.worker import Worker, WorkerFault, environment, usable_cores
 from benchmarks.room import check_memory, need, processes, room
 from benchmarks.suites import DEFAULT, SUITES, Scope
-from common import allocator, files
+from common import allocator, files, gpu
 from common.accounting import counters, peaks
 from common.config import PRESETS
 from common.errors import UserError, unknown
@@ -170,10 +170,10 @@ def _device(name: str, threads: int) -> dict[str, str]:
     if kind == "cpu":
         title = machine.cpu_model()
         return {"kind": kind, "name": title, "slug": _slug(f"cpu {title} {threads} threads")}
-    found = machine.gpus()
+    found = gpu.gpus()
     index = int(name.partition(":")[2] or 0) if name.partition(":")[2].isdigit() or ":" not in name else len(found)
     if index >= len(found):
-        there = ", ".join(gpu["name"] for gpu in found) or "none"
+        there = ", ".join(one["name"] for one in found) or "none"
         raise UserError(f"There is no GPU {name!r} here (GPUs that the driver lists: {there}); use --device cpu.")
     return {"kind": kind, "name": found[index]["name"], "slug": _slug(found[index]["name"])}
 
@@ -375,9 +375,9 @@ def _peaks(work: Work, record: Record) -> None:
 def _known(work: Work, record: Record) -> None:
     """The data sheet's peaks; that there is no GPU."""
     sheet = peaks.peak(work.device["name"])
-    if sheet is not None and not machine.sliced():  # a slice has the name of the whole
+    if sheet is not None and not gpu.sliced():  # a slice has the name of the whole
         record.add(
             "peak", what="sheet", value={"name": work.device["name"], **sheet.flops, "bandwidth": sheet.bandwidth}
         )
-    if work.device["kind"] == "cpu" and not machine.gpus():
+    if work.device["kind"] == "cpu" and not gpu.gpus():
         record.add("skipped", what="GPU", reason="this machine has none")

@@ -7,6 +7,7 @@ import psutil
 
 from benchmarks.harness import machine
 from benchmarks.harness.cells import DECODING, FRESH, Cell
+from common import gpu
 from common.accounting import activations, memory
 from common.errors import UserError
 
@@ -51,7 +52,7 @@ def room(device: str) -> dict[str, int | None]:
     """Free bytes of the host, of a container that has a limit, and of a GPU as far as its driver tells."""
     places = {"": psutil.virtual_memory().available, " in this container": machine.free_container_bytes()}
     if device != "cpu":
-        places[f" on {device}"] = machine.free_gpu_bytes(int(device.partition(":")[2] or 0))
+        places[f" on {device}"] = gpu.free_gpu_bytes(int(device.partition(":")[2] or 0))
     return places
 
 

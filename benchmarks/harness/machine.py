@@ -2,7 +2,6 @@
 
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Mapping
 from importlib import metadata
@@ -12,6 +11,7 @@ from typing import Any
 import psutil
 
 from benchmarks.harness.worker import usable_cores
+from common.gpu import gpus, run
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
@@ -79,7 +79,7 @@ def cpu_model() -> str:
         if line.lower().startswith("model name"):
             return line.partition(":")[2].strip()
     if sys.platform == "darwin":
-        return _run("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
+        return run("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
     return platform.processor() or platform.machine()
 
 
@@ -99,28 +99,10 @@ def commit() -> dict[str, Any] | None:
     """{id, changed} of the repository this code lies in; None outside one."""
     if not (ROOT / ".git").exists():
         return None
-    found = _run("git", "-C", str(ROOT), "rev-parse", "HEAD")
+    found = run("git", "-C", str(ROOT), "rev-parse", "HEAD")
     if not found:
         return None
-    return {"id": found, "changed": bool(_run("git", "-C", str(ROOT), "status", "--porcelain", "-uno"))}
-
-
-def gpus() -> list[dict[str, str]]:
-    """Name, driver and memory of the NVIDIA GPUs that processes see; empty where there is none."""
-    return _asked(name="name", driver="driver_version", memory="memory.total", power_limit="power.limit",
-                  mig="mig.mode.current")  # fmt: skip
-
-
-def sliced() -> bool:
-    """Whether a GPU is cut into slices (MIG), each of which the driver gives the name of the whole."""
-    return any(gpu.get("mig") == "Enabled" for gpu in gpus())
-
-
-def free_gpu_bytes(index: int) -> int | None:
-    """Memory of a GPU that nobody has taken now; None where the driver does not tell."""
-    told = [gpu["free"] for gpu in _asked(free="memory.free")][index : index + 1]
-    number, _, unit = (told[0] if told else "").partition(" ")
-    return int(number) << 20 if number.isdigit() and unit == "MiB" else None
+    return {"id": found, "changed": bool(run("git", "-C", str(ROOT), "status", "--porcelain", "-uno"))}
 
 
 def free_container_bytes(root: str = "/sys/fs/cgroup") -> int | None:
@@ -138,41 +120,8 @@ def free_container_bytes(root: str = "/sys/fs/cgroup") -> int | None:
     return min(found, default=None)
 
 
-def _asked(**fields: str) -> list[dict[str, str]]:
-    """What nvidia-smi says of every GPU, by our names for its fields."""
-    asked = {"index": "index", "uuid": "uuid", **fields}
-    found = _run("nvidia-smi", f"--query-gpu={','.join(asked.values())}", "--format=csv,noheader")
-    lines = [dict(zip(asked, map(str.strip, line.split(",")), strict=False)) for line in (found or "").splitlines()]
-    return [{name: gpu[name] for name in fields if name in gpu} for gpu in visible(lines)]
-
-
-def visible(gpus: list[dict[str, str]], env: Mapping[str, str] = os.environ) -> list[dict[str, str]]:
-    """Of GPUs with "index" and "uuid" those that CUDA shows to processes, in the order of CUDA_VISIBLE_DEVICES (numbers
-    are the driver's, as with CUDA_DEVICE_ORDER=PCI_BUS_ID); the first name that is none ends the list, as CUDA has it.
-    Slices, which the driver does not list, leave it as it is."""
-    names = [name.strip() for name in env.get("CUDA_VISIBLE_DEVICES", "MIG-").split(",")]
-    if any(name.startswith("MIG-") for name in names):
-        return gpus
-    found = []
-    for name in names:
-        known = (gpu for gpu in gpus if name and (gpu.get("index") == name or gpu.get("uuid", "").startswith(name)))
-        own = next(known, None)
-        if own is None:
-            break
-        found.append(own)
-    return found
-
-
 def _read(path: str) -> str | None:
     try:
         return Path(path).read_text().strip()
     except OSError:
         return None
-
-
-def _run(*command: str) -> str | None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -242,7 +242,7 @@ def test_what_there_is_no_time_for_is_listed_and_the_rest_is_kept(tmp_path, monk
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_begins(tmp_path, asked, words, monkeypatch):
-    monkeypatch.setattr(job.machine, "gpus", list)
+    monkeypatch.setattr(job.gpu, "gpus", list)
     with pytest.raises(UserError) as refused:
         job.prepare(job.Settings(out=tmp_path, **{"quick": True, **asked}))
     assert any(word in str(refused.value) for word in words.split("|"))

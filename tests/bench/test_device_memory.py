@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import job, room
 from benchmarks.harness import machine
+from common import gpu
 from common.errors import UserError
 
 TWO = (
@@ -15,13 +16,13 @@ TWO = (
 
 
 def driver(*gpus):
-    """`machine._run` where nvidia-smi lists these."""
+    """`gpu.run` where nvidia-smi lists these."""
 
     def run(*command):
         if command[0] != "nvidia-smi":
             return None
         (query,) = (word.partition("=")[2] for word in command if word.startswith("--query-gpu="))
-        return "\n".join(", ".join(gpu.get(field, "[N/A]") for field in query.split(",")) for gpu in gpus) or None
+        return "\n".join(", ".join(one.get(field, "[N/A]") for field in query.split(",")) for one in gpus) or None
 
     return run
 
@@ -31,13 +32,13 @@ def driver(*gpus):
     [(TWO, 0, 143000 << 20), (TWO, 1, 900 << 20), (TWO, 2, None), ((), 0, None), (({"name": "MIG"},), 0, None)],
 )
 def test_free_memory_of_a_gpu_is_what_the_driver_says(gpus, index, free, monkeypatch):
-    monkeypatch.setattr(machine, "_run", driver(*gpus))
-    assert machine.free_gpu_bytes(index) == free
+    monkeypatch.setattr(gpu, "run", driver(*gpus))
+    assert gpu.free_gpu_bytes(index) == free
 
 
 def test_the_machine_tells_of_its_gpus_what_does_not_change(monkeypatch):
-    monkeypatch.setattr(machine, "_run", driver(*TWO))
-    first, second = machine.gpus()
+    monkeypatch.setattr(gpu, "run", driver(*TWO))
+    first, second = gpu.gpus()
     assert first == second
     assert first["memory"] == "143771 MiB"
     assert list(first) == ["name", "driver", "memory", "power_limit", "mig"]
@@ -48,7 +49,7 @@ def prepared(folder, device):
 
 
 def test_too_little_memory_on_the_device_is_refused_with_the_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "_run", driver(*TWO))
+    monkeypatch.setattr(gpu, "run", driver(*TWO))
     monkeypatch.setattr(room.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 40))
     assert prepared(tmp_path, "cuda").device["slug"] == "nvidia-h200"
     words = r"needs about \d+ GB for its \d+ contenders at once, and 1 GB are free on cuda:1"
@@ -57,7 +58,7 @@ def test_too_little_memory_on_the_device_is_refused_with_the_numbers(tmp_path, m
 
 
 def test_a_driver_that_does_not_tell_refuses_nothing_and_the_host_still_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "_run", driver({"name": "NVIDIA H200"}))
+    monkeypatch.setattr(gpu, "run", driver({"name": "NVIDIA H200"}))
     monkeypatch.setattr(room.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 40))
     assert prepared(tmp_path, "cuda").cells
     monkeypatch.setattr(room.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 28))
@@ -80,7 +81,7 @@ def test_gpus_are_those_that_processes_see_in_their_order(shown, names):
     """By number or by the beginning of their UUID; the first that is none ends the list."""
     gpus = [{"index": str(number), "uuid": f"GPU-{number + 1}", "name": name} for number, name in enumerate("abc")]
     env = {} if shown is None else {"CUDA_VISIBLE_DEVICES": shown}
-    assert [gpu["name"] for gpu in machine.visible(gpus, env)] == names
+    assert [one["name"] for one in gpu.visible(gpus, env)] == names
 
 
 def test_secrets_among_the_variables_are_not_told():
