@@ -15,6 +15,8 @@ ORDER = (
     "report",
     "diverge",
     "train",
+    "curves",
+    "search",
     "generate",
     "convert",
     "inspect",

@@ -1,6 +1,7 @@
 """Writing so that nothing existing is lost or half-written: everything goes beside its place and is renamed."""
 
 import contextlib
+import ctypes
 import os
 import shutil
 import tempfile
@@ -65,9 +66,13 @@ def replacing_folder(target: Path | str) -> Iterator[Path]:
 
 
 def take_place(temporary: Path, target: Path) -> None:
-    """Rename a finished folder to `target`; an older one there goes last, and comes back if the renaming fails."""
+    """Rename a finished folder to `target`; an older one there goes last, and comes back if the renaming fails. On
+    Linux there is a whole folder of that name at any moment."""
     if not target.exists():
         os.rename(temporary, target)
+        return
+    if _exchanged(temporary, target):
+        shutil.rmtree(temporary, ignore_errors=True)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
     try:
@@ -82,6 +87,16 @@ def take_place(temporary: Path, target: Path) -> None:
         old.rmdir()
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether the system could let two names change places, which happens at once (renameat2 of Linux)."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def output_folder(path: Path | str) -> Path:

@@ -1,11 +1,17 @@
 """A training run behind the door: data, steps, evaluation, log, checkpoints; the same code drives either wing.
 
-A run lives in a folder: `checkpoint/` (a Parallax checkpoint with optimizer and data state) and `log.jsonl` (a line a
-step). Any backend can take up what any other has left.
+A run lives in a folder: `checkpoint/` (a Parallax checkpoint with optimizer and data state), older ones in
+`checkpoints/step-…/` and the best in `best/` if they are kept, and `log.jsonl` (a line a step). Any backend can take up
+what any other has left.
 """
 
+import contextlib
 import json
-from collections.abc import Iterator
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +19,19 @@ from typing import Any
 import numpy as np
 
 from common import backend as door
-from common.config import ModelConfig, TrainConfig
+from common.config import ModelConfig, SamplingConfig, TrainConfig
 from common.data import tokens
 from common.data.corpora import Corpus, corpus, split
 from common.data.windows import Batches, Windows
 from common.errors import UserError
-from common.files import output_folder, write_text
+from common.files import output_folder, replacing_folder, write_text
 from common.weights import formats
 from common.weights.checkpoint import load_checkpoint, save_checkpoint
 
-CHECKPOINT, LOG = "checkpoint", "log.jsonl"
+CHECKPOINT, OLDER, BEST, LOG, LOCK = "checkpoint", "checkpoints", "best", "log.jsonl", ".lock"
 HELD_OUT = 0.1
 EVALUATED = 8  # windows of held-out text per evaluation
+PROMPT = 16  # tokens of held-out text that a sample goes on from
 
 
 @dataclass
@@ -61,12 +68,13 @@ def held_out_loss(model: door.Model, windows: Windows, count: int = EVALUATED) -
 
 @dataclass
 class Step:
-    """One line of the log."""
+    """One line of the log; `seconds` are those of the step itself, without evaluation."""
 
     step: int
     loss: float
     grad_norm: float
     rate: float
+    seconds: float
     held_out: float | None = None
 
     @property
@@ -84,7 +92,9 @@ def train(
     """Train from step `start` up to `until`; the model has been told with `start_training`."""
     for index in range(start, until):
         inputs, targets = next(data.batches)
+        begun = time.perf_counter()
         result = model.train_step(inputs, targets)
+        seconds = time.perf_counter() - begun
         for what, number in (("loss", result.loss), ("gradient norm", result.grad_norm)):
             if not np.isfinite(number):
                 windows = ", ".join(map(str, data.batches.latest.ravel().tolist()))
@@ -92,7 +102,16 @@ def train(
                 raise UserError(f"{told}; lower the learning rate, clip more, or look at this text.")
         due = (index + 1) % eval_every == 0 or index + 1 == until
         held_out = held_out_loss(model, data.held_out) if due else None
-        yield Step(index, result.loss, result.grad_norm, settings.rate(index), held_out)
+        yield Step(index, result.loss, result.grad_norm, settings.rate(index), seconds, held_out)
+
+
+def sample(model: door.Model, tokenizer, data: Data, prompt: str | None, count: int, seed: int) -> str:
+    """`count` tokens that go on from a prompt, or from the start of the held-out text, drawn with `seed`."""
+    ids = tokenizer.encode(prompt) if prompt else data.held_out.gather(np.arange(1))[0][0, :PROMPT]
+    ids = np.asarray(ids)[-model.config.context_length + 1 :]
+    drawn = SamplingConfig(count, temperature=0.8, top_k=40, seed=seed, overflow="crop")
+    (row,) = model.generate([ids.tolist()], drawn)
+    return tokenizer.decode(np.asarray(row))
 
 
 def check_folder(path: Path) -> None:
@@ -102,16 +121,58 @@ def check_folder(path: Path) -> None:
 
 
 class RunFolder:
-    """Where a run keeps its checkpoint and its log."""
+    """Where a run keeps its newest checkpoint, `keep` - 1 older ones, the best if wanted, and its log."""
 
-    def __init__(self, path: Path):
-        self.path = output_folder(path)
-        self.checkpoint, self.log_path = self.path / CHECKPOINT, self.path / LOG
+    def __init__(self, path: Path, keep: int = 1, keep_best: bool = False):
+        self.path, self.keep, self.keep_best = output_folder(path), keep, keep_best
+        self.checkpoint, self.older, self.best = self.path / CHECKPOINT, self.path / OLDER, self.path / BEST
+        self.log_path = self.path / LOG
 
-    def save(self, model: door.Model, record: dict[str, Any], log: list[dict]) -> None:
-        """Write checkpoint and log, each all or nothing."""
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder against other processes; one that is killed holds nothing."""
+        try:
+            import fcntl
+        except ImportError:  # no such locks on this system
+            yield
+            return
+        with (self.path / LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(
+                    f"Another process is training in {self.path}; wait for it, or choose another --out."
+                ) from error
+            yield
+
+    def save(self, model: door.Model, record: dict[str, Any], log: list[dict], best: bool = False) -> None:
+        """Write checkpoint and log, each all or nothing; the checkpoint before stays where that many are kept, and
+        `best` says that this is the best one until now."""
+        if self.keep > 1 and self.checkpoint.is_dir():
+            _link(self.checkpoint, self.older / f"step-{load_checkpoint(self.checkpoint).training['step']:08d}")
         save_checkpoint(self.checkpoint, model.config, model.weights(), model.optimizer_slots(), record)
         write_text(self.log_path, "".join(json.dumps(line) + "\n" for line in log))
+        if best and self.keep_best:
+            _link(self.checkpoint, self.best)
+        if self.keep > 1:
+            for old in sorted(self.older.glob("step-*"))[: -(self.keep - 1)]:
+                shutil.rmtree(old)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for the files of a checkpoint, which are never written to; copies where there are no links."""
+    target.parent.mkdir(exist_ok=True)
+    with replacing_folder(target) as temporary:
+        for file in source.iterdir():
+            try:
+                os.link(file, temporary / file.name)
+            except OSError:
+                shutil.copy2(file, temporary / file.name)
+
+
+def lowest(log: Sequence[dict]) -> float:
+    """The lowest held-out loss of a log's lines; infinite if there is none."""
+    return min((line["held_out"] for line in log if line.get("held_out") is not None), default=math.inf)
 
 
 @dataclass
@@ -140,14 +201,14 @@ def resume(folder: Path) -> Start:
     wrong = [key for key, kind in RECORD.items() if not isinstance(found.training.get(key), kind)]
     if wrong or found.training["step"] < 0:
         raise UserError(f"The training record in {inner} is damaged: see {', '.join(wrong) or 'step'}.")
-    log = _read_log(folder / LOG, found.training["step"]) if (folder / LOG).is_file() else ()
+    log = read_log(folder / LOG, found.training["step"]) if (folder / LOG).is_file() else ()
     return Start(found.config, found.weights, found.slots, found.training, log)
 
 
 RECORD = {"step": int, "train": dict, "data": dict, "source": str, "tokenizer": str, "length": int}
 
 
-def _read_log(path: Path, until: int) -> tuple[dict, ...]:
+def read_log(path: Path, until: float = math.inf) -> tuple[dict, ...]:
     """The lines of the steps before `until`; a damaged line is named."""
     entries = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):

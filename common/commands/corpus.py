@@ -7,12 +7,19 @@ import typer
 
 from common.commands import options
 
-ACTIONS = ("prepare", "tokens")
+ACTIONS = ("prepare", "tokens", "windows")
 
 
 def corpus(
-    action: Annotated[str, typer.Argument(help="prepare (Gutenberg's books into shards), or tokens (a token file).")],
-    source: Annotated[Path, typer.Argument(help="Folder of text files; tokens: a text file, or shards, too.")],
+    action: Annotated[
+        str,
+        typer.Argument(
+            help="prepare (Gutenberg's books into shards), tokens (a token file), or windows (how training cuts them)."
+        ),
+    ],
+    source: Annotated[
+        Path | None, typer.Argument(help="Folder of text files; tokens: a text file, or shards, too; windows: none.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the result (default: out/shards, out/tokens).")] = None,
     language: Annotated[
         list[str] | None, typer.Option(help="prepare: a language to keep (may be given again; default: English).")
@@ -22,12 +29,24 @@ def corpus(
     tokenizer: options.TokenizerName = None,
     vocab: options.Vocab = None,
     processes: Annotated[int | None, typer.Option(help="tokens: so many encode (default: one for each core).")] = None,
+    count: Annotated[int, typer.Option(help="windows: of the numbers 0, 1, 2, … so many.")] = 17,
+    length: Annotated[int, typer.Option(help="windows: numbers in a window.")] = 4,
+    stride: Annotated[int | None, typer.Option(help="windows: from one to the next (default: the length).")] = None,
+    batch_size: Annotated[int, typer.Option(help="windows: windows in a batch.")] = 2,
+    seed: Annotated[int, typer.Option(help="windows: seed of their order.")] = 0,
 ) -> None:
     """Make a corpus ready for training: books without their licence in shards, or a token file larger than memory."""
     from common.errors import UserError, unknown
 
     if action not in ACTIONS:
         raise unknown("action", action, ACTIONS)
+    if action == "windows":
+        if source is not None:
+            raise UserError(f"windows shows the numbers 0, 1, 2, …; leave out {source}.")
+        _windows(count, length, stride, batch_size, seed)
+        return
+    if source is None:
+        raise UserError(f"{action} needs a source; give a folder of text files.")
     if not source.exists():
         raise UserError(f"There is nothing at {source}; give a folder of text files.")
     if action == "prepare":
@@ -67,3 +86,27 @@ def _tokens(source: Path, out: Path, name: str, vocab: Path | None, processes: i
     head = made.head
     print(f"{head['tokens']:,} tokens of {head['documents']:,} documents in {out}.")
     print(f"Use it: parallax train --data {out}")
+
+
+def _windows(count: int, length: int, stride: int | None, batch_size: int, seed: int) -> None:
+    """Windows of the numbers 0, 1, 2, …, and the batches of two epochs. Source: Raschka, section 2.6 and its bonus."""
+    import numpy as np
+
+    from common.data.windows import Batches, Windows
+
+    windows = Windows(np.arange(max(0, count)), length, stride)
+    width = len(str(count))
+
+    def row(numbers: np.ndarray) -> str:
+        return " ".join(f"{number:>{width}}" for number in numbers)
+
+    print(f"{len(windows)} windows of {windows.length}, one every {windows.stride}: inputs, and targets one further on")
+    for number, (inputs, targets) in enumerate(windows):
+        print(f"{number:>4}  {row(inputs)}  ->  {row(targets)}")
+    batches = Batches(windows, batch_size, seed=seed)
+    for epoch in range(2):
+        print(f"epoch {epoch} in the order of seed {seed}; windows that fill no batch are left out")
+        for _ in range(len(windows) // batch_size):
+            (inputs,), (targets,) = next(batches)
+            shown = (f"{n}: {row(i)} -> {row(t)}" for n, i, t in zip(batches.latest[0], inputs, targets, strict=True))
+            print("      " + "  |  ".join(shown))

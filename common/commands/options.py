@@ -145,6 +145,27 @@ class Patience:
         show("Stopping after this step; press Ctrl-C again to stop at once and lose it.")
 
 
+@contextlib.contextmanager
+def tensorboard(folder: Path) -> Iterator[Callable[[int, dict], None]]:
+    """A function of (step, line of the log) that writes its numbers, and samples, where TensorBoard reads them."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UserError("--tensorboard needs the package tensorboardX; install parallax[tensorboard].") from error
+    writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(step: int, line: dict) -> None:
+        for name, value in line.items():
+            if isinstance(value, float):
+                writer.add_scalar(name, value, step)
+        if "sample" in line:
+            writer.add_text("sample", line["sample"], step)
+        writer.flush()
+
+    with contextlib.closing(writer):
+        yield write
+
+
 def show(*parts: object) -> None:
     """A line for people: on stderr, so that what a command produces can be piped."""
     import sys

@@ -232,7 +232,7 @@ def test_a_full_disk_keeps_the_checkpoint_that_was_there(call, tmp_path, weights
     assert code == 2
     assert "No space left on device" in err
     assert {path.name: path.read_bytes() for path in (run / "checkpoint").iterdir()} == before
-    assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
+    assert [path.name for path in run.iterdir() if path.name.startswith(".")] == [".lock"]
 
 
 def test_a_second_run_in_the_same_folder_is_refused(call, tmp_path, weights, text):

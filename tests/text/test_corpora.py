@@ -122,3 +122,20 @@ def test_split_share(share):
 def test_split_without_a_part():
     with pytest.raises(UserError, match="one part would be empty"):
         split("a", 0.5)
+
+
+def test_windows_are_shown_on_whole_numbers(call):
+    code, out, _ = call("corpus", "windows", "--count", 11, "--length", 4, "--stride", 2)
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].startswith("4 windows of 4, one every 2")
+    assert lines[2].split() == ["1", *"2345", "->", *"3456"]
+    shown = [line for line in lines if "|" in line]
+    first, second = (
+        [int(part.split(":")[0]) for line in some for part in line.split("|")] for some in (shown[:2], shown[2:])
+    )
+    assert sorted(first) == sorted(second) == [0, 1, 2, 3]
+    assert call("corpus", "windows", "--count", 4)[0] == 2
+    code, _, err = call("corpus", "windows", "book.txt")
+    assert (code, err.count("\n")) == (2, 1)
+    assert call("corpus", "tokens")[0] == 2

@@ -1,0 +1,74 @@
+"""Settings of a command in a TOML file: its keys are the command's long options; the command line goes before it."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from common.errors import UserError, unknown
+
+FILE = "settings.toml"
+NONE_OF_THESE = ("settings_file", "resume", "help")  # they say where settings are
+FROM_FILE = "DEFAULT_MAP"
+
+
+def of_file(context: typer.Context, path: Path | None) -> Path | None:
+    """Make what a file says the defaults of this call; for an option that is read before all others."""
+    if path is not None:
+        context.default_map = {**(context.default_map or {}), **read(context, path)}
+    return path
+
+
+def read(context: typer.Context, path: Path) -> dict[str, Any]:
+    """{parameter: value} of a file; unknown keys and values of another kind are refused in one sentence."""
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no TOML file: {error}.") from error
+    known = _options(context)
+    values = {}
+    for key, value in found.items():
+        name = key.replace("_", "-")
+        if name not in known:
+            raise unknown(f"setting in {path}", key, known)
+        one, several = known[name], isinstance(value, list)
+        is_flag = getattr(one, "is_flag", False)
+        if isinstance(value, dict) or several is not one.multiple or isinstance(value, bool) is not is_flag:
+            allowed = "a list" if one.multiple else "true or false" if is_flag else "a number or a text"
+            raise UserError(f"Setting {key!r} in {path} is {value!r}; allowed is {allowed}.")
+        values[one.name] = value
+    return values
+
+
+def text(context: typer.Context, **resolved: Any) -> str:
+    """All that this call was told or took for granted, as a file that says the same; `resolved` goes before it."""
+    own = {key: {**context.params, **resolved}[one.name] for key, one in _options(context).items()}
+    return "".join(f"{key} = {_plain(value)}\n" for key, value in own.items() if value not in (None, []))
+
+
+def _options(context: typer.Context) -> dict[str, Any]:
+    """The command's options that a file may set, by the names that they have on the command line."""
+    return {one.opts[0].lstrip("-"): one for one in context.command.params if one.name not in NONE_OF_THESE}
+
+
+def _plain(value: Any) -> str:
+    """A value as TOML has it: JSON's strings, numbers and lists are TOML's."""
+    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
+
+
+def others(context: typer.Context, stored: Path, free: set[str]) -> list[str]:
+    """What this call's file says otherwise than the settings that are stored, for all but what is `free` to change;
+    where nothing is stored, all that it says."""
+    before = read(context, stored) if stored.is_file() else {}
+    found = []
+    for key, option in _options(context).items():
+        if option.name in free or context.get_parameter_source(option.name).name != FROM_FILE:
+            continue
+        old, new = before.get(option.name), context.params[option.name]
+        if old != (str(new) if isinstance(new, Path) else new):
+            found.append(f"{key} {new} (it was {old})")
+    return found

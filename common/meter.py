@@ -1,0 +1,71 @@
+"""How fast a run goes: tokens per second, and the share of what the device can do at most."""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from common.accounting import flops, peaks
+from common.config import Execution, ModelConfig, TrainConfig
+
+LATEST = 20  # steps that a rate is the mean of
+SIZE, CALLS = 1024, 5  # of the matrix product whose best time is a CPU's peak
+
+
+@dataclass
+class Meter:
+    """Rates over the latest steps; the first step, which compiles, is left out. `most` is the device's peak in FLOP/s,
+    or None where nobody knows it."""
+
+    tokens: int  # of a step
+    work: int  # FLOPs of a step, by the closed form
+    most: float | None
+    _seconds: deque = field(default_factory=lambda: deque(maxlen=LATEST))
+    _warm: bool = False
+
+    def add(self, seconds: float) -> None:
+        """Another step has taken so long."""
+        if self._warm:
+            self._seconds.append(seconds)
+        self._warm = True
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.tokens * len(self._seconds) / sum(self._seconds) if self._seconds else None
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs utilisation, a share in (0, 1]; None where the peak is unknown, or was measured too low."""
+        if self.most is None or not self._seconds:
+            return None
+        found = self.work * len(self._seconds) / sum(self._seconds) / self.most
+        return found if found <= 1 else None
+
+    def __str__(self) -> str:
+        rate, share = self.tokens_per_second, self.mfu
+        return "" if rate is None else f"  {rate:,.0f} tokens/s" + ("" if share is None else f"  MFU {share:.0%}")
+
+
+def of_run(config: ModelConfig, train: TrainConfig, length: int, execution: Execution, device: str | None) -> Meter:
+    """The meter of a training run; `device` is a GPU's name."""
+    batch = train.batch_size * train.accumulate
+    work = sum(flops.training(config, batch, length).values())
+    return Meter(batch * length, work, most(execution, device))
+
+
+def most(execution: Execution, device: str | None) -> float | None:
+    """The device's peak in FLOP/s: a GPU's data sheet, or what NumPy's matrix product reaches on this CPU, in float32
+    or float64; None for what has neither."""
+    if execution.device != "cpu":
+        sheet = peaks.peak(device or "")
+        return sheet.flops.get(execution.dtype) if sheet else None
+    if execution.dtype not in ("float32", "float64"):
+        return None
+    a = np.random.default_rng(0).normal(size=(SIZE, SIZE)).astype(execution.dtype)
+    best = float("inf")
+    for _ in range(CALLS):
+        begun = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - begun)
+    return 2 * SIZE**3 / best

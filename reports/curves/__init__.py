@@ -1,0 +1,1 @@
+"""`parallax curves`: what training runs logged, drawn."""

@@ -1,0 +1,99 @@
+"""Curves of training runs against the step, as SVG and PNG, and where these come from: the log of a run."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import run as runs
+from common.errors import UserError
+from reports.perf.ink import DASHES, LETTER, Ink, on_paper
+
+PANELS = {  # a number of the log, and what it is
+    "loss": "loss in nats: of every step (thin), smoothed, and held out (dots)",
+    "rate": "learning rate",
+    "grad_norm": "norm of the gradient, before clipping",
+    "tokens_per_second": "tokens per second",
+}
+HEIGHT = 2.7  # inches of a panel
+SMOOTHED = 0.9  # of the mean before, where a step's own loss has the rest
+
+Log = Sequence[Mapping[str, Any]]
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The log of a run's folder, a line a step."""
+    path = folder / runs.LOG
+    if not path.is_file():
+        raise UserError(f"{folder} holds no run: there is no {runs.LOG} in it.")
+    lines = list(runs.read_log(path))
+    if not lines or any(not isinstance(line.get(name), (int, float)) for line in lines for name in ("step", "loss")):
+        raise UserError(f"{path} holds no steps with their losses.")
+    return lines
+
+
+def label(folder: Path, every: Sequence[Path]) -> str:
+    """A run's name: that of its folder, or its path where several have one name."""
+    alike = [one for one in every if one.name == folder.name]
+    return folder.name if len(set(alike)) == 1 and folder.name else str(folder)
+
+
+def drawn(found: Mapping[str, Log]) -> dict[str, bytes]:
+    """{"svg": …, "png": …} of runs by name."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    ink, paper = on_paper()
+    panels = [name for name in PANELS if any(name in line for log in found.values() for line in log)]
+    rows = -(-len(panels) // 2)
+    out = {}
+    with matplotlib.rc_context({**ink.settings, "savefig.facecolor": paper, "savefig.dpi": 120}):
+        figure = Figure(figsize=(11, HEIGHT * rows + 0.5), layout="constrained", facecolor=paper)
+        FigureCanvasAgg(figure)
+        grid = figure.add_gridspec(rows, 2)
+        for number, name in enumerate(panels):
+            axes = figure.add_subplot(grid[number // 2, number % 2])
+            _panel(axes, name, found, ink)
+            if not number:
+                axes.legend(fontsize=LETTER, loc="upper right")
+        for kind, about in (("svg", dict.fromkeys(("Date", "Creator", "Format", "Type"))), ("png", {"Software": None})):
+            file = io.BytesIO()
+            figure.savefig(file, format=kind, metadata=about)
+            out[kind] = file.getvalue()
+    return out
+
+
+def _panel(axes: Any, name: str, found: Mapping[str, Log], ink: Ink) -> None:
+    for number, (run, log) in enumerate(found.items()):
+        look = {"color": _colour(number, log, found, ink), "linestyle": DASHES[number % len(DASHES)]}
+        steps, values = zip(*((line["step"], line[name]) for line in log if name in line), strict=True)
+        if name != "loss":
+            axes.plot(steps, values, linewidth=1.2, label=run, **look)
+            continue
+        axes.plot(steps, values, linewidth=0.5, alpha=0.35, color=look["color"])
+        axes.plot(steps, smoothed(values), linewidth=1.4, label=run, **look)
+        held_out = [(line["step"], line["held_out"]) for line in log if "held_out" in line]
+        if held_out:
+            axes.plot(*zip(*held_out, strict=True), "o", markersize=3.5, color=look["color"])
+    axes.set_title(PANELS[name], loc="left", fontsize=LETTER + 0.5)
+    axes.set_xlabel("step", fontsize=LETTER)
+    axes.tick_params(labelsize=LETTER)
+    if name in ("rate", "tokens_per_second"):
+        axes.set_ylim(bottom=0)
+
+
+def _colour(number: int, log: Log, found: Mapping[str, Log], ink: Ink) -> str:
+    """The colour of the wing that made a run, if every run has one of its own; else one after the other."""
+    wings = [one[-1].get("backend") for one in found.values()]
+    if len(set(wings)) == len(wings):
+        return ink.wing(log[-1].get("backend"))
+    return (ink.torch, ink.jax, ink.ink, ink.good, ink.bad, ink.soft)[number % 6]
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """An exponential mean over the steps, which starts at the first value."""
+    out = [values[0]]
+    for value in values[1:]:
+        out.append(SMOOTHED * out[-1] + (1 - SMOOTHED) * value)
+    return out

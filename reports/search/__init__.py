@@ -1,0 +1,1 @@
+"""`parallax search`: training runs with settings that Optuna chooses."""

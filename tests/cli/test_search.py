@@ -1,0 +1,152 @@
+"""A search: what it tries, what it keeps, what it goes on with, and what it refuses."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+
+import psutil
+import pytest
+
+from common import params
+from common.config import GPTConfig
+from common.weights.checkpoint import save_checkpoint
+
+pytest.importorskip("optuna")
+
+from reports.search import job
+
+BYTES = GPTConfig(256, 32, 16, 2, 2, ff_dim=32)
+
+
+@pytest.fixture
+def space(tmp_path):
+    """Write a space; `space(search={...}, **settings)`."""
+    save_checkpoint(tmp_path / "weights", BYTES, params.randomise(BYTES, 1))
+    (tmp_path / "text.txt").write_text("She sells sea shells by the sea shore. " * 60)
+
+    def write(search, **more):
+        own = {"weights": str(tmp_path / "weights"), "data": str(tmp_path / "text.txt"), "steps": 6, "eval-every": 2}
+        own |= {"batch-size": 4, "warmup-steps": 0, **more}
+        text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in own.items()) + "[search]\n"
+        for name, what in search.items():
+            inside = (
+                json.dumps(what)
+                if isinstance(what, list)
+                else ", ".join(f"{k} = {json.dumps(v)}" for k, v in what.items())
+            )
+            text += f"{name} = {inside}\n" if isinstance(what, list) else f"{name} = {{ {inside} }}\n"
+        path = tmp_path / "space.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def rows(folder):
+    return list(csv.DictReader((folder / "trials.csv").open()))
+
+
+def test_a_search_of_one_trial(call, tmp_path, space):
+    out = tmp_path / "out"
+    code, said, err = call("search", space({"learning-rate": [1e-2]}), "--out", out, "--trials", 1)
+    assert code == 0, err
+    ((trial,), words) = rows(out), said.splitlines()
+    assert words[0] == "1 trials finished, 0 stopped early, 0 failed."
+    assert words[1].split() == [f"{float(trial['held_out']):.4f}", "trial", "0", "learning-rate", "0.01"]
+    log = [json.loads(line) for line in (out / "trial-0000" / "log.jsonl").open()]
+    assert float(trial["held_out"]) == min(line["held_out"] for line in log if "held_out" in line)
+    assert tomllib.loads((out / "best.toml").read_text())["learning-rate"] == 0.01
+
+
+@pytest.mark.full
+def test_a_search_finds_the_rate_that_learns_and_goes_on_where_it_stopped(call, tmp_path, space):
+    out = tmp_path / "out"
+    path = space({"learning-rate": [1e-6, 1e-2], "seed": {"low": 0, "high": 3}})
+    code, said, err = call("search", path, "--out", out, "--trials", 2)
+    assert code == 0, err
+    assert said.startswith("2 trials finished")
+    code, said, _ = call("search", path, "--out", out, "--trials", 4, "--no-prune")
+    assert code == 0
+    found = rows(out)
+    assert [row["trial"] for row in found] == ["0", "1", "2", "3"]
+    best = min(found, key=lambda row: float(row["held_out"] or "inf"))
+    if {row["learning-rate"] for row in found} == {"1e-06", "0.01"}:
+        assert best["learning-rate"] == "0.01"
+    settings = tomllib.loads((out / "best.toml").read_text())
+    assert settings["learning-rate"] == float(best["learning-rate"])
+    assert settings["seed"] == int(best["seed"])
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    told = next(line for line in said.splitlines() if f"trial {best['trial']:>4}" in line)
+    assert told.split()[0] == f"{float(best['held_out']):.4f}"
+    code, _, err = call("search", space({"learning-rate": [1e-3]}), "--out", out)
+    assert (code, "another space" in err) == (2, True)
+
+
+@pytest.mark.full
+def test_what_is_worse_than_most_is_stopped(tmp_path, space, monkeypatch):
+    """The median of what came before decides: after good runs, one that hardly learns does not come to its end."""
+    monkeypatch.setattr(job, "WARM", 1)
+    monkeypatch.setattr(job, "POLL", 0.02)
+    path = space({"learning-rate": [1e-2, 1e-7]}, steps=40)
+    import optuna
+
+    tried = iter([1e-2, 1e-7])
+    monkeypatch.setattr(optuna.Trial, "suggest_categorical", lambda self, name, values: next(tried))
+    study = job.run(job.Settings(str(path), tmp_path / "out", None, 2, 1, 0, True), lambda text: None)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED"]
+
+
+@pytest.mark.full
+def test_a_killed_search_is_taken_up(call, tmp_path, space):
+    out, path = tmp_path / "out", space({"learning-rate": [1e-3, 1e-2]}, steps=100000)
+    words = [sys.executable, "-m", "common.cli", "search", str(path), "--out", str(out), "--trials", "1"]
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    log = out / "trial-0000" / "log.jsonl"
+    until = time.monotonic() + 60
+    while not log.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert log.exists()
+    (run,) = [one for one in psutil.Process(process.pid).children() if "train" in one.cmdline()]
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=30)
+    assert not run.is_running() or run.status() == psutil.STATUS_ZOMBIE
+    assert [row["state"] for row in rows(out)] == ["fail"]
+    code, said, _ = call("search", path, "--out", out, "--trials", 1)
+    assert (code, said.splitlines()[0]) == (0, "0 trials finished, 0 stopped early, 1 failed.")
+
+
+@pytest.mark.parametrize(
+    ("search", "words"),
+    [
+        ({"learning-rate": []}, "allowed is a list of values"),
+        ({"learning-rate": {"low": 1.0}}, "allowed is a list of values"),
+        ({"learning-rate": {"low": 2.0, "high": 1.0}}, "allowed is a list of values"),
+        ({"learning-rate": {"low": 0.0, "high": 1.0, "log": True}}, "it must be > 0"),
+        ({"learning-rate": {"low": 0.1, "high": 1.0, "lag": True}}, "allowed is a list of values"),
+        ({}, "no table [search]"),
+        ({"learning-rat": [1e-3]}, "did you mean 'learning-rate'"),
+    ],
+)
+def test_a_bad_space_is_refused(call, tmp_path, space, search, words):
+    code, out, err = call("search", space(search), "--out", tmp_path / "out", "--trials", 1)
+    assert (code, out) == (2, "")
+    assert words in err.splitlines()[-1]
+
+
+def test_what_is_no_space_is_refused(call, tmp_path):
+    for name, words in (("bok", "did you mean 'book'"), (tmp_path / "no.toml", "There is no file")):
+        code, _, err = call("search", name, "--out", tmp_path / "out")
+        assert (code, words in err) == (2, True)
+    code, _, err = call("search", "book", "--out", tmp_path / "out", "--trials", 0)
+    assert (code, "--trials is 0" in err) == (2, True)
+
+
+def test_the_books_space_has_its_12960_runs():
+    count = 1
+    for values in job.BOOK.values():
+        count *= len(values)
+    assert count == 4 * 3 * 3 * 3 * 4 * 2 * 3 * 5 == 12960

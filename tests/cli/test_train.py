@@ -1,0 +1,260 @@
+"""Runs that say all their settings in a file, keep checkpoints, are held alone, show samples and can be drawn."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+
+from common import meter, params
+from common import run as runs
+from common.compare import difference
+from common.config import Execution, GPTConfig, TrainConfig
+from common.files import take_place
+from common.weights.checkpoint import load_checkpoint, save_checkpoint
+
+BYTES = GPTConfig(256, 32, 16, 2, 2, ff_dim=32)
+FAST = ["--eval-every", 4, "--batch-size", 4]
+
+
+@pytest.fixture
+def weights(tmp_path):
+    save_checkpoint(tmp_path / "weights", BYTES, params.randomise(BYTES, 1))
+    return tmp_path / "weights"
+
+
+@pytest.fixture
+def text(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("She sells sea shells by the sea shore. " * 60)
+    return file
+
+
+@pytest.fixture
+def file(tmp_path, weights, text):
+    """Write a file of settings; `file(**more)` adds some."""
+
+    def write(**more):
+        own = {"weights": str(weights), "data": str(text), "steps": 6, "batch-size": 4, "eval_every": 2, **more}
+        path = tmp_path / "settings.toml"
+        path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in own.items()))
+        return path
+
+    return write
+
+
+def test_a_file_says_what_the_command_line_does_not(call, tmp_path, file):
+    out = tmp_path / "run"
+    path = file(**{"learning-rate": 5e-3, "set": ["loss=chunked"], "keep-best": True})
+    code, _, err = call("train", "--settings", path, "--steps", 4, "--out", out)
+    assert (code, "steps 0 to 4" in err) == (0, True)
+    record = load_checkpoint(out / "checkpoint").training
+    assert record["train"]["learning_rate"] == 5e-3
+    assert record["train"]["steps"] == 4
+    assert record["train"]["batch_size"] == 4
+    assert record["execution"]["loss"] == "chunked"
+    assert (out / "best" / "model.safetensors").is_file()
+    stored = tomllib.loads((out / "settings.toml").read_text())
+    assert (stored["steps"], stored["learning-rate"], stored["set"]) == (4, 5e-3, ["loss=chunked"])
+    assert call("train", "--settings", out / "settings.toml", "--out", tmp_path / "again")[0] == 0
+    first, second = (load_checkpoint(tmp_path / name / "checkpoint").weights for name in ("run", "again"))
+    assert all(np.array_equal(first[name], second[name]) for name in params.table(BYTES))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("steps = ", "is no TOML file"),
+        ("stesp = 3", "did you mean 'steps'"),
+        ("steps = true", "'steps' in"),
+        ("steps = [3]", "allowed is a number or a text"),
+        ("steps = 'many'", "steps"),
+        ("keep-best = 1", "allowed is true or false"),
+        ("set = 'loss=chunked'", "allowed is a list"),
+        ("resume = 'x'", "Unknown setting"),
+        ("[train]\nsteps = 3", "Unknown setting"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_sentence(call, tmp_path, content, words):
+    path = tmp_path / "bad.toml"
+    if content is not None:
+        path.write_text(content)
+    code, out, err = call("train", "--settings", path, "--out", tmp_path / "run")
+    assert (code, out) == (2, "")
+    assert words in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_keeps_its_settings(call, tmp_path, file):
+    out = tmp_path / "run"
+    assert call("train", "--settings", file(), "--until", 2, "--out", out)[0] == 0
+    code, _, err = call("train", "--settings", file(steps=9, seed=3), "--resume", out)
+    assert code == 2
+    assert "steps 9 (it was 6)" in err
+    assert "seed 3 (it was 0)" in err
+    assert call("train", "--settings", file(), "--resume", out)[0] == 0
+    assert load_checkpoint(out / "checkpoint").training["step"] == 6
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(call, tmp_path, file):
+    out = tmp_path / "run"
+    code, _, _ = call("train", "--settings", file(**{"save-every": 1}), "--keep", 3, "--keep-best", "--out", out)
+    assert code == 0
+    assert sorted(one.name for one in (out / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
+    log = [json.loads(line) for line in (out / "log.jsonl").open()]
+    held_out = {line["step"] + 1: line["held_out"] for line in log if "held_out" in line}
+    assert set(held_out) == {2, 4, 6}
+    assert load_checkpoint(out / "best").training["step"] == min(held_out, key=held_out.get)
+    assert load_checkpoint(out / "checkpoint").training["step"] == 6
+    again = tmp_path / "again"
+    assert call("train", "--settings", file(), "--until", 5, "--out", again)[0] == 0
+    for name, array in load_checkpoint(out / "checkpoints" / "step-00000005").weights.items():
+        np.testing.assert_array_equal(array, load_checkpoint(again / "checkpoint").weights[name])
+
+
+def test_a_folder_belongs_to_one_process(call, tmp_path, file):
+    out = tmp_path / "run"
+    with runs.RunFolder(out).alone():
+        code, _, err = call("train", "--settings", file(), "--out", out)
+    assert code == 2
+    assert "Another process is training in" in err
+    assert call("train", "--settings", file(), "--out", out)[0] == 0
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(call, tmp_path, file):
+    """SIGKILL in the middle of step 5, after a checkpoint every step: what was saved is whole, and goes on."""
+    out, path = tmp_path / "run", file(**{"save-every": 1})
+    code = (
+        "import os, signal\n"
+        "from common.cli import main\n"
+        "from common import run\n"
+        "real = run.RunFolder.save\n"
+        "def save(self, *rest, **more):\n"
+        "    if self.checkpoint.is_dir() and rest[1]['step'] == 5:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    real(self, *rest, **more)\n"
+        "run.RunFolder.save = save\n"
+        f"main(['train', '--settings', {str(path)!r}, '--out', {str(out)!r}])\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -9
+    assert load_checkpoint(out / "checkpoint").training["step"] == 4
+    assert call("train", "--resume", out)[0] == 0
+    assert call("train", "--settings", path, "--out", tmp_path / "whole")[0] == 0
+    whole, split = (load_checkpoint(one / "checkpoint").weights for one in (tmp_path / "whole", out))
+    assert all(np.array_equal(whole[name], split[name]) for name in params.table(BYTES))
+
+
+def test_a_folder_changes_place_at_once(tmp_path, monkeypatch):
+    """No moment without a folder of that name: it is not renamed away where the system can let names change places."""
+    for name in ("new", "old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    renamed = []
+    monkeypatch.setattr(os, "rename", lambda *names: renamed.append(names))
+    take_place(tmp_path / "new", tmp_path / "old")
+    if sys.platform == "linux":
+        assert renamed == []
+        assert [one.name for one in (tmp_path / "old").iterdir()] == ["new"]
+        assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_samples_go_on_from_a_prompt_and_are_logged(call, tmp_path, file, backend):
+    out = tmp_path / backend
+    asked = ["--sample-every", 3, "--prompt", "She sells", "--backend", backend]
+    code, _, err = call("train", "--settings", file(), *asked, "--out", out)
+    assert code == 0
+    log = [json.loads(line) for line in (out / "log.jsonl").open()]
+    samples = {line["step"] + 1: line["sample"] for line in log if "sample" in line}
+    assert set(samples) == {3, 6}
+    assert all(repr(sample) in err for sample in samples.values())
+    assert [line["tokens_per_second"] > 0 for line in log[1:]] == [True] * 5
+
+
+def test_epochs_stand_in_place_of_steps(call, tmp_path, weights, text):
+    out = tmp_path / "run"
+    asked = ["--weights", weights, "--data", text, "--batch-size", 4, "--accumulate", 2, "--out", out]
+    code, _, err = call("train", *asked, "--epochs", 2)
+    assert code == 0
+    windows = (len(text.read_text()) * 9 // 10 - 1) // 32
+    assert f"{windows} windows of 32; steps 0 to {2 * (windows // 8)}" in err
+    assert tomllib.loads((out / "settings.toml").read_text())["steps"] == 2 * (windows // 8)
+    for more in (["--epochs", 0], ["--epochs", 1, "--steps", 3]):
+        code, _, err = call("train", *asked[:-1], tmp_path / "x", *more)
+        assert (code, "in place of --steps" in err) == (2, True)
+
+
+def test_a_variant_is_trained(call, tmp_path, text):
+    out = tmp_path / "run"
+    variant = "grouped_query num_kv_heads=1 + multi_head"
+    asked = ["--preset", "nano", "--variant", variant, "--data", text, "--length", 16, "--steps", 1]
+    assert call("train", *asked, "--out", out, *FAST)[0] == 0
+    assert [one.kind for one in load_checkpoint(out / "checkpoint").config.attention] == ["grouped_query", "multi_head"]
+    code, _, err = call("train", "--variant", "grouped_qery", "--data", text, "--out", tmp_path / "x")
+    assert (code, "grouped_query" in err) == (2, True)
+
+
+@pytest.mark.parametrize(("first", "second"), [("torch", "jax"), ("jax", "torch")])
+def test_a_run_by_muon_continues_in_the_other_wing(call, tmp_path, file, first, second):
+    path = file(optimizer="muon", dtype="float64", dropout=0.1)
+    whole, split = tmp_path / "whole", tmp_path / "split"
+    assert call("train", "--settings", path, "--backend", first, "--out", whole)[0] == 0
+    assert call("train", "--settings", path, "--backend", first, "--until", 3, "--out", split)[0] == 0
+    assert call("train", "--resume", split, "--backend", second, "--dtype", "float64")[0] == 0
+    found = [load_checkpoint(one / "checkpoint") for one in (whole, split)]
+    assert set(found[1].slots) == set(params.slots(BYTES, "muon"))
+    for name, parameter in params.table(BYTES).items():
+        if not parameter.dead:
+            assert difference(name, found[1].weights[name], found[0].weights[name]).relative <= 1e-11, name
+
+
+def test_curves_of_several_runs(call, tmp_path, file):
+    for name in ("one", "two"):
+        assert call("train", "--settings", file(), "--out", tmp_path / name)[0] == 0
+    code, out, _ = call("curves", tmp_path / "one", tmp_path / "two", "--out", tmp_path / "plots")
+    assert code == 0
+    assert out.startswith("one: 6 steps, loss ")
+    assert "\ntwo: 6 steps" in out
+    assert (tmp_path / "plots" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert ">two<" in (tmp_path / "plots" / "curves.svg").read_text()
+    code, _, err = call("curves", tmp_path / "plots")
+    assert (code, "holds no run" in err) == (2, True)
+
+
+def test_tensorboard_gets_what_the_log_gets(call, tmp_path, file):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+
+    out = tmp_path / "run"
+    assert call("train", "--settings", file(), "--tensorboard", "--out", out)[0] == 0
+    (events,) = (out / "tensorboard").iterdir()
+    raw, found, at = events.read_bytes(), {}, 0
+    while at < len(raw):  # a record: its length in 8 bytes, 4 of a checksum, itself, 4 of a checksum
+        length = int.from_bytes(raw[at : at + 8], "little")
+        event = Event.FromString(raw[at + 12 : at + 12 + length])
+        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        at += 16 + length
+    for line in map(json.loads, (out / "log.jsonl").open()):
+        assert found["loss", line["step"] + 1] == pytest.approx(line["loss"], rel=1e-6)
+
+
+def test_the_meter_leaves_out_the_first_step_and_never_shows_more_than_all():
+    speed = meter.of_run(BYTES, TrainConfig(batch_size=2, accumulate=3), 32, Execution(), None)
+    assert speed.tokens == 192
+    speed.add(100.0)
+    assert (str(speed), speed.tokens_per_second, speed.mfu) == ("", None, None)
+    speed.most = speed.work / 0.25
+    speed.add(0.5)
+    assert speed.tokens_per_second == 384
+    assert speed.mfu == pytest.approx(0.5)
+    assert str(speed) == "  384 tokens/s  MFU 50%"
+    speed.most = speed.work * 1.0
+    assert speed.mfu is None
+    assert meter.most(Execution(dtype="bfloat16"), None) is None
+    assert meter.most(Execution(device="cuda"), "an unknown device") is None
+    assert meter.most(Execution(device="cuda"), "NVIDIA H100 80GB HBM3") == 67e12
