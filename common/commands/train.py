@@ -35,7 +35,10 @@ def train(
     weights: Annotated[Path | None, typer.Option(help="Start from these weights instead.")] = None,
     heads: Annotated[int | None, typer.Option(help="Number of heads, where the weights cannot tell.")] = None,
     data: Annotated[
-        str, typer.Option(help="pydoc (Python's own reference), a UTF-8 file or folder, or a folder with a token file.")
+        str,
+        typer.Option(
+            help="pydoc (Python's own reference), the-verdict, tinyshakespeare, a file or folder of text, token files."
+        ),
     ] = "pydoc",
     length: Annotated[int | None, typer.Option(help="Tokens per window (default: the model's context).")] = None,
     dropout: Annotated[float | None, typer.Option(help="One rate for all three places.")] = None,

@@ -1,5 +1,6 @@
-"""Where text comes from: a corpus that every Python brings along, or any text file or folder."""
+"""Where text comes from: a corpus that every Python brings along, one that is downloaded, any text file or folder."""
 
+import functools
 import hashlib
 import os
 import platform
@@ -9,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
+from common.data import downloads
 from common.errors import UserError
 
 SUFFIXES = (".txt", ".text", ".md", ".rst", ".tex", ".html", ".css", ".json", ".toml", ".yaml", ".yml")
@@ -49,7 +51,12 @@ def _pydoc() -> Corpus:
     return _made("pydoc", text, f"pydoc_data.topics of Python {platform.python_version()}")
 
 
+def _downloaded(name: str) -> Corpus:
+    return _made(name, _read(downloads.obtain(name)), f"{downloads.TEXTS[name].what}, from {downloads.TEXTS[name].url}")
+
+
 EMBEDDED: dict[str, Callable[[], Corpus]] = {"pydoc": _pydoc}
+NAMED = EMBEDDED | {name: functools.partial(_downloaded, name) for name in downloads.TEXTS}
 
 
 def _read(path: Path) -> str:
@@ -98,7 +105,7 @@ def _folder(path: Path) -> Corpus:
 
 def _missing(path: Path) -> UserError:
     parent = path.parent
-    names = [*EMBEDDED, *sorted(entry.name for entry in parent.iterdir())] if parent.is_dir() else list(EMBEDDED)
+    names = [*NAMED, *sorted(entry.name for entry in parent.iterdir())] if parent.is_dir() else list(NAMED)
     near = get_close_matches(path.name, names, n=3, cutoff=0.6)
     if near:
         return UserError(f"Corpus {str(path)!r} does not exist; did you mean {' or '.join(map(repr, near))}?")
@@ -106,13 +113,14 @@ def _missing(path: Path) -> UserError:
 
 
 def corpus(name: str | Path = DEFAULT) -> Corpus:
-    """The corpus of that name ("pydoc"), or the text of a file or folder at that path.
+    """The corpus of that name ("pydoc", or one that is downloaded: `downloads.TEXTS`), or the text of a file or folder
+    at that path.
 
-    A folder gives all its text files, sorted by path, joined by an empty line. A path that has an embedded corpus's
-    name is reached as `./pydoc`. Raises UserError for what is missing, empty, binary, not UTF-8 or unreadable.
+    A folder gives all its text files, sorted by path, joined by an empty line. A path that has a corpus's name is
+    reached as `./pydoc`. Raises UserError for what is missing, empty, binary, not UTF-8 or unreadable.
     """
-    if str(name) in EMBEDDED:
-        return EMBEDDED[str(name)]()
+    if str(name) in NAMED:
+        return NAMED[str(name)]()
     if not str(name):
         raise UserError(f"The corpus has no name; give a text file, a folder of text files, or {DEFAULT!r}.")
     try:
