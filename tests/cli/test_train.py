@@ -199,6 +199,7 @@ def test_a_variant_is_trained(call, tmp_path, text):
     assert (code, "grouped_query" in err) == (2, True)
 
 
+@pytest.mark.full_for("torch-jax")
 @pytest.mark.parametrize(("first", "second"), [("torch", "jax"), ("jax", "torch")])
 def test_a_run_by_muon_continues_in_the_other_wing(call, tmp_path, file, first, second):
     path = file(optimizer="muon", dtype="float64", dropout=0.1)

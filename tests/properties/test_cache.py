@@ -24,7 +24,7 @@ SHORT = 6  # tokens, so that JAX compiles few chunk lengths
 CUTS = st.sets(st.integers(1, SHORT - 1)).map(sorted)
 
 
-@pytest.mark.full_for("untied", "dropout", "wide", "balance", "long", "experts", "today", "muon")
+@pytest.mark.full_for("untied", "dropout", "wide", "balance", "long", "experts", "today", "muon", "sharing")
 @settings(max_examples=8, deadline=None)
 @example(cuts=[], seed=0)  # one shot
 @example(cuts=list(range(1, SHORT)), seed=1)  # token by token

@@ -64,7 +64,9 @@ def check_training(models, ids):
         check_named(got, want, models[0].config)
 
 
-@pytest.mark.full_for("untied", "wide", "dropout", "muon", "latent", "sparse", "experts", "balance", "sharing", "today")
+@pytest.mark.full_for(
+    "untied", "wide", "dropout", "muon", "latent", "sparse", "experts", "balance", "sharing", "today", "hybrid"
+)
 def test_forward_and_cache_by_scan(case, case_model, late):
     plain, scan = (case_model("jax", case, layers=layers) for layers in ("loop", "scan"))
     check_forward_and_cache(plain, scan, *late(case, 2, LENGTH))
