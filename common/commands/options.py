@@ -76,6 +76,8 @@ def _fields(texts: Iterable[str]) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--set {text} gives no value; write NAME=VALUE, as in loss=chunked.")
+        if name in vars(Execution()) and name not in STRATEGIES:
+            raise UserError(f"--set {text}: {name} has an option of its own; write --{name} {value}.")
         if name not in STRATEGIES:
             raise unknown("field in --set", name, STRATEGIES)
         fields[name] = value

@@ -108,6 +108,12 @@ def test_convert_and_inspect(call, tmp_path, weights):
     assert "transformer.h.1.mlp.c_fc.weight" in call("inspect", tmp_path / "hf")[1]
 
 
+def test_what_has_an_option_of_its_own_is_not_set(call, weights):
+    code, _, err = call("generate", "--weights", weights, "--prompt", "x", "--set", "attention=fused")
+    assert (code, "write --attention fused" in err) == (2, True)
+    assert err.count("\n") == 1
+
+
 def test_doctor_reports_every_backend(call):
     code, out, _ = call("doctor", "--json")
     checks = {check["what"]: check["status"] for check in json.loads(out)["checks"]}

@@ -20,6 +20,12 @@ torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompil
 torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
+@torch.compiler.disable(recursive=False)
+def _compiled_apart(q_BHTD, k_BHSD, v_BHSD, block_mask):
+    """Compiled by itself also where all around it is: as a part of that, PyTorch 2.13 makes no C++ of it."""
+    return _compiled(q_BHTD, k_BHSD, v_BHSD, block_mask=block_mask)
+
+
 class CompiledAttention(MultiHeadAttention):
     """The same by one of the COMPILED kernels, to which no mask of all pairs is handed.
 
@@ -59,8 +65,9 @@ def flex_attention(q_BHTD, k_BHSD, v_BHSD, positions_BT, key_positions_BS):
     # [3] blocks of scores: all, some or none of them are computed
     mask = _block_mask(q_BHTD, k_BHSD, positions_BT, key_positions_BS)
     # [5] context = weights v, zero where nothing was visible
+    run = _compiled_apart if q_BHTD.device.type == "cpu" else _compiled
     try:
-        return _compiled(q_BHTD, k_BHSD, v_BHSD, block_mask=mask)
+        return run(q_BHTD, k_BHSD, v_BHSD, block_mask=mask)
     except torch._dynamo.exc.BackendCompilerFailed as error:
         what = f"{q_BHTD.dtype} on {q_BHTD.device.type} with heads of {q_BHTD.shape[-1]}"
         why = str(error.inner_exception).strip().partition("\n")[0].rstrip(".")
