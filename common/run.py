@@ -30,7 +30,7 @@ from common.weights.checkpoint import load_checkpoint, save_checkpoint
 
 CHECKPOINT, OLDER, BEST, LOG, LOCK = "checkpoint", "checkpoints", "best", "log.jsonl", ".lock"
 HELD_OUT = 0.1
-EVALUATED = 8  # windows of held-out text per evaluation
+EVALUATED = 8  # windows of held-out text per evaluation, and at once
 PROMPT = 16  # tokens of held-out text that a sample goes on from
 
 
@@ -61,9 +61,12 @@ def prepare_data(source: str, tokenizer, length: int, train: TrainConfig, state:
 
 
 def held_out_loss(model: door.Model, windows: Windows, count: int = EVALUATED) -> float:
-    """Mean loss in nats over the first `count` held-out windows."""
-    inputs, targets = windows.gather(np.arange(min(count, len(windows))))
-    return model.loss(inputs, targets)
+    """Mean loss in nats over the first `count` held-out windows, of which EVALUATED are computed at once."""
+    count, total = min(count, len(windows)), 0.0
+    for start in range(0, count, EVALUATED):
+        inputs, targets = windows.gather(np.arange(start, min(start + EVALUATED, count)))
+        total += len(inputs) * model.loss(inputs, targets)
+    return total / count
 
 
 @dataclass
@@ -87,7 +90,14 @@ class Step:
 
 
 def train(
-    model: door.Model, data: Data, settings: TrainConfig, *, start: int, until: int, eval_every: int
+    model: door.Model,
+    data: Data,
+    settings: TrainConfig,
+    *,
+    start: int,
+    until: int,
+    eval_every: int,
+    eval_windows: int = EVALUATED,
 ) -> Iterator[Step]:
     """Train from step `start` up to `until`; the model has been told with `start_training`."""
     for index in range(start, until):
@@ -101,7 +111,7 @@ def train(
                 told = f"The {what} of step {index} is {number} (windows {windows} of the data)"
                 raise UserError(f"{told}; lower the learning rate, clip more, or look at this text.")
         due = (index + 1) % eval_every == 0 or index + 1 == until
-        held_out = held_out_loss(model, data.held_out) if due else None
+        held_out = held_out_loss(model, data.held_out, eval_windows) if due else None
         yield Step(index, result.loss, result.grad_norm, settings.rate(index), seconds, held_out)
 
 

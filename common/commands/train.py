@@ -62,6 +62,7 @@ def train(
     clip_norm: Annotated[float, typer.Option(help="Limit of the gradient norm; 0 is none.")] = _DEFAULT.clip_norm,
     seed: Annotated[int, typer.Option(help="Seed of weights, data order and dropout.")] = _DEFAULT.seed,
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations on held-out text.")] = 50,
+    eval_windows: Annotated[int, typer.Option(help="Windows of held-out text that are evaluated.")] = 8,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
     keep: Annotated[int, typer.Option(help="Checkpoints to keep: the newest ones.")] = 1,
     keep_best: Annotated[bool, typer.Option("--keep-best", help="Keep the one with the lowest held-out loss.")] = False,
@@ -92,7 +93,8 @@ def train(
     from common.tokenizers import tokenizer as of_name
 
     execution = options.execution(backend, device, dtype, attention, compile, threads, layers, mode, more)
-    for name, value in {"--eval-every": eval_every, "--save-every": save_every, "--keep": keep}.items():
+    positive = {"--eval-every": eval_every, "--eval-windows": eval_windows, "--save-every": save_every, "--keep": keep}
+    for name, value in positive.items():
         if value < 1:
             raise UserError(f"{name} is {value}; allowed is a whole number > 0.")
     if epochs is not None and (epochs < 1 or context.get_parameter_source("steps").name != "DEFAULT"):
@@ -190,7 +192,9 @@ def train(
         f"{params.count(start.config):,} parameters, {backend_of.title} on {device}, {execution.dtype};"
         f" {text.text.name}: {len(text.batches.windows)} windows of {length}; steps {start.step} to {until}"
     )
-    steps_of = runs.train(model, text, plan, start=start.step, until=until, eval_every=eval_every)
+    steps_of = runs.train(
+        model, text, plan, start=start.step, until=until, eval_every=eval_every, eval_windows=eval_windows
+    )
     with folder.alone(), options.Patience() as patience, board as shown:
         if resume is None:
             other = config is not None or weights is not None
@@ -223,7 +227,7 @@ def train(
         print(f"Go on with: parallax train --resume {out} (any backend)")
 
 
-_FREE = {"resume", "out", "backend", "until", "eval_every", "save_every", "vocab", "settings_file"}
+_FREE = {"resume", "out", "backend", "until", "eval_every", "eval_windows", "save_every", "vocab", "settings_file"}
 _FREE |= {"device", "dtype", "attention", "compile", "layers", "threads", "mode", "more"}
 _FREE |= {"keep", "keep_best", "sample_every", "prompt", "tensorboard"}
 

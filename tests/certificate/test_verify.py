@@ -246,12 +246,14 @@ def test_what_was_interrupted_is_kept_as_such(path):
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.parent.name)
 def test_what_is_committed_follows_and_is_complete(path):
-    """Made with today's rules and vectors, everything tried; the page and the table beside it are drawn from it."""
+    """Made with today's rules and vectors, on a CPU everything tried; the page and the table beside it are drawn from
+    it. On a GPU `make gpu-report` tries what minutes allow, and the certificate says so."""
     from reports.parity import matrix
 
     found = verify.load(path)
     assert [str(fault) for fault in verify.faults(found)] == []
     assert found["passed"]
-    assert found["head"]["complete"]
-    assert (path.parent / "mutants.csv").read_text(encoding="utf-8") == matrix.csv(found)
+    assert found["head"]["complete"] is (found["head"]["device"] == "cpu")
+    if found["head"]["complete"]:
+        assert (path.parent / "mutants.csv").read_text(encoding="utf-8") == matrix.csv(found)
     assert drawn_from(found, path.parent)

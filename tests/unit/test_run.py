@@ -45,3 +45,18 @@ def test_training_stops_at_what_is_no_number_and_names_the_windows(loss, norm, t
     named = [int(word) for word in str(stopped.value).split("windows ")[1].split(" of")[0].split(", ")]
     np.testing.assert_array_equal(WINDOWS.gather(np.array(named).reshape(2, 2))[0], model.seen[-1])
     assert len(model.seen) == 3
+
+
+@pytest.mark.parametrize("count", [1, 8, 11, 10_000])
+def test_held_out_windows_weigh_the_same_however_many_are_computed_at_once(count):
+    calls = []
+
+    def loss(inputs, targets):
+        calls.append(len(inputs))
+        return float(inputs.mean())
+
+    model, windows = SimpleNamespace(loss=loss), Windows(np.arange(200), 8)
+    found = run.held_out_loss(model, windows, count)
+    assert found == pytest.approx(windows.gather(np.arange(min(count, len(windows))))[0].mean(), rel=1e-12)
+    assert max(calls) <= run.EVALUATED
+    assert sum(calls) == min(count, len(windows))
