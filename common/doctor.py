@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from common import backend
+from common import backend, files
 from common.data.corpora import corpus
 from common.errors import UserError
 from common.tokenizers import gpt2
@@ -226,7 +226,7 @@ def _data(root: Path) -> Iterator[Check]:
         yield Check("ok", "GPT-2 vocabulary", f"{vocabulary.encoder.parent} ({vocabulary.source})")
     except UserError as error:
         yield Check("warn", "GPT-2 vocabulary", "not usable", str(error))
-    home = gpt2.home()
+    home = files.home()
     weights = sorted({path.parent.name for path in home.rglob("*.safetensors")}) if home.is_dir() else []
     found = f"{', '.join(weights)} in {home}" if weights else f"none in {home}; `parallax fetch` brings them"
     yield Check("ok", "fetched weights", found)

@@ -1,12 +1,15 @@
-"""Writing so that nothing existing is lost or half-written: everything goes beside its place and is renamed."""
+"""Files: writing so that nothing existing is lost or half-written (beside its place, then renamed), sums, settings."""
 
 import contextlib
 import ctypes
+import hashlib
 import os
 import shutil
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 
@@ -97,6 +100,27 @@ def _exchanged(one: Path, other: Path) -> bool:
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def home() -> Path:
+    """The folder of what is downloaded: $PARALLAX_HOME, or ~/.cache/parallax."""
+    return Path(os.environ.get("PARALLAX_HOME") or Path.home() / ".cache" / "parallax").expanduser()
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file says; one that cannot be read, or is none, is refused in one sentence."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no TOML file: {error}.") from error
 
 
 def output_folder(path: Path | str) -> Path:

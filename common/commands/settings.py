@@ -1,13 +1,13 @@
 """Settings of a command in a TOML file: its keys are the command's long options; the command line goes before it."""
 
 import json
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from common.errors import UserError, unknown
+from common.files import read_toml
 
 FILE = "settings.toml"
 NONE_OF_THESE = ("settings_file", "resume", "help")  # they say where settings are
@@ -23,12 +23,7 @@ def of_file(context: typer.Context, path: Path | None) -> Path | None:
 
 def read(context: typer.Context, path: Path) -> dict[str, Any]:
     """{parameter: value} of a file; unknown keys and values of another kind are refused in one sentence."""
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no TOML file: {error}.") from error
+    found = read_toml(path)
     known = _options(context)
     values = {}
     for key, value in found.items():

@@ -1,13 +1,13 @@
 """Texts by name, downloaded once and known by their SHA-256; without network, put there by hand."""
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import output_folder
+from common.files import home, output_folder, sha256_of
 from common.weights.damage import one_line
+from common.weights.fetch import network_errors
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ TEXTS: dict[str, Text] = {
 
 def place_of(name: str) -> Path:
     """Where a text goes: below $PARALLAX_HOME, or ~/.cache/parallax."""
-    home = os.environ.get("PARALLAX_HOME")
-    return (Path(home) if home else Path.home() / ".cache" / "parallax") / "corpora" / f"{name}.txt"
+    return home() / "corpora" / f"{name}.txt"
 
 
 def obtain(name: str, into: Path | None = None) -> Path:
@@ -47,12 +46,12 @@ def obtain(name: str, into: Path | None = None) -> Path:
     """
     text = TEXTS[name]
     path = place_of(name) if into is None else output_folder(into) / f"{name}.txt"
-    if path.is_file() and _sum(path) == text.sha256:
+    if path.is_file() and sha256_of(path) == text.sha256:
         return path
     output_folder(path.parent)
     partial = path.with_name(f".{path.name}.{text.sha256[:16]}.partial")
     _download(text.url, partial, path)
-    found = _sum(partial)
+    found = sha256_of(partial)
     if found != text.sha256:
         partial.unlink()
         raise UserError(
@@ -65,21 +64,14 @@ def obtain(name: str, into: Path | None = None) -> Path:
 
 def _download(url: str, partial: Path, path: Path) -> None:
     """Append what is missing; the library shows progress and tries again on broken connections."""
-    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get
 
-    network_errors = (OSError, HfHubHTTPError.__mro__[1])  # the second: every error of the HTTP library in use
     try:
         size = partial.stat().st_size if partial.exists() else 0
         with partial.open("ab", buffering=0) as file:
             http_get(url, file, resume_size=size, headers={})
-    except network_errors as error:
+    except network_errors() as error:
         told = one_line(error).split(" (Request ID")[0]
         raise UserError(
             f"Cannot fetch {url} ({told}): try again with a network, or put the file at {path} by hand."
         ) from error
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

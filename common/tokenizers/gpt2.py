@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
+from common.files import home
 from common.tokenizers.base import checked_ids, utf8
 
 ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
@@ -52,11 +53,6 @@ def in_folder(folder: Path, source: str) -> Vocabulary | None:
         if (folder / encoder).is_file() and (folder / merges).is_file():
             return Vocabulary(folder / encoder, folder / merges, source)
     return None
-
-
-def home() -> Path:
-    """The folder below which `parallax fetch` keeps what it brings."""
-    return Path(os.environ.get("PARALLAX_HOME") or "~/.cache/parallax").expanduser()
 
 
 def _fetched() -> Vocabulary | None:

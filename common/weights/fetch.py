@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError, unknown
-from common.files import output_folder, write_text
+from common.files import home, output_folder, sha256_of, write_text
 from common.weights.damage import one_line, read_json
 
 RECORD = "fetched.json"
@@ -66,8 +66,7 @@ REGISTRY: dict[str, Download] = {
 
 def place_of(name: str) -> Path:
     """Where a download goes unless told otherwise: below $PARALLAX_HOME, or ~/.cache/parallax."""
-    home = os.environ.get("PARALLAX_HOME")
-    return (Path(home) if home else Path.home() / ".cache" / "parallax") / "weights" / name
+    return home() / "weights" / name
 
 
 def fetch(name: str, into: Path | str | None = None) -> Path:
@@ -109,17 +108,12 @@ def _is_verified(path: Path, known: object) -> bool:
     """Whether the file is the one that was verified: by size and time, and by its sum if the time has changed."""
     if not isinstance(known, dict) or not path.is_file() or path.stat().st_size != known.get("bytes"):
         return False
-    return path.stat().st_mtime_ns == known.get("modified_ns") or _sum(path) == known.get("sha256")
+    return path.stat().st_mtime_ns == known.get("modified_ns") or sha256_of(path) == known.get("sha256")
 
 
 def _verified(path: Path, sha256: str) -> dict[str, object]:
     found = path.stat()
     return {"sha256": sha256, "bytes": found.st_size, "modified_ns": found.st_mtime_ns}
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _git_sum(path: Path) -> str:
@@ -131,29 +125,34 @@ def _git_sum(path: Path) -> str:
     return digest.hexdigest()
 
 
+def network_errors() -> tuple[type[Exception], ...]:
+    """What a download may raise: errors of the system, and every error of the HTTP library in use."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return OSError, HfHubHTTPError.__mro__[1]
+
+
 def _obtain(download: Download, folder: Path, file: str, pinned: str | None) -> dict[str, object]:
     """One file, taken as it lies there if it has the right sum, else downloaded."""
     path = folder / file
-    if path.is_file() and pinned is not None and (found := _sum(path)) == pinned:
+    if path.is_file() and pinned is not None and (found := sha256_of(path)) == pinned:
         return _verified(path, found)
-    from huggingface_hub.errors import HfHubHTTPError
-
-    network_errors = (OSError, HfHubHTTPError.__mro__[1])  # the second: every error of the HTTP library in use
+    unreachable = network_errors()
     try:
         facts, headers = _ask(download, file)
-    except network_errors as error:
+    except unreachable as error:
         if path.is_file() and pinned is None:  # put there by hand, and no sum to compare with: the loader checks shapes
-            return _verified(path, _sum(path))
+            return _verified(path, sha256_of(path))
         raise _unreachable(download, folder, error) from error
     wanted = pinned or facts.etag or "none"
-    if path.is_file() and wanted in (found := _sum(path), _git_sum(path)):
+    if path.is_file() and wanted in (found := sha256_of(path), _git_sum(path)):
         return _verified(path, found)
     partial = folder / f".{file}.{wanted[:16]}.partial"
     try:
         _download(facts, headers, partial)
-    except network_errors as error:
+    except unreachable as error:
         raise _unreachable(download, folder, error) from error
-    found = _sum(partial)
+    found = sha256_of(partial)
     if wanted not in (found, _git_sum(partial)):
         partial.unlink()
         raise UserError(

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 
 from common import run as runs
 from common.errors import UserError, unknown
-from common.files import output_folder, replacing, write_text
+from common.files import output_folder, read_toml, replacing, write_text
 from common.stopping import stoppable
 from reports.curves import plots
 
@@ -143,10 +142,7 @@ def spaces(asked: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
     if asked.space in SPACES:
         found = SPACES[asked.space]
     elif path.is_file():
-        try:
-            found = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is no TOML file: {error}.") from error
+        found = read_toml(path)
     elif path.suffix:
         raise UserError(f"There is no file {path}; give a TOML file, or the name of a space: {', '.join(SPACES)}.")
     else:
