@@ -21,8 +21,7 @@ def measure(
 ) -> None:
     """Peak memory of every contender in a process of its own: after import, after building, and in a steady call. On a
     CPU as many at once as there are cores, on a GPU where they begin together: all were in memory together before."""
-    refused = {line["name"] for line in record.lines if line["kind"] == "refused" and line["cell"] == cell.name}
-
+    gone = refused(cell, record)
     begun: list[Worker] = []
     stopped = threading.Event()
 
@@ -43,7 +42,7 @@ def measure(
         values = {"import": started["bytes_after_import"], "build": built, "peak": found["bytes"], "how": found["how"]}
         return {**values, "planned": planned, "planned_how": how, "device": found["device_bytes"]}
 
-    work = {one.name: [functools.partial(measured, one)] for one in cell.contenders if one.name not in refused}
+    work = {one.name: [functools.partial(measured, one)] for one in cell.contenders if one.name not in gone}
     together = max(1, len(work)) if rules.together else len(usable_cores()) if rules.device == "cpu" else 1
     try:
         measurements = at_once(work, together)
@@ -57,6 +56,11 @@ def measure(
             record.add("skipped", what=f"memory of {name} in {cell.title}", reason=sentence(found))
         else:
             record.add("memory", cell=cell.name, name=name, **found[0])
+
+
+def refused(cell: Cell, record: Record) -> set[str]:
+    """The contenders of a cell that are not to be measured any more."""
+    return {line["name"] for line in record.lines if line["kind"] == "refused" and line["cell"] == cell.name}
 
 
 def _planned(worker: Worker, cell: Cell) -> tuple[int | None, str]:

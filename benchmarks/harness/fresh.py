@@ -8,8 +8,9 @@ from benchmarks.harness.cells import TRAIN, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.contending import Refusals, Turn, contend
 from benchmarks.harness.contest import Report, passed, unjudged
+from benchmarks.harness.footprint import refused
 from benchmarks.harness.judging import ORACLE
-from benchmarks.harness.process import MODEL, Rules, process
+from benchmarks.harness.process import MODEL, Rules, process, sentence
 from benchmarks.harness.recipe import Recipe, on_disk
 from benchmarks.harness.record import Record
 from benchmarks.harness.worker import Worker, WorkerFault
@@ -42,6 +43,12 @@ def run(cell: Cell, rules: Rules, record: Record, report: Report) -> None:
         if cell.task == "compile":  # half a minute and more a turn: enough for medians
             rules = replace(rules, least=min(rules.least, FEW))
         contend(cell, arms, dict.fromkeys(arms, 1), False, rules, record)
+        if cell.memory or rules.all_memory:
+            report(f"{cell.title}: memory", 1.0)
+            gone = refused(cell, record)
+            for one in cell.contenders:
+                if one.name not in gone:
+                    _footprint(one, cell, recipe, rules, record)
 
 
 def judged(cell: Cell, recipe: Recipe, rules: Rules) -> dict[str, gate.Digest]:
@@ -79,6 +86,26 @@ def _told(one: Contender, cell: Cell, recipe: Recipe, rules: Rules, record: Reco
 FEW = 1  # blocks, of two turns each, that take long and differ little
 TASKS = {"compile": "train", "start-up": "forward", "load": "forward"}
 JUDGED = {**TASKS, "compile": "loss"}
+
+
+def _footprint(one: Contender, cell: Cell, recipe: Recipe, rules: Rules, record: Record) -> None:
+    """Peak memory of one beginning, in a process of its own: all of what `_turn` does after the import."""
+    try:
+        with process(one, rules) as worker:
+            started = worker.ask("start")
+            worker.ask("watch_memory")
+            worker.ask("build", MODEL, recipe, one.execution(cell.dtype, rules.device, rules.threads))
+            built = worker.ask("resident")
+            if cell.task != "load":
+                prepare(worker, cell)
+                worker.ask("first", MODEL, TASKS[cell.task])
+            found = worker.ask("watched_memory")
+    except (UserError, WorkerFault) as error:
+        record.add("skipped", what=f"memory of {one.name} in {cell.title}", reason=sentence(error))
+        return
+    values = {"import": started["bytes_after_import"], "build": built, "peak": found["bytes"], "how": found["how"]}
+    values |= {"planned": None, "planned_how": "", "device": found["device_bytes"]}
+    record.add("memory", cell=cell.name, name=one.name, **values)
 
 
 def prepare(worker: Worker, cell: Cell) -> None:

@@ -39,6 +39,7 @@ class Service:
 
     def __init__(self, name: str):
         self.name, self.models, self.timed, self.watch = name, {}, {}, None
+        self.peak_watch = memory.Peak()
 
     def start(self) -> dict[str, Any]:
         """Import the framework: {title, versions, threads, import_seconds, bytes before and after}."""
@@ -250,6 +251,17 @@ class Service:
         with memory.Peak() as peak:
             self._seconds(handle, task, calls)
         return peak.found
+
+    def watch_memory(self) -> None:
+        """From here on until `watched_memory` the highest memory is kept in mind."""
+        gc.collect()
+        self.peak_watch = memory.Peak()
+        self.peak_watch.__enter__()
+
+    def watched_memory(self) -> dict[str, Any]:
+        """Highest memory since `watch_memory`; see `memory.Peak`."""
+        self.peak_watch.__exit__()
+        return self.peak_watch.found
 
 
 def judging(model: Any, task: str, inputs: np.ndarray, targets: np.ndarray | None) -> Callable[[], dict[str, Any]]:

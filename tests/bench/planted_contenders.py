@@ -133,6 +133,12 @@ def tiring(model, logits, rounded):
     return {"logits": rounded if model.calls < 4 else np.roll(rounded, 1, 0)}
 
 
+def spending(model, logits, rounded):
+    """Forty million bytes for a moment."""
+    np.ones(5_000_000)
+    return {"logits": rounded}
+
+
 class Trainer:
     """PyTorch's training, which does nothing any more from the fifth step on if it `rests`."""
 
@@ -156,7 +162,7 @@ MISTAKES = {
     f.__name__: f
     for f in (
         *(honest, slow, wrong, silent, too_precise, half, recompiling, compiling_late, late, lazy),
-        *(promise, threaded, tiring),
+        *(promise, threaded, tiring, spending),
     )
 }
 

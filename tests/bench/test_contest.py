@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import job
-from benchmarks.harness import contest, gate, record, service
+from benchmarks.harness import contest, fresh, gate, record, service
 from benchmarks.harness.cells import Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.process import Rules, sentence
@@ -56,6 +56,18 @@ def test_honest_contenders_pass_the_gate_and_are_timed_in_pairs(tmp_path):
     named = [(pair["first"], pair["second"]) for pair in cell["pairs"]]
     assert named == [("honest", "slow"), ("honest", "honest again"), ("slow", "honest again")]
     assert all(pair["low"] <= pair["high"] and pair["floor"] > 0 for pair in cell["pairs"])
+
+
+@pytest.mark.parametrize(("task", "spent"), [("start-up", 40_000_000), ("load", 0)])
+def test_a_beginnings_peak_memory_is_measured_from_the_import_on(tmp_path, task, spent):
+    """Of starting up what the first call takes is in it, though it was given back; of loading, which makes none, not."""
+    cell = Cell(task, task, "tiny", CONFIG, 3, 8, "float32", (contender("spending"), contender("wrong")))
+    kept = Record(tmp_path)
+    fresh.run(cell, Rules(1, seconds=0.1, least=1), kept, lambda what, share: None)
+    (found,) = (line for line in kept.lines if line["kind"] == "memory")  # who is refused has none
+    assert found["name"] == "spending"
+    assert found["import"] > 10_000_000
+    assert spent < found["peak"] - found["import"] < spent + 30_000_000
 
 
 @pytest.mark.full_for("compiling_late", "late-not", "lazy", "tiring", "threaded", "silent", "half")
