@@ -15,10 +15,17 @@ def report(
         list[Path] | None, typer.Argument(help="Folders with raw.jsonl (default: all of this checkout's reports/perf).")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 naming what is stale.")] = False,
+    agree: Annotated[
+        bool,
+        typer.Option("--agree", help="Write nothing; hold the folders, runs of the same cells, against each other."),
+    ] = False,
 ) -> None:
-    """The benchmark report from its raw samples: written anew, or checked against them."""
+    """The benchmark report from its raw samples: written anew, checked against them, or held against other runs."""
     from reports.perf import job
 
+    if agree:
+        _agree(folders or [], check)
+        return
     for folder in (chosen := _chosen(folders or [], check)):
         if not check:
             job.rewrite(folder)
@@ -32,6 +39,29 @@ def report(
         options.show(f"{len(wrong)} stale. `parallax report` writes them anew from the raw samples.")
         raise typer.Exit(1)
     options.show(f"All of {', '.join(map(str, chosen))} follows from the raw samples.")
+
+
+def _agree(folders: list[Path], check: bool) -> None:
+    """Print what several runs say of the same pairs; exit 1 if they contradict each other."""
+    from common.errors import UserError
+    from reports.perf import agree, job
+
+    if check:
+        raise UserError("--check and --agree are two questions; ask one at a time.")
+    if len(folders) < 2:
+        raise UserError("--agree needs at least two folders: runs of the same cells.")
+    names = agree.names_of(_chosen(folders, check=True))
+    runs = {name: job.derive(folder) for folder, name in names.items()}
+    devices = {found["device"]["name"] for found in runs.values()}
+    if len(devices) > 1:
+        options.show(f"These runs are of different devices ({', '.join(sorted(devices))}).")
+    held = agree.hold(runs)
+    print(agree.table(held, list(runs)))
+    tally = agree.counts(held)
+    told = (f"{number} {what} ({agree.MEANING[what]})" for what, number in tally.items() if number)
+    options.show(f"Of {len(held)} pairs: {'; '.join(told)}.")
+    if tally[agree.CONTRADICT]:
+        raise typer.Exit(1)
 
 
 def _chosen(folders: list[Path], check: bool) -> list[Path]:

@@ -60,7 +60,7 @@ def test_honest_contenders_pass_the_gate_and_are_timed_in_pairs(tmp_path):
 
 @pytest.mark.parametrize(("task", "spent"), [("start-up", 40_000_000), ("load", 0)])
 def test_a_beginnings_peak_memory_is_measured_from_the_import_on(tmp_path, task, spent):
-    """Of starting up what the first call takes is in it, though it was given back; of loading, which makes none, not."""
+    """Of starting up, what the first call takes for a moment is in it; of loading, which makes none, it is not."""
     cell = Cell(task, task, "tiny", CONFIG, 3, 8, "float32", (contender("spending"), contender("wrong")))
     kept = Record(tmp_path)
     fresh.run(cell, Rules(1, seconds=0.1, least=1), kept, lambda what, share: None)

@@ -2,13 +2,16 @@
 
 import copy
 import shutil
+from importlib.metadata import EntryPoint
 
 import made
 import pytest
 
 from benchmarks.harness.summary import summarise
+from common import cli
 from reports.perf import job
 
+POINT = EntryPoint("report", "reports.perf.command:report", "parallax.commands")
 JAX_SCAN = ("forward/gpt2-124m/4x256/bfloat16", "jax scan")
 
 
@@ -37,3 +40,16 @@ def written(tmp_path_factory):
 @pytest.fixture
 def folder(written, tmp_path):
     return shutil.copytree(written, tmp_path / "cpu-some")
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run `parallax report …`; (exit code, stdout, stderr)."""
+    monkeypatch.setattr(cli, "entry_points", lambda group: [POINT])
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["report", *map(str, arguments)])
+        return stopped.value.code, *capsys.readouterr()
+
+    return run

@@ -4,36 +4,20 @@ import hashlib
 import itertools
 import json
 import re
-from importlib.metadata import EntryPoint
 
 import made
 import pytest
 
 from benchmarks.harness import record
 from benchmarks.harness.summary import summarise
-from common import cli
 from common.errors import UserError
 from reports.perf import command, ink, job, plots, series, table
 
-POINT = EntryPoint("report", "reports.perf.command:report", "parallax.commands")
 TEXTS = {"summary.json", "table.md", "table.csv", "index.html", "raw.jsonl"}
 
 
 def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run `parallax report …`; (exit code, stdout, stderr)."""
-    monkeypatch.setattr(cli, "entry_points", lambda group: [POINT])
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main(["report", *map(str, arguments)])
-        return stopped.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture
