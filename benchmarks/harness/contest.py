@@ -12,11 +12,11 @@ from contextlib import ExitStack, contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.harness import footprint, gate, timing
+from benchmarks.harness import following, footprint, gate, timing
 from benchmarks.harness.cells import DECODING, FRESH, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.contending import Refusals, Turn, contend
-from benchmarks.harness.judging import ORACLE, choice, judge, judge_title, verdicts
+from benchmarks.harness.judging import ORACLE, choice, chosen_keys, judge, judge_title, verdicts
 from benchmarks.harness.process import CHANGING, MODEL, Rules, prepare, process, sentence
 from benchmarks.harness.recipe import Recipe, on_disk
 from benchmarks.harness.record import Record
@@ -224,15 +224,20 @@ def _timed(cell: Cell, own, shown, wanted: Wanted, rules: Rules, record: Record)
 
 
 def _prompts_logits(cell: Cell, own, shown, refuse: Refusals, rules: Rules) -> dict[str, Any]:
-    """What the first process of every contender gives for the prompts alone; who cannot is no longer shown."""
+    """What the first process of every contender gives for the prompts alone, and what it chooses there where its layers
+    choose keys; who cannot is no longer shown."""
     found: dict[str, Any] = {}
-    asked = {n: [functools.partial(own[n][0].ask, "prefilled", MODEL, cell.tokens()[0])] for n in shown}
-    for name, told in at_once(asked, _abreast(asked, rules)).items():
-        if isinstance(told, Exception):
-            refuse.add(name, sentence(told))
-            del shown[name]
-        else:
-            (found[name],) = told
+    choosing = {one.name for one in cell.contenders if following.chooses(cell.config_of(one))}
+    ids, _ = cell.tokens()
+    for call in ("prefilled", "chosen"):
+        those = [name for name in shown if call == "prefilled" or name in choosing]
+        asked = {name: [functools.partial(own[name][0].ask, call, MODEL, ids)] for name in those}
+        for name, told in at_once(asked, _abreast(asked, rules)).items():
+            if isinstance(told, Exception):
+                refuse.add(name, sentence(told))
+                del shown[name]
+            else:
+                found.setdefault(name, []).extend(told)
     return found
 
 
@@ -330,18 +335,24 @@ def _chosen(cell: Cell, those: Sequence[Contender], shown, logits, recipe: Recip
     ids, _ = cell.tokens()
     worker.ask("start")
     worker.ask("build", MODEL, recipe, Execution(dtype="float64"))
-    due = worker.ask("prefilled", MODEL, ids)
+    own_choices = worker.ask("prefilled", MODEL, ids)
+
+    def told(one: Contender) -> list[gate.Verdict]:
+        """The verdicts on logits, and on the choices with which they were computed."""
+        digest, *choices = logits[one.name]
+        if not choices:
+            return verdicts(cell.of(one), one, digest, own_choices)
+        due, worst = worker.ask("followed", MODEL, ids, *choices)
+        return [chosen_keys(cell.of(one), worst), *verdicts(cell.of(one), one, digest, due)]
 
     @functools.cache  # most contenders choose the same tokens
     def regret(tokens: tuple[tuple[int, ...], ...]) -> float:
         return worker.ask("regret", MODEL, ids, tokens)
 
     return {
-        one.name: [
-            choice(cell.of(one), rows, regret) + verdicts(cell.of(one), one, logits[one.name], due)
-            for rows in shown[one.name]
-        ]
+        one.name: [choice(cell.of(one), rows, regret) + more for rows in shown[one.name]]
         for one in those
+        for more in [told(one)]
     }
 
 

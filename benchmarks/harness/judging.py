@@ -45,3 +45,9 @@ def choice(cell: Cell, rows: Sequence[Sequence[int]], regret: Callable[[tuple[tu
     known = whole and all(0 <= token < cell.config.vocab_size for row in rows for token in row)
     error = regret(tuple(tuple(map(int, row)) for row in rows)) if known else math.inf
     return [gate.Verdict("choice of tokens", error, 0.0, 2 * gate.bounds(cell.dtype, cell.config.num_layers, 1)[1])]
+
+
+def chosen_keys(cell: Cell, regret: float) -> gate.Verdict:
+    """The verdict on the keys that layers chose: below the oracle's largest scores by no more than what two scores can
+    be off."""
+    return gate.Verdict("choice of keys", regret, 0.0, 2 * gate.bounds(cell.dtype, cell.config.num_layers, 2)[1])

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import compilation, contenders, events, gate, memory, peaks, timing, waiting
+from benchmarks.harness import compilation, contenders, events, following, gate, memory, peaks, timing, waiting
 from benchmarks.harness.cells import DECODING
 from benchmarks.harness.recipe import Recipe, write_arrays
+from common import backend as door
 from common.accounting import counters
 from common.config import Execution, ModelConfig, SamplingConfig, TrainConfig
 from common.errors import UserError
@@ -152,6 +153,16 @@ class Service:
         known = hasattr(model, "prepare")
         logits = model.prepare("prefill", ids)()["logits"] if known else model.forward(ids).logits[:, -1]
         return {"prompt's logits": gate.digest(contenders.numpy(logits))}
+
+    def chosen(self, handle: str, ids: np.ndarray) -> following.Choices:
+        """The keys that layers choose for the queries of prompts."""
+        return following.packed(self.models[handle].forward(ids, taps=(following.TAP,)).taps)
+
+    def followed(self, handle: str, ids: np.ndarray, choices: following.Choices) -> tuple[dict[str, Any], float]:
+        """Of the oracle: `prefilled` with these choices in the place of its own, and the worst regret of one."""
+        model, listener = self.models[handle], following.Following(choices)
+        logits = model.net(ids, door.positions_of(ids, None, 0, model.config), taps=listener)[0][:, -1]
+        return {"prompt's logits": gate.digest(logits)}, listener.found["regret"]
 
     def _shown(self, outputs: dict[str, Any] | None, task: str, more: str = "") -> dict[str, Any]:
         waiting.done(outputs)
