@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from common import variants
 from common.errors import unknown
+from common.layout import Layout
 from common.record import Record, flag, number, positive_int, require, whole
 from common.training import TrainConfig as TrainConfig
 from common.variants import Attention, FeedForward, MultiHead, PlainMLP
@@ -214,7 +215,7 @@ class Execution(Record):
     `decode="streamed"` multiplies a single row by a product of its own. `rng="native"` draws dropout and sampling noise
     from the framework's own generator: other numbers in every framework. Only this field changes results, and only
     where numbers are drawn. `allocator="kept"` is a process that keeps its memory, in large pages
-    (`common/allocator.py`).
+    (`common/allocator.py`). `layout` spreads training over devices, as in "data=2,tensor=4" (`common/layout.py`).
     """
 
     dtype: str = "float32"
@@ -234,8 +235,11 @@ class Execution(Record):
     recurrence: str = "recurrent"
     rng: str = "shared"
     allocator: str = "plain"
+    layout: str = ""
 
     def __post_init__(self):
+        require(isinstance(self.layout, str), self, "layout", "a text such as 'data=2,tensor=4'")
+        object.__setattr__(self, "layout", str(Layout.parse(self.layout)))
         if self.dtype not in DTYPES:
             raise unknown("dtype", str(self.dtype), DTYPES)
         if self.attention not in ATTENTION_KERNELS:
@@ -254,6 +258,11 @@ class Execution(Record):
     @property
     def precision(self) -> Precision:
         return PRECISIONS[self.dtype]
+
+    @property
+    def spread(self) -> Layout:
+        """The layout as numbers."""
+        return Layout.parse(self.layout)
 
 
 _PLAIN = "*"  # every implementation that a mode does not name

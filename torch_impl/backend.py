@@ -33,14 +33,16 @@ class TorchModel(Accounts):
         with torch.device("meta"):
             self.net = MODELS[config.family](config, execution.with_(decode="plain"))
         self.served, self.address = None, rng.GENERATORS[execution.rng]
-        kind = dtype(execution.precision.param)
-        for name, array in parameters.checked(config, weights).items():
-            module, _, leaf = name.rpartition(".")
-            tensor = _own(array, kind, execution.device)
-            setattr(self.net.get_submodule(module), leaf, torch.nn.Parameter(tensor))
+        self._fill(parameters.checked(config, weights))
         if execution.compile:
             for block in self.net.model.layers:
                 compile_in_place(block)
+
+    def _fill(self, weights):
+        """Put the weights into the network, one at a time."""
+        for name, array in weights.items():
+            module, _, leaf = name.rpartition(".")
+            setattr(self.net.get_submodule(module), leaf, torch.nn.Parameter(self._own(array)))
 
     def forward(self, ids, positions=None, taps=()):
         ids = door.check_ids(ids, self.config)
@@ -121,8 +123,7 @@ class TorchModel(Accounts):
         if slots is None:
             self.slots = empty_slots(params, parameters.turned(self.config, train.optimizer))
         else:
-            kind = dtype(self.execution.precision.param)
-            self.slots = {name: _own(slots[name], kind, self.execution.device) for name in slots}
+            self.slots = {name: self._own(slots[name]) for name in slots}
 
     def train_step(self, inputs, targets):
         return door.StepResult(*(x.item() for x in self._train_step(inputs, targets)))
@@ -165,6 +166,11 @@ class TorchModel(Accounts):
             return found
 
         return prepared
+
+    def _own(self, array):
+        """A tensor in the precision of parameters that shares memory with nobody else."""
+        kind = dtype(self.execution.precision.param)
+        return torch.tensor(np.ascontiguousarray(_plain(array)), dtype=kind, device=self.execution.device)
 
     def _put(self, array):
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.execution.device)
@@ -233,12 +239,11 @@ class TorchBackend:
         if execution.threads is not None:
             torch.set_num_threads(execution.threads)
         torch.backends.fp32_precision = "ieee"  # no TF32 behind the caller's back
+        if execution.layout:
+            from .layout import SpreadModel  # PyTorch's engines are imported by those who use them
+
+            return SpreadModel(config, weights, execution)
         return TorchModel(config, weights, execution)
-
-
-def _own(array, kind, device):
-    """A tensor that shares memory with nobody else."""
-    return torch.tensor(np.ascontiguousarray(_plain(array)), dtype=kind, device=device)
 
 
 def _plain(array):

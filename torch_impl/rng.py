@@ -25,6 +25,13 @@ class Native(NamedTuple):
         return torch.Generator(device).manual_seed(first << 31 ^ second)
 
 
+class Part(NamedTuple):
+    """A key whose numbers are those that rows from `first` on have in a larger batch."""
+
+    words: np.ndarray
+    first: int
+
+
 def native_address(seed, *parts):
     """The key at an address, for PyTorch's own generator."""
     return Native(address(seed, *parts))
@@ -36,25 +43,31 @@ GENERATORS = {"shared": address, "native": native_address}
 @torch.compiler.disable  # traced, its chain of shifts would grow exponentially
 def fold_in(key, data):
     """A new key of the same kind, a function of `key` and a whole number in [0, 2^32)."""
-    return Native(host.fold_in(key.words, data)) if isinstance(key, Native) else host.fold_in(key, data)
+    if isinstance(key, (Native, Part)):
+        return key._replace(words=host.fold_in(key.words, data))
+    return host.fold_in(key, data)
 
 
 @torch.compiler.disable
-def bits(key, shape, device="cpu"):
-    """Random 32-bit words as int32 (the same bits as uint32 elsewhere)."""
+def bits(key, shape, device="cpu", first=0):
+    """Random 32-bit words as int32 (the same bits as uint32 elsewhere), without those of the `first` rows."""
     count = math.prod(shape)
     out = torch.empty(count, dtype=torch.int32, device=device)
-    step = CHUNK if out.device.type == "cpu" else max(count, 1)
+    step, before = CHUNK if out.device.type == "cpu" else max(count, 1), first * math.prod(shape[1:])
     for start in range(0, count, step):
-        _fill(key, start, out[start : start + step])
+        _fill(key, before + start, out[start : start + step])
     return out.view(shape)
 
 
 @functools.singledispatch
 def uniform(key, shape, device="cpu"):
     """float32 in [0, 1)."""
-    mantissa = bits(key, shape, device).bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).bitwise_or_(0x3F800000)
-    return mantissa.view(torch.float32).sub_(1.0)
+    return _unit(bits(key, shape, device))
+
+
+@uniform.register
+def _(key: Part, shape, device="cpu"):
+    return _unit(bits(key.words, shape, device, key.first))
 
 
 @uniform.register
@@ -78,6 +91,12 @@ def gumbel(key, shape, dtype, device="cpu"):
     """Gumbel noise from the shared uniforms: `argmax(logits + noise)` draws from `softmax(logits)`."""
     lifted = uniform(key, shape, device).clamp_(min=TINY).to(dtype)
     return -torch.log(-torch.log(lifted))
+
+
+def _unit(words):
+    """Words to float32 in [0, 1), in place."""
+    mantissa = words.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).bitwise_or_(0x3F800000)
+    return mantissa.view(torch.float32).sub_(1.0)
 
 
 def _int32(word):

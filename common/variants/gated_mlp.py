@@ -15,11 +15,15 @@ class GatedMLP(FeedForward):
     kind = "gated_mlp"
     module = "GatedMLP"
     aliases = ("glu", "swiglu with the model's activation=silu", "geglu with the model's activation=gelu")
+    splits = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
 
     bias: bool = False
 
     def __post_init__(self):
         flag(self, "bias")
+
+    def cut(self, config):
+        return {"hidden units": config.ff_dim}
 
     def parameters(self, config, path):
         for name in ("gate_proj", "up_proj"):

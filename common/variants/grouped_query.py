@@ -42,6 +42,7 @@ class GroupedQuery(Attention):
         "gated_attention with gate=true",
     )
     inputs: ClassVar = Attention.inputs | {"gate_proj": "x"}
+    splits: ClassVar = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "gate_proj": 0, "o_proj": 1}
 
     num_kv_heads: int = 1
     head_dim: int | None = None
@@ -125,6 +126,12 @@ class GroupedQuery(Attention):
 
     def hands_on(self, config):
         return any(isinstance(one, GroupedQuery) and one.shares for one in config.attention)
+
+    def cut(self, config):
+        """Heads; layers whose heads need to know their number, or each other's, are computed whole."""
+        heads, groups, _ = self.heads(config)
+        alike = not (self.sinks or self.alibi or self.whole or self.hands_on(config))
+        return {"heads": heads, "heads of keys": groups} if alike else {}
 
     @property
     def whole(self):

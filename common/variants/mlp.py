@@ -13,6 +13,10 @@ class PlainMLP(FeedForward):
     kind = "mlp"
     module = "MLP"
     aliases = ("ffn",)
+    splits = {"up_proj": 0, "down_proj": 1}
+
+    def cut(self, config):
+        return {"hidden units": config.ff_dim}
 
     def parameters(self, config, path):
         yield from linear(f"{path}.up_proj", config.ff_dim, config.embed_dim, bias=True)

@@ -15,6 +15,10 @@ class MultiHead(Attention):
     kind = "multi_head"
     module = "MultiHeadAttention"
     aliases = ("mha",)
+    splits = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1}
+
+    def cut(self, config):
+        return {"heads": config.num_heads}
 
     def parameters(self, config, path):
         embed = config.embed_dim

@@ -33,7 +33,8 @@ class Part(Record):
     "mqa with num_kv_heads=1". Accounts read the others: `components` are the kinds of its matrix FLOPs, in their order,
     the first one that of its linear maps unless `component` says otherwise; `inputs` the linear maps inside that read
     one and the same tensor (map -> tensor); `decodes` the fields of an execution to decode with where plain ones cost
-    far more.
+    far more. `splits` are the linear maps inside that tensor parallelism cuts: by rows (0) or columns (1), see
+    `common/layout.py`.
     """
 
     kind: ClassVar[str]
@@ -42,6 +43,7 @@ class Part(Record):
     components: ClassVar[tuple[Component, ...]]
     inputs: ClassVar[Mapping[str, str]] = {}
     decodes: ClassVar[Mapping[str, str]] = {}
+    splits: ClassVar[Mapping[str, int]] = {}
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, **super().to_dict()}
@@ -52,6 +54,11 @@ class Part(Record):
     def parameters(self, config: "GPTConfig", path: str) -> Iterator[Parameter]:
         """Its entries of the parameter table, in the order in which they are used."""
         raise NotImplementedError
+
+    def cut(self, config: "GPTConfig") -> dict[str, int]:
+        """What tensor parallelism deals out, by a word for it: how many there are. Nothing: every device computes the
+        whole layer."""
+        return {}
 
     def shut(self, name: str) -> bool:
         """Whether no gradient leaves that linear map inside by its input."""

@@ -69,6 +69,10 @@ class Sparse(GroupedQuery):
         if self.weighting not in WEIGHTINGS:
             raise unknown("weighting of index heads", str(self.weighting), WEIGHTINGS)
 
+    def cut(self, config):
+        """Nothing: an indexer chooses for all heads."""
+        return {}
+
     def check(self, config):
         super().check(config)
         if self.index_rotary is not None and self.index_dim % 2:

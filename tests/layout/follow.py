@@ -1,0 +1,63 @@
+"""A process of a run that is spread over several: trains, and says how far it is from a run in one process.
+
+`python follow.py SETTINGS`, a JSON object: backend, config, train, execution, steps, context. The first process prints
+the largest errors, relative to the largest number of what is compared.
+"""
+
+import json
+import sys
+
+import numpy as np
+
+from common import backend as door
+from common import params
+from common.config import Execution, SamplingConfig, TrainConfig, model_from_dict
+
+
+def batch(config, train, length, step):
+    rng = np.random.default_rng(step)
+    shape = train.accumulate, train.batch_size, length + 1
+    ids = rng.integers(0, config.vocab_size, shape, dtype=np.int32)
+    targets = ids[..., 1:].copy()
+    targets[:, 0, : length // 3] = door.IGNORED  # rows count differently
+    return ids[..., :-1], targets
+
+
+def trained(backend, config, execution, train, steps, length):
+    model = backend.build(config, params.randomise(config, 3), execution)
+    model.start_training(train)
+    told = []
+    for step in range(steps):
+        result = model.train_step(*batch(config, train, length, step))
+        told += [result.loss, result.grad_norm]
+    inputs, targets = batch(config, train, length, 99)
+    found = {"told": np.array(told), "held out": np.array(model.loss(inputs[0], targets[0]))}
+    found |= {f"weight {name}": value for name, value in model.weights().items()}
+    found |= {f"slot {name}": value for name, value in model.optimizer_slots().items()}
+    more = model.gradients(*batch(config, train, length, 7), (5, 2))
+    found |= {f"grad {name}": value for name, value in more.grads.items()}
+    return model, found
+
+
+def main(asked):
+    config, train = model_from_dict(asked["config"]), TrainConfig.from_dict(asked["train"])
+    execution = Execution.from_dict(asked["execution"])
+    backend = door.load(asked["backend"])
+    model, found = trained(backend, config, execution, train, asked["steps"], asked["length"])
+    leads = model.leads
+    sample = model.generate([[1, 2, 3]], SamplingConfig(max_new_tokens=4))
+    _, due = trained(backend, config, execution.with_(layout=""), train, asked["steps"], asked["length"])
+    errors: dict[str, float] = {}
+    dead = {name for name, one in params.table(config).items() if one.dead}
+    assert found.keys() == due.keys()
+    for name, value in due.items():
+        kind = name.split(" ")[0]
+        error = float(np.abs(found[name] - value).max() / max(np.abs(value).max(), 1e-30))
+        if not any(part in name for part in dead):  # a gradient that is zero in theory is noise
+            errors[kind] = max(errors.get(kind, 0.0), error)
+    if leads:
+        print("FOUND", json.dumps({"errors": errors, "sample": sample}))
+    model.close()
+
+
+main(json.loads(sys.argv[1]))

@@ -1,0 +1,347 @@
+"""Training spread over processes by PyTorch's own engines, which are put around the clean network.
+
+`data` alone is DDP; `shard` is FSDP2, block by block (with `data` beside it: hybrid); `tensor` makes DTensors of the
+linear maps that layers name (`common/layout.py`). Every process gets the whole batch and computes its rows of it.
+"""
+
+import contextlib
+import os
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from common import backend as door
+from common import layout as layouts
+from common import params as parameters
+from common.errors import UserError
+
+from . import rng
+from .backend import TorchModel, _numpy
+from .optim import OPTIMIZERS, empty_slots, update
+from .train import objective
+
+PARTS = ("data", "shard")  # the axes along which rows of a batch are dealt out
+
+
+class Network(nn.Module):
+    """Functions of the network as the forward pass of one module: what engines hook into."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, function, *args):
+        return function(self.net, *args)
+
+
+class SpreadModel(TorchModel):
+    """A model whose training is spread over processes; see `common.backend.Model`. All of them make the same calls.
+
+    What is no training (generation, caches, components, accounts) is done by every process with the whole model.
+    """
+
+    def __init__(self, config, weights, execution):
+        self.layout = execution.spread
+        self.layout.check(config)
+        _refuse(config, execution, self.layout)
+        self.mesh = _mesh(self.layout, execution)
+        super().__init__(config, weights, execution)
+
+    # --- how the network is cut ---
+
+    def _fill(self, weights):
+        if self.layout.tensor > 1:
+            for path, axis in _maps(self.config).items():
+                _cut(self.net.get_submodule(path), axis, self.mesh["tensor"])
+            for layer, block in enumerate(self.net.model.layers):
+                if self.config.attention_of(layer).cut(self.config):
+                    _fewer_heads(block.self_attn, self.mesh["tensor"])
+        if self.layout.shard > 1 or (self.layout.tensor > 1 and self.layout.data > 1):
+            self.engine = Network(self.net)
+            mesh = self.mesh["data", "shard"] if self.layout.data > 1 else self.mesh["shard"]
+            for block in self.net.model.layers:
+                fully_shard(block, mesh=mesh)
+            fully_shard(self.engine, mesh=mesh, reshard_after_forward=False)
+            for part in self.engine.modules():
+                if isinstance(part, FSDPModule):  # shares of one sum are added, never averaged
+                    part.set_gradient_divide_factor(1.0)
+                    part.set_force_sum_reduction_for_comms(True)
+        else:
+            self.engine = Network(self.net)
+        self.engine.to_empty(device=self.execution.device)
+        own = dict(self.net.named_parameters())
+        with torch.no_grad():
+            for name, array in weights.items():
+                _local(own[name]).copy_(_part_of(self._own(array), own[name]))
+        if self.layout.data > 1 and self.layout.shard == self.layout.tensor == 1:
+            unused = any(entry.kind == "sparse" for entry in self.config.attention)
+            group = self.mesh.get_group("data")
+            self.engine = DistributedDataParallel(self.engine, process_group=group, find_unused_parameters=unused)
+
+    @property
+    def leads(self):
+        """Whether this process writes for all."""
+        return dist.get_rank() == 0
+
+    # --- rows of a batch ---
+
+    @property
+    def _part(self):
+        """(number of this process's rows, of how many parts)."""
+        data, shard = (self.mesh.get_local_rank(axis) for axis in PARTS)
+        return data * self.layout.shard + shard, self.layout.rows
+
+    def _rows(self, arrays, axis):
+        """This process's rows of a batch's arrays, and the first one's number."""
+        part, parts = self._part
+        size = arrays[0].shape[axis] // parts
+        rows = (slice(None),) * axis + (slice(part * size, (part + 1) * size),)
+        return [self._put(array[rows]) for array in arrays], part * size
+
+    def _sum(self, tensor, axes=PARTS):
+        """The sum over the processes along these axes of the layout."""
+        for axis in axes:
+            if getattr(self.layout, axis) > 1:
+                dist.all_reduce(tensor, group=self.mesh.get_group(axis))
+        return tensor
+
+    # --- training ---
+
+    def loss(self, ids, targets):
+        ids, targets, positions, count = door.loss_inputs(ids, targets, self.config)
+        dealt = len(ids) % self.layout.rows == 0
+        own, _ = self._rows([ids, targets], 0) if dealt else ([self._put(ids), self._put(targets)], 0)
+        with torch.no_grad():
+            total = self.engine(_loss_sum, *own, self._places(positions))
+        if isinstance(self.engine, FSDPModule):  # without a backward pass the root would stay whole
+            self.engine.reshard()
+        return (self._sum(total) if dealt else total).item() / count
+
+    def gradients(self, ids, targets, dropout=None):
+        inputs, targets, positions, count = door.step_inputs(ids, targets, self.config)
+        loss, grads = self._gradients(inputs, targets, positions, count, dropout)
+        return door.Gradients(loss.item(), {name: _numpy(_whole(grad)) for name, grad in grads.items()})
+
+    def _gradients(self, inputs, targets, positions, count, dropout):
+        """(mean loss, gradients cut like parameters) over micro-batches of whole batches."""
+        if inputs.shape[1] % self.layout.rows:
+            raise UserError(f"{inputs.shape[1]} rows cannot be dealt out equally to {self.layout.rows} processes.")
+        key = door.step_key(self.config, dropout, self.address)
+        (inputs, targets), first = self._rows([inputs, targets], 1)
+        places, shares = self._places(positions), 0.0
+        averaged = isinstance(self.engine, DistributedDataParallel)
+        scale = self.layout.data if averaged else 1
+        for micro, (inputs_BT, targets_BT) in enumerate(zip(inputs, targets, strict=True)):
+            own = None if key is None else rng.Part(rng.fold_in(key, micro), first)
+            waits = averaged and micro + 1 < len(inputs)
+            with self.engine.no_sync() if waits else contextlib.nullcontext():
+                share = self.engine(objective, inputs_BT, targets_BT, places, count / scale, own)
+                share.backward()
+            shares = shares + share.detach() / scale
+        own = dict(self.net.named_parameters())
+        grads = {name: torch.zeros_like(p) if p.grad is None else _added(p.grad, p) for name, p in own.items()}
+        for p in own.values():
+            p.grad = None
+        return self._sum(shares), grads
+
+    def start_training(self, train, slots=None, step=0):
+        self.layout.check(self.config, train)
+        own = dict(self.net.named_parameters())
+        self.train, self.step, self.decays = train, step, door.decays(self.config, train)
+        self.slots = empty_slots(own, parameters.turned(self.config, train.optimizer))
+        if slots is not None:
+            for name, slot in self.slots.items():
+                _local(slot).copy_(_part_of(self._own(slots[name]), slot))
+
+    def _train_step(self, inputs, targets):
+        inputs, targets, positions, count = door.step_inputs(inputs, targets, self.config)
+        loss, grads = self._gradients(inputs, targets, positions, count, (self.train.seed, self.step))
+        with torch.no_grad():
+            norm = self._norm(grads)
+            limit = self.train.clip_norm
+            if limit is not None:
+                scale = torch.clamp(limit / (norm + 1e-6), max=1.0)
+                for grad in grads.values():
+                    _local(grad).mul_(scale)
+            self._move(dict(self.net.named_parameters()), grads, self.train.adam_scalars(self.step))
+        self.step += 1
+        return loss, norm
+
+    def _norm(self, grads):
+        """The common norm of all gradients: squares of what lies here, summed along the axes that cut a tensor."""
+        sums = {}
+        for grad in grads.values():
+            rows = torch.linalg.vector_norm(_local(grad), dim=-1)  # as in `clip_by_global_norm`
+            cut = tuple(_cuts(grad))
+            sums[cut] = sums.get(cut, 0.0) + torch.linalg.vector_norm(rows).square()
+        return torch.stack([self._sum(total, cut) for cut, total in sums.items()]).sum().sqrt()
+
+    def _move(self, own, grads, scalars):
+        """One step of the optimizer: in place on what lies here; a matrix that Muon turns is put together for it."""
+        adam = OPTIMIZERS[self.execution.optimizer]
+        turned = [name for name in own if f"{name}.momentum" in self.slots]  # in one order: all put them together
+        local = {name: _local(p) for name, p in own.items() if name not in turned}
+        slots = {name: _local(s) for name, s in self.slots.items() if name.rpartition(".")[0] not in turned}
+        here = {name: _local(grads[name]) for name in local}
+        update(local, here, slots, scalars, self.train, self.decays, adam)
+        for name in turned:
+            slot = f"{name}.momentum"
+            p, grad, momentum = (_whole(x).clone() for x in (own[name], grads[name], self.slots[slot]))
+            update({name: p}, {name: grad}, {slot: momentum}, scalars, self.train, self.decays, adam)
+            _local(own[name]).copy_(_part_of(p, own[name]))
+            _local(self.slots[slot]).copy_(_part_of(momentum, self.slots[slot]))
+
+    # --- the whole of it ---
+
+    def weights(self):
+        return {name: _numpy(_whole(p)).copy() for name, p in self.net.named_parameters()}
+
+    def state_shapes(self):
+        return {name: tuple(p.shape) for name, p in self.net.named_parameters()}
+
+    def optimizer_slots(self):
+        return {name: _numpy(_whole(slot)).copy() for name, slot in self.slots.items()}
+
+    def whole(self):
+        """The model in this process alone, with the weights of now."""
+        return TorchModel(self.config, self.weights(), self.execution.with_(layout=""))
+
+    def forward(self, ids, positions=None, taps=()):
+        return self.whole().forward(ids, positions, taps)
+
+    def component(self, path, inputs, cotangent):
+        return self.whole().component(path, inputs, cotangent)
+
+    def stream(self, prompts, sampling):
+        yield from self.whole().stream(prompts, sampling)
+
+    def generate(self, prompts, sampling):
+        return self.whole().generate(prompts, sampling)
+
+    def new_cache(self, batch, capacity):
+        raise UserError("A model in a layout has no caches; take its weights into a model without one.")
+
+    def prepare(self, task, inputs, targets=None, sampling=None):
+        raise UserError("A model in a layout is not timed task by task; time its training.")
+
+    def close(self):
+        """Leave the group of processes, once all have come here."""
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def _loss_sum(net, ids, targets, positions):
+    hidden, _ = net.model(ids, positions)
+    return net.loss(net, hidden, targets)[0]
+
+
+def _refuse(config, execution, layout):
+    """What cannot be spread is refused."""
+    if layout.rows > 1 and any(getattr(entry, "balance", 0) for entry in config.feed_forward):
+        raise UserError("A balance loss is of all rows of a batch; in PyTorch a layout cannot cut them (data, shard).")
+    if layout.tensor > 1 and config.dropout_attn:
+        raise UserError("Dropout on attention weights is drawn for all heads; with tensor > 1 it must be 0 in PyTorch.")
+    if execution.rng == "native":
+        raise UserError("PyTorch's own generator draws the same for the rows of every process; leave out rng='native'.")
+    if execution.compile:
+        raise UserError("compile=True is for one process; leave it out, or the layout.")
+    if layout.tensor > 1 and execution.projections != "plain":
+        raise UserError(
+            f"projections={execution.projections!r} reads matrices that tensor parallelism cuts; leave it out."
+        )
+
+
+def _mesh(layout, execution):
+    """The processes of this run, named by the axes of the layout."""
+    kind = execution.device.partition(":")[0]
+    rank, world = layouts.processes()
+    if world != layout.devices:
+        start = f"torchrun --nproc-per-node {layout.devices} -m common.cli train …"
+        raise UserError(
+            f"The layout {layout} needs {layout.devices} processes, and {world} run; start them by: {start}"
+        )
+    if not dist.is_initialized():
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        dist.init_process_group("gloo" if kind == "cpu" else "nccl", rank=rank, world_size=world)
+    return init_device_mesh(kind, layout.sizes, mesh_dim_names=layouts.AXES)
+
+
+def _maps(config):
+    """The linear maps that tensor parallelism cuts: path -> axis of their matrix."""
+    cut = layouts.splits(config)
+    return {name.removesuffix(".weight"): axis for name, axis in cut.items() if name.endswith(".weight")}
+
+
+def _cut(linear, axis, mesh):
+    """Cut a linear map: by rows its outputs lie apart, by columns its inputs do, and outputs are added."""
+    if axis == 0:
+        _spread(linear, mesh, {"weight": Shard(0), "bias": Shard(0)}, Replicate(), Shard(-1))
+    else:
+        _spread(linear, mesh, {"weight": Shard(1)}, Shard(-1), Replicate())
+
+
+def _spread(module, mesh, places, inside, outside):
+    """Make DTensors of a module's parameters, whole ones but for `places`, and of its input, which lies `inside`; its
+    output is handed on as what of it lies here when it lies `outside`."""
+
+    def partition(_, module, mesh):
+        for name, p in list(module.named_parameters(recurse=False)):
+            own = [places.get(name, Replicate())]
+            module.register_parameter(name, nn.Parameter(distribute_tensor(p, mesh, own, src_data_rank=None)))
+
+    def enter(_, inputs, mesh):
+        return tuple(DTensor.from_local(x, mesh, [inside], run_check=False) for x in inputs)
+
+    def leave(_, output, mesh):
+        return output.redistribute(placements=[outside]).to_local()
+
+    distribute_module(module, mesh, partition, enter, leave)
+
+
+def _fewer_heads(attention, mesh):
+    """Tell a layer how many heads it has in this process; norms of single heads have one weight for the heads of all."""
+    for name in ("num_heads", "heads", "groups"):
+        if hasattr(attention, name):
+            setattr(attention, name, getattr(attention, name) // mesh.size())
+    for name in ("q_norm", "k_norm"):
+        if getattr(attention, name, None) is not None:
+            _spread(getattr(attention, name), mesh, {}, Shard(1), Shard(1))
+
+
+def _local(tensor):
+    """What of a tensor lies in this process."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _whole(tensor):
+    """A tensor with all its parts."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _part_of(whole, tensor):
+    """What of a whole tensor lies in this process where another one is cut: FSDP cuts what tensor parallelism left."""
+    for axis, dim in sorted(_cuts(tensor).items(), reverse=True):  # tensor, then shard
+        mesh = tensor.device_mesh[axis]
+        parts = whole.chunk(mesh.size(), dim)
+        at = mesh.get_local_rank()
+        whole = parts[at] if at < len(parts) else whole.narrow(dim, 0, 0)
+    return whole
+
+
+def _added(grad, p):
+    """A gradient of which every process has an addend, cut as its parameter is."""
+    apart = isinstance(grad, DTensor) and grad.placements != p.placements
+    return grad.redistribute(placements=p.placements) if apart else grad
+
+
+def _cuts(tensor):
+    """The axes of the layout that cut a tensor, and which of its own."""
+    if not isinstance(tensor, DTensor):
+        return {}
+    placed = zip(tensor.device_mesh.mesh_dim_names, tensor.placements, strict=True)
+    return {name: place.dim for name, place in placed if not place.is_replicate()}
