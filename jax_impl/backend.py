@@ -71,15 +71,15 @@ class JaxModel(Accounts):
     @_scoped
     def loss(self, ids, targets):
         ids, targets, positions, count = door.loss_inputs(ids, targets, self.config)
-        return float(self.programs.loss_sum(self.params, ids, targets, self._places(positions))) / count
+        batch = self._batch(ids), self._batch(targets), self._places(positions)
+        return float(self.programs.loss_sum(self.params, *batch)) / count
 
     @_scoped
     def gradients(self, ids, targets, dropout=None):
         inputs, targets, positions, count = door.step_inputs(ids, targets, self.config)
         seed, step = (np.uint32(part) for part in dropout or (0, 0))
-        loss, grads = self.programs.gradients(
-            self.params, inputs, targets, self._places(positions), self._scalar(count), seed, step, dropout is not None
-        )
+        batch = self._batch(inputs), self._batch(targets), self._places(positions)
+        loss, grads = self.programs.gradients(self.params, *batch, self._scalar(count), seed, step, dropout is not None)
         return door.Gradients(float(loss), self._named(grads))
 
     @_scoped
@@ -157,8 +157,8 @@ class JaxModel(Accounts):
         self.params, self.slots, loss, norm = self.programs.step(
             self.params,
             self.slots,
-            inputs,
-            targets,
+            self._batch(inputs),
+            self._batch(targets),
             self._places(positions),
             self._scalar(count),
             np.array(self.train.adam_scalars(self.step), kind),
@@ -183,6 +183,10 @@ class JaxModel(Accounts):
         """Arrays by their own names, as the programs take them: no second copy of all exists while they are made."""
         kind = dtype(self.execution.precision.param)
         return {name: jnp.array(array, kind) for name, array in self.programs.fold(arrays)}
+
+    def _batch(self, array):
+        """Rows of ids [..., B, T] as the programs take them."""
+        return array
 
     def _named(self, arrays):
         """Arrays of all layers by their own names, as NumPy's."""
@@ -256,6 +260,10 @@ class JaxBackend:
         for name in ("norm", "optimizer", "products"):
             if getattr(execution, name) != "plain":
                 raise UserError(f"XLA fuses and widens by itself; {name}={getattr(execution, name)!r} is PyTorch's.")
+        if execution.layout:
+            from .layout import SpreadModel  # it may have to join other processes first
+
+            return SpreadModel(config, weights, execution)
         return JaxModel(config, weights, execution, _device(execution.device, self.devices()))
 
 
@@ -263,7 +271,7 @@ def _device(name, known):
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (name not in known and f"{kind}:0" not in known and name != "cpu"):
         raise UserError(f"JAX sees no device {name!r}; it sees {', '.join(known)}.")
-    return jax.devices("gpu" if kind == "cuda" else "cpu")[int(index or 0)]
+    return jax.local_devices(backend="gpu" if kind == "cuda" else "cpu")[int(index or 0)]
 
 
 def _recipe(train):

@@ -17,6 +17,7 @@ from common.rng import DROPOUT
 from common.taps import Taps
 
 from . import generate, rng
+from . import placing as layouts
 from .kv_cache import emptied
 from .layers import dropout
 from .models import MODELS
@@ -40,6 +41,7 @@ class Programs:
         self.serving, _ = graph_of(config, execution.with_(layers="loop", **forms))
         self.graph = self.apart if execution.layers == "loop" else folded_graph(config, execution)
         self.fold, self.unfold = (functools.partial(way, period=config.period) for way in FOLDS[execution.layers])
+        self.pin = layouts.pin_of(config, execution)
         self.shapes = {".".join(map(str, path)): value.get_value().shape for path, value in nnx.to_flat_state(state)}
         self.forward = jax.jit(self._forward, static_argnums=3)
         self.loss_sum = jax.jit(self._loss_sum)
@@ -72,12 +74,15 @@ class Programs:
 
     def _gradients(self, params, inputs, targets, positions, count, seed, step, dropout):
         key = door.step_key(self.config, (seed, step) if dropout else None, self.address)
-        return loss_and_grads(self.rebuild, params, inputs, targets, positions, count, key)
+        loss, grads = loss_and_grads(self.rebuild, params, inputs, targets, positions, count, key)
+        return loss, self.pin(grads)
 
     def _step(self, params, slots, inputs, targets, positions, count, scalars, seed, step, train):
         key = door.step_key(self.config, (seed, step), self.address)
         decays = door.decays(self.config, train)
-        return train_step(self.rebuild, params, slots, inputs, targets, positions, count, scalars, train, decays, key)
+        batch = inputs, targets, positions, count
+        params, slots, *told = train_step(self.rebuild, params, slots, *batch, scalars, train, decays, key)
+        return self.pin(params), self.pin(slots), *told
 
     def _part(self, path, params, x, positions):
         return self._call(path, self.unfold(params), x, positions)

@@ -304,7 +304,7 @@ def _spread(module, mesh, places, inside, outside):
 
 
 def _fewer_heads(attention, mesh):
-    """Tell a layer how many heads it has in this process; norms of single heads have one weight for the heads of all."""
+    """Tell a layer how many heads it has here; norms of single heads have one weight for those of all processes."""
     for name in ("num_heads", "heads", "groups"):
         if hasattr(attention, name):
             setattr(attention, name, getattr(attention, name) // mesh.size())

@@ -1,6 +1,7 @@
 """Gated feed-forward layers: SwiGLU, GeGLU. Source: Shazeer 2020, equation 6."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from common.accounting.work import ACTIVATION, FEED_FORWARD
 from common.parameter import linear
@@ -15,7 +16,7 @@ class GatedMLP(FeedForward):
     kind = "gated_mlp"
     module = "GatedMLP"
     aliases = ("glu", "swiglu with the model's activation=silu", "geglu with the model's activation=gelu")
-    splits = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
+    splits: ClassVar = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
 
     bias: bool = False
 

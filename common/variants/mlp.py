@@ -1,6 +1,7 @@
 """The feed-forward layer of GPT-2: widen, bend, narrow."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from common.parameter import linear
 from common.variants.part import FeedForward
@@ -13,7 +14,7 @@ class PlainMLP(FeedForward):
     kind = "mlp"
     module = "MLP"
     aliases = ("ffn",)
-    splits = {"up_proj": 0, "down_proj": 1}
+    splits: ClassVar = {"up_proj": 0, "down_proj": 1}
 
     def cut(self, config):
         return {"hidden units": config.ff_dim}

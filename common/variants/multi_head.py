@@ -1,6 +1,7 @@
 """Multi-head attention: every head has keys and values of its own. Source: Vaswani et al. 2017, section 3.2.2."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from common.accounting.work import ATTENTION, BOOL
 from common.errors import unknown
@@ -15,7 +16,7 @@ class MultiHead(Attention):
     kind = "multi_head"
     module = "MultiHeadAttention"
     aliases = ("mha",)
-    splits = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1}
+    splits: ClassVar = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1}
 
     def cut(self, config):
         return {"heads": config.num_heads}

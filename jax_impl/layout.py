@@ -1,0 +1,124 @@
+"""Training spread over devices and processes: arrays are cut, and XLA compiles one program for all of them."""
+
+import os
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from common import layout as layouts
+from common import params as parameters
+from common.errors import UserError
+
+from .backend import JaxModel, _numpy, _recipe
+from .placing import Places, mesh_of
+from .precision import dtype
+
+
+class SpreadModel(JaxModel):
+    """A model whose training is spread over devices; see `common.backend.Model`. All processes make the same calls.
+
+    What is no training (generation, caches, components, accounts) is done by every process with the whole model.
+    """
+
+    def __init__(self, config, weights, execution):
+        self.layout = execution.spread
+        self.layout.check(config)
+        _refuse(execution)
+        join()
+        kind = execution.device.partition(":")[0]
+        self.where = Places(config, self.layout, mesh_of(self.layout, kind))
+        super().__init__(config, weights, execution, jax.local_devices(backend="cpu" if kind == "cpu" else "gpu")[0])
+
+    @property
+    def leads(self):
+        """Whether this process writes for all."""
+        return jax.process_index() == 0
+
+    # --- where arrays lie ---
+
+    def _folded(self, arrays):
+        kind = dtype(self.execution.precision.param)
+        return {name: self._placed(name, np.asarray(array, kind)) for name, array in self.programs.fold(arrays)}
+
+    def _placed(self, name, array):
+        return jax.make_array_from_callback(array.shape, self.where.of(name, array.shape), array.__getitem__)
+
+    def _batch(self, array):
+        """Every process has the whole batch, and hands on the rows of its devices."""
+        rows = self.where.rows(array.ndim, array.shape[-2])
+        return jax.make_array_from_callback(array.shape, rows, array.__getitem__)
+
+    def _named(self, arrays):
+        return self.programs.unfold({name: _whole(value) for name, value in arrays.items()})
+
+    # --- training ---
+
+    def start_training(self, train, slots=None, step=0):
+        self.layout.check(self.config, train)
+        self.train, self.step, self.recipe = train, step, _recipe(train)
+        with self.scope():
+            self.slots = self._nothing() if slots is None else self._folded(slots)
+
+    def _nothing(self):
+        """Zeros for what the optimizer remembers, made where they lie."""
+        turned, found = parameters.turned(self.config, self.train.optimizer), {}
+        for name, p in self.params.items():
+            for slot in ("momentum",) if name in turned else ("exp_avg", "exp_avg_sq"):
+                where = self.where.of(name, p.shape)
+                zeros = np.zeros(where.shard_shape(p.shape), p.dtype)
+                found[f"{name}.{slot}"] = jax.make_array_from_callback(p.shape, where, lambda _, zeros=zeros: zeros)
+        return found
+
+    # --- the whole of it ---
+
+    def whole(self):
+        """The model in this process alone, with the weights of now."""
+        return JaxModel(self.config, self.weights(), self.execution.with_(layout=""), self.device)
+
+    def forward(self, ids, positions=None, taps=()):
+        return self.whole().forward(ids, positions, taps)
+
+    def component(self, path, inputs, cotangent):
+        return self.whole().component(path, inputs, cotangent)
+
+    def stream(self, prompts, sampling):
+        yield from self.whole().stream(prompts, sampling)
+
+    def generate(self, prompts, sampling):
+        return self.whole().generate(prompts, sampling)
+
+    def new_cache(self, batch, capacity):
+        raise UserError("A model in a layout has no caches; take its weights into a model without one.")
+
+    def prepare(self, task, inputs, targets=None, sampling=None):
+        raise UserError("A model in a layout is not timed task by task; time its training.")
+
+    def close(self):
+        """Leave the other processes, once all have come here."""
+        if jax.process_count() > 1:
+            jax.distributed.shutdown()
+
+
+def join():
+    """Become one of the processes that the environment tells of; at most once, before JAX looks for devices."""
+    rank, world = layouts.processes()
+    if world == 1 or jax.distributed.is_initialized():
+        return
+    host, port = os.environ.get(layouts.HOST, "127.0.0.1"), int(os.environ.get(layouts.PORT, "29500"))
+    jax.distributed.initialize(f"{host}:{port + 1}", world, rank)  # the launcher itself may listen at its port
+
+
+def _refuse(execution):
+    """What cannot be spread is refused."""
+    if execution.rng == "native":
+        raise UserError("rng='native' is for one device in both frameworks; leave it out, or the layout.")
+    if execution.compile is False:
+        raise UserError("A layout needs compiled programs; leave out compile=False.")
+
+
+def _whole(array):
+    """An array with all its parts, as NumPy's."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return _numpy(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
