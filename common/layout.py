@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 AXES = ("data", "shard", "tensor")
 RANK, WORLD, HOST, PORT = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"  # what torchrun tells every process
-RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+LOCAL, RESTARTS = "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT"
+FLAGS, CPUS = "XLA_FLAGS", "--xla_force_host_platform_device_count"
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,8 @@ class Layout(Record):
                 for part in (config.attention_of(layer), config.feed_forward_of(layer)):
                     for what, count in part.cut(config).items():
                         if count % self.tensor:
-                            raise UserError(
-                                f"{count} {what} of layer {layer} cannot be dealt out equally to tensor = {self.tensor}."
-                            )
+                            told = f"{count} {what} of layer {layer} cannot be dealt out equally to"
+                            raise UserError(f"{told} tensor = {self.tensor}; choose another --layout.")
 
 
 ONE = Layout()
@@ -123,6 +123,28 @@ def processes(env: Mapping[str, str] = os.environ) -> tuple[int, int]:
     if not 0 <= rank < world:
         raise UserError(f"This is process {rank} of {world}, says the environment ({RANK}, {WORLD}); start it anew.")
     return rank, world
+
+
+def environment(own: Mapping[str, str], backend: str, device: str, layout: Layout) -> dict[str, str]:
+    """What to add to the environment `own` of a process: on a CPU, JAX gets as many devices as the layout wants of it.
+    What is said there stays."""
+    said = own.get(FLAGS, "")
+    if backend != "jax" or device != "cpu" or layout.devices == 1 or CPUS in said:
+        return {}
+    here = -(-layout.devices // processes(own)[1])
+    return {FLAGS: f"{said} {CPUS}={here}".strip()}
+
+
+def device_of(device: str, backend: str, env: Mapping[str, str] = os.environ) -> str:
+    """The device of this process: of the GPUs of a machine, PyTorch's processes take one each; JAX's takes all."""
+    return f"cuda:{env[LOCAL]}" if device == "cuda" and backend == "torch" and env.get(LOCAL, "").isdigit() else device
+
+
+def check_processes(layout: Layout) -> None:
+    """Refuse several processes that have no layout: each would train a model of its own, in one folder."""
+    _, world = processes()
+    if world > 1 and layout.devices == 1:
+        raise UserError(f"{world} processes run, says the environment ({WORLD}), and none of them is told a --layout.")
 
 
 def leads(env: Mapping[str, str] = os.environ) -> bool:

@@ -59,7 +59,8 @@ def most(execution: Execution, device: str | None) -> float | None:
     or float64; None for what has neither."""
     if execution.device != "cpu":
         sheet = peaks.peak(device or "")
-        return sheet.flops.get(execution.dtype) if sheet else None
+        one = sheet.flops.get(execution.dtype) if sheet else None
+        return None if one is None else one * execution.spread.devices
     if execution.dtype not in ("float32", "float64"):
         return None
     a = np.random.default_rng(0).normal(size=(SIZE, SIZE)).astype(execution.dtype)

@@ -11,10 +11,10 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -130,6 +130,18 @@ def check_folder(path: Path) -> None:
         raise UserError(f"{path} is a file; give a folder for the results.")
 
 
+class State(NamedTuple):
+    """What a checkpoint keeps of a model. All processes that train it put it together, and one writes it."""
+
+    config: ModelConfig
+    weights: Mapping[str, np.ndarray]
+    slots: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, model: door.Model) -> "State":
+        return cls(model.config, model.weights(), model.optimizer_slots())
+
+
 class RunFolder:
     """Where a run keeps its newest checkpoint, `keep` - 1 older ones, the best if wanted, and its log."""
 
@@ -155,12 +167,12 @@ class RunFolder:
                 ) from error
             yield
 
-    def save(self, model: door.Model, record: dict[str, Any], log: list[dict], best: bool = False) -> None:
+    def save(self, state: "State", record: dict[str, Any], log: list[dict], best: bool = False) -> None:
         """Write checkpoint and log, each all or nothing; the checkpoint before stays where that many are kept, and
         `best` says that this is the best one until now."""
         if self.keep > 1 and self.checkpoint.is_dir():
             _link(self.checkpoint, self.older / f"step-{load_checkpoint(self.checkpoint).training['step']:08d}")
-        save_checkpoint(self.checkpoint, model.config, model.weights(), model.optimizer_slots(), record)
+        save_checkpoint(self.checkpoint, *state, record)
         write_text(self.log_path, "".join(json.dumps(line) + "\n" for line in log))
         if best and self.keep_best:
             _link(self.checkpoint, self.best)

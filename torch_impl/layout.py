@@ -266,8 +266,11 @@ def _mesh(layout, execution):
             f"The layout {layout} needs {layout.devices} processes, and {world} run; start them by: {start}"
         )
     if not dist.is_initialized():
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        dist.init_process_group("gloo" if kind == "cpu" else "nccl", rank=rank, world_size=world)
+        os.environ.setdefault(layouts.HOST, "127.0.0.1")
+        store, rank, world = next(dist.rendezvous("env://", rank, world))
+        # torchrun's store remembers where the processes listened that it has ended
+        store = dist.PrefixStore(os.environ.get(layouts.RESTARTS, "0"), store)
+        dist.init_process_group("gloo" if kind == "cpu" else "nccl", store=store, rank=rank, world_size=world)
     return init_device_mesh(kind, layout.sizes, mesh_dim_names=layouts.AXES)
 
 

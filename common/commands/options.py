@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from common import allocator, gpu
+from common import layout as layouts
 from common.config import ATTENTION_KERNELS, PRESETS, STRATEGIES, Execution
 from common.config import mode as mode_of
 from common.errors import UserError, unknown
@@ -33,6 +34,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="One more field of Execution, as in loss=chunked (may be given again)."),
 ]
+Layout = Annotated[
+    str | None,
+    typer.Option(help="Devices to train on, as in data=2 or shard=4,tensor=2: see README (default: one)."),
+]
 Threads = Annotated[int | None, typer.Option(help="Threads for computing (default: all cores).")]
 TokenizerName = Annotated[
     str | None,
@@ -53,16 +58,24 @@ def execution(
     layers: str | None = None,
     mode: str = "default",
     more: list[str] | None = None,
+    layout: str | None = None,
 ) -> Execution:
     """The execution that was asked for: a mode, and what is said beside it. Sets thread counts in the environment,
     where frameworks read them at import.
     """
-    said = {"attention": attention, "compile": compile, "threads": threads, "layers": layers} | _fields(more or ())
+    said = {"attention": attention, "compile": compile, "threads": threads, "layers": layers, "layout": layout}
+    said |= _fields(more or ())
     fields = mode_of(mode, backend) | {name: value for name, value in said.items() if value is not None}
     chosen = Execution.from_dict(
-        {"dtype": dtype or ("float64" if backend == "numpy" else "float32"), "device": device, **fields}
+        {
+            "dtype": dtype or ("float64" if backend == "numpy" else "float32"),
+            "device": layouts.device_of(device, backend),
+            **fields,
+        }
     )
+    layouts.check_processes(chosen.spread)
     os.environ.update(gpu.environment(os.environ, device))
+    os.environ.update(layouts.environment(os.environ, backend, device, chosen.spread))
     allocator.restart_if_asked(chosen)
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = os.environ["NPROC"] = str(threads)
@@ -103,8 +116,12 @@ def tokenizer_for(name: str | None, vocab: Path | None, vocab_size: int, near: P
     return found
 
 
-def progress(steps: Iterable[T], total: int, label: Callable[[T], str]) -> Iterator[T]:
-    """Pass steps on; where a person watches, a bar on stderr says how far it is, how long it takes, and `label`."""
+def progress(steps: Iterable[T], total: int, label: Callable[[T], str] | None) -> Iterator[T]:
+    """Pass steps on; where a person watches, a bar on stderr says how far it is, how long it takes, and `label`; there
+    is none without a label."""
+    if label is None:
+        yield from steps
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -130,7 +147,11 @@ def bar(what: str) -> Iterator[Callable[[int, int | None], None]]:
 
 
 class Patience:
-    """Ctrl-C as a wish: `asked` turns True, and the work ends where nothing is half done. A second one ends it now."""
+    """Ctrl-C as a wish: `asked` turns True, and the work ends where nothing is half done. A second one ends it now, as
+    the first one does where there is no patience: of several processes none would know when the others end."""
+
+    def __init__(self, there: bool = True):
+        self.there = there
 
     def __enter__(self) -> "Patience":
         self.asked = False
@@ -141,7 +162,7 @@ class Patience:
         signal.signal(signal.SIGINT, self._before)
 
     def _note(self, *_: object) -> None:
-        if self.asked:
+        if self.asked or not self.there:
             raise KeyboardInterrupt
         self.asked = True
         show("Stopping after this step; press Ctrl-C again to stop at once and lose it.")

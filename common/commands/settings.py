@@ -55,6 +55,18 @@ def _plain(value: Any) -> str:
     return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
 
 
+def changed(context: typer.Context, stored: Path, free: set[str]) -> list[str]:
+    """What this call was told otherwise than the settings that are stored, for all but what is `free` to change."""
+    before, found = read(context, stored), []
+    for key, option in _options(context).items():
+        if option.name in free or context.get_parameter_source(option.name).name == "DEFAULT":
+            continue
+        old, new = before.get(option.name), context.params[option.name]
+        if old != (str(new) if isinstance(new, Path) else new):
+            found.append(f"--{key} {new} (it was {old})")
+    return found
+
+
 def others(context: typer.Context, stored: Path, free: set[str]) -> list[str]:
     """What this call's file says otherwise than the settings that are stored, for all but what is `free` to change;
     where nothing is stored, all that it says."""

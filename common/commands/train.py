@@ -26,6 +26,10 @@ def train(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoint and log.")] = Path("out/train"),
     resume: Annotated[Path | None, typer.Option(help="Folder of a run to go on with, made by any backend.")] = None,
+    auto_resume: Annotated[
+        bool,
+        typer.Option("--auto-resume", help="Go on with this run if --out holds it; torchrun's restarts do so anyway."),
+    ] = False,
     backend: options.Backend = "torch",
     preset: Annotated[str, typer.Option(help="Model to start anew: nano, gpt2-124m, book-124m, …")] = "nano",
     config: Annotated[Path | None, typer.Option(help="Model to start anew: a JSON file, as for estimate.")] = None,
@@ -79,10 +83,12 @@ def train(
     compile: options.Compile = None,
     layers: options.Layers = None,
     threads: options.Threads = None,
+    layout: options.Layout = None,
 ) -> None:
     """Train a model in one framework; stop whenever you like and go on, in the same framework or in the other."""
     from common import backend as door
     from common import gpu, meter, params
+    from common import layout as layouts
     from common import run as runs
     from common.commands import variations
     from common.config import preset as preset_of
@@ -92,7 +98,9 @@ def train(
     from common.tokenizers import FROM_FILES, holds
     from common.tokenizers import tokenizer as of_name
 
-    execution = options.execution(backend, device, dtype, attention, compile, threads, layers, mode, more)
+    execution = options.execution(backend, device, dtype, attention, compile, threads, layers, mode, more, layout)
+    leads = layouts.leads()
+    show = options.show if leads else _silent
     positive = {"--eval-every": eval_every, "--eval-windows": eval_windows, "--save-every": save_every, "--keep": keep}
     for name, value in positive.items():
         if value < 1:
@@ -101,8 +109,14 @@ def train(
         raise UserError(f"--epochs {epochs} stands in place of --steps, and is a whole number > 0.")
     if sample_every < 0:
         raise UserError(f"--sample-every is {sample_every}; allowed is a whole number >= 0 (0 is none).")
-    if resume is not None:
+    if resume is None and (auto_resume or layouts.restarted()) and (out / runs.CHECKPOINT).exists():
+        other = settings.changed(context, out / settings.FILE, _FREE | {"epochs"})
+        if other:
+            raise UserError(f"{out} holds a run with other settings: {'; '.join(other)}.")
+        resume = out
+    elif resume is not None:
         _only_how(context, resume)
+    if resume is not None:
         start = runs.resume(resume)
         plan = TrainConfig.from_dict(start.record["train"])
         data, length, tokenizer = (start.record[key] for key in ("source", "length", "tokenizer"))
@@ -160,16 +174,17 @@ def train(
     if epochs is not None and resume is None:
         plan = plan.with_(steps=epochs * (len(text.batches.windows) // (plan.batch_size * plan.accumulate)))
     until = plan.steps if until is None else min(until, plan.steps)
-    if start.step >= until:
+    if start.step >= until and not auto_resume:
         raise UserError(f"The run is at step {start.step} and was to stop at {until}: there is nothing left to do.")
 
+    execution.spread.check(start.config, plan)
     runs.check_folder(out)
-    board = options.tensorboard(out) if tensorboard else contextlib.nullcontext()
-    if tokenizer in FROM_FILES:  # whoever goes on with this run finds its vocabulary there
+    board = options.tensorboard(out) if tensorboard and leads else contextlib.nullcontext()
+    if tokenizer in FROM_FILES and leads:  # whoever goes on with this run finds its vocabulary there
         encoder.save(out)
     model = backend_of.build(start.config, start.weights, execution)
     model.start_training(plan, start.slots, start.step)
-    log, folder = list(start.log), runs.RunFolder(out, keep, keep_best)
+    log, folder = list(start.log), runs.RunFolder(out, keep, keep_best) if leads else None
     best = runs.lowest(log)
     speed = meter.of_run(start.config, plan, length, execution, gpu.name(device) if device != "cpu" else None)
 
@@ -185,28 +200,32 @@ def train(
             "length": length,
             "data": text.batches.state(),
         }
-        folder.save(model, record, log, best)
+        state = runs.State.of(model)  # all processes put it together
+        if folder is not None:
+            folder.save(state, record, log, best)
 
     done = start.step
-    options.show(
-        f"{params.count(start.config):,} parameters, {backend_of.title} on {device}, {execution.dtype};"
+    show(
+        f"{params.count(start.config):,} parameters, {backend_of.title} on {_where(execution)}, {execution.dtype};"
         f" {text.text.name}: {len(text.batches.windows)} windows of {length}; steps {start.step} to {until}"
     )
     steps_of = runs.train(
         model, text, plan, start=start.step, until=until, eval_every=eval_every, eval_windows=eval_windows
     )
-    with folder.alone(), options.Patience() as patience, board as shown:
-        if resume is None:
+    alone = folder.alone() if folder is not None else contextlib.nullcontext()
+    with alone, options.Patience(layouts.processes()[1] == 1) as patience, board as shown:
+        if resume is None and leads:
             other = config is not None or weights is not None
             own = {"steps": plan.steps, "epochs": None, "preset": None if other else preset}
             write_text(out / settings.FILE, settings.text(context, **own))
-        for step in options.progress(steps_of, until - start.step, lambda step: f"loss {step.loss:.4f}{speed}"):
+        label = (lambda step: f"loss {step.loss:.4f}{speed}") if leads else None
+        for step in options.progress(steps_of, until - start.step, label):
             done = step.step + 1
             speed.add(step.seconds)
             line = {**step.to_dict(), "backend": backend, "tokens_per_second": speed.tokens_per_second}
             if sample_every and done % sample_every == 0:
                 line["sample"] = runs.sample(model, encoder, text, prompt, _SAMPLE, plan.seed)
-                options.show(f"step {done:>6}  {line['sample']!r}")
+                show(f"step {done:>6}  {line['sample']!r}")
             log.append({name: value for name, value in line.items() if value is not None})
             if shown is not None:
                 shown(done, log[-1])
@@ -214,22 +233,36 @@ def train(
             if step.held_out is not None:
                 best = min(best, step.held_out)
                 words = f"held-out {step.held_out:.4f}  perplexity {step.perplexity:.2f}{speed}"
-                options.show(f"step {done:>6}  loss {step.loss:.4f}  {words}")
+                show(f"step {done:>6}  loss {step.loss:.4f}  {words}")
             if patience.asked and done < until:
                 save(done, better)
-                options.show(f"Stopped after {done} steps; go on with: parallax train --resume {out}")
+                show(f"Stopped after {done} steps; go on with: parallax train --resume {out}")
                 raise KeyboardInterrupt
             if done < until and (done % save_every == 0 or (better and keep_best)):
                 save(done, better)
-        save(done, better)
+        if done > start.step:
+            save(done, better)
+    if execution.layout:
+        model.close()
+    if not leads:
+        return
     print(f"Step {done} of {plan.steps}: checkpoint and log are in {out}; see them with: parallax curves {out}")
     if done < plan.steps:
         print(f"Go on with: parallax train --resume {out} (any backend)")
 
 
 _FREE = {"resume", "out", "backend", "until", "eval_every", "eval_windows", "save_every", "vocab", "settings_file"}
-_FREE |= {"device", "dtype", "attention", "compile", "layers", "threads", "mode", "more"}
+_FREE |= {"device", "dtype", "attention", "compile", "layers", "threads", "mode", "more", "layout", "auto_resume"}
 _FREE |= {"keep", "keep_best", "sample_every", "prompt", "tensorboard"}
+
+
+def _silent(*parts: object) -> None:
+    """For processes that do not lead: one tells for all."""
+
+
+def _where(execution) -> str:
+    """The devices of a run, in words."""
+    return f"{execution.device} ({execution.layout})" if execution.layout else execution.device
 
 
 def _only_how(context: typer.Context, folder: Path) -> None:
