@@ -252,6 +252,11 @@ class JaxBackend:
                 jax.jit(door.pick("elementwise function", name, ELEMENTWISE))(jnp.array(x, dtype(dtype_name)))
             )
 
+    def plan(self, config, execution, train, length):
+        from .plan import plan  # it wants as many devices as the layout has
+
+        return plan(config, execution, train, length)
+
     def build(self, config, weights, execution):
         if execution.threads is not None and execution.threads != self.threads():
             advice = f"set NPROC={execution.threads} in the environment"

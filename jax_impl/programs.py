@@ -17,11 +17,11 @@ from common.rng import DROPOUT
 from common.taps import Taps
 
 from . import generate, rng
-from . import placing as layouts
 from .kv_cache import emptied
 from .layers import dropout
 from .models import MODELS
 from .optim import clip_by_global_norm, update
+from .placing import spread_of
 from .sampling import sample
 from .stack import FOLDS
 from .train import loss_and_grads, train_step
@@ -41,7 +41,7 @@ class Programs:
         self.serving, _ = graph_of(config, execution.with_(layers="loop", **forms))
         self.graph = self.apart if execution.layers == "loop" else folded_graph(config, execution)
         self.fold, self.unfold = (functools.partial(way, period=config.period) for way in FOLDS[execution.layers])
-        self.pin = layouts.pin_of(config, execution)
+        self.spread = spread_of(config, execution)
         self.shapes = {".".join(map(str, path)): value.get_value().shape for path, value in nnx.to_flat_state(state)}
         self.forward = jax.jit(self._forward, static_argnums=3)
         self.loss_sum = jax.jit(self._loss_sum)
@@ -61,7 +61,9 @@ class Programs:
 
     def rebuild(self, params):
         """The module with these values (folded as the execution wants), while tracing."""
-        return nnx.merge(self.graph, nest(params))
+        if self.spread is None:
+            return nnx.merge(self.graph, nest(params))
+        return self.spread.around(nnx.merge(self.graph, nest(self.spread.gathered(params))))
 
     def _forward(self, params, ids, positions, wanted):
         taps = Taps(wanted)
@@ -75,14 +77,18 @@ class Programs:
     def _gradients(self, params, inputs, targets, positions, count, seed, step, dropout):
         key = door.step_key(self.config, (seed, step) if dropout else None, self.address)
         loss, grads = loss_and_grads(self.rebuild, params, inputs, targets, positions, count, key)
-        return loss, self.pin(grads)
+        return loss, self._pinned(grads)
+
+    def _pinned(self, arrays):
+        """Results that lie where the next call wants them."""
+        return arrays if self.spread is None else self.spread.pin(arrays)
 
     def _step(self, params, slots, inputs, targets, positions, count, scalars, seed, step, train):
         key = door.step_key(self.config, (seed, step), self.address)
         decays = door.decays(self.config, train)
         batch = inputs, targets, positions, count
         params, slots, *told = train_step(self.rebuild, params, slots, *batch, scalars, train, decays, key)
-        return self.pin(params), self.pin(slots), *told
+        return self._pinned(params), self._pinned(slots), *told
 
     def _part(self, path, params, x, positions):
         return self._call(path, self.unfold(params), x, positions)

@@ -31,9 +31,11 @@ def loop(layers, x_BTE, positions_BT, caches, dropout_key, taps):
     return x_BTE, None if caches is None else filled
 
 
-def scan(layers, x_BTE, positions_BT, caches, dropout_key, taps, wrap=lambda blocks: blocks):
+def scan(layers, x_BTE, positions_BT, caches, dropout_key, taps, wrap=lambda blocks: blocks, around=None):
     """The same by `jax.lax.scan`: compiled once. `layers` are `fold`ed: the blocks of one period, whose parameters are
     those of all whole periods, and behind them the blocks of a period that ends too early.
+
+    `wrap` goes around the blocks of a turn; `around` goes before it, and is told the layers of the first turn.
     """
     period = sum(map(_folded, layers))
     graphs, states = zip(*map(nnx.split, layers), strict=True)
@@ -53,7 +55,6 @@ def scan(layers, x_BTE, positions_BT, caches, dropout_key, taps, wrap=lambda blo
     own_caches, keys = ([stacked([of(i) for i in own]) for own in index] for of in (cache_of, key_of))
 
     def run(graphs, index):
-        @wrap
         def blocks(x_BTE, every):
             filled, given = [], {}
             for own, graph, state, cache, key in zip(index, graphs, *every, strict=True):
@@ -62,7 +63,7 @@ def scan(layers, x_BTE, positions_BT, caches, dropout_key, taps, wrap=lambda blo
                 filled.append((cache, _asked(taps, own, inner.found)))
             return x_BTE, filled
 
-        return blocks
+        return wrap(blocks if around is None else around(blocks, [own[0] for own in index]))
 
     # [2] x = block(x)
     after = [None] * (period * count)
@@ -84,14 +85,14 @@ def scan(layers, x_BTE, positions_BT, caches, dropout_key, taps, wrap=lambda blo
     return x_BTE, None if caches is None else after
 
 
-def checkpointed(layers, x_BTE, positions_BT, caches, dropout_key, taps):
+def checkpointed(layers, x_BTE, positions_BT, caches, dropout_key, taps, around=None):
     """The scan, which keeps what linear layers give for the backward pass, and computes all else of a block again.
 
     Source: Korthikanti et al. 2022, selective activation recomputation.
     """
     kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     wrap = functools.partial(jax.checkpoint, policy=kept, prevent_cse=False)
-    return scan(layers, x_BTE, positions_BT, caches, dropout_key, taps, wrap)
+    return scan(layers, x_BTE, positions_BT, caches, dropout_key, taps, wrap, around)
 
 
 STACKS = {"loop": loop, "scan": scan, "checkpointed": checkpointed}

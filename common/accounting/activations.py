@@ -17,6 +17,7 @@ from common.config import PRECISIONS, ModelConfig
 
 COPIES, ENDS, LOSS = "weights in compute format", "token ids and head", "loss"
 INT32, INT64 = 4, 8
+WHOLE = ("x", "mask")  # what all heads and hidden units read
 
 
 def _nothing(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
@@ -102,10 +103,12 @@ def saved(
     attention: str = "plain",
     path: str = "",
     dropout: bool = False,
+    tensor: int = 1,
 ) -> dict[str, int]:
     """Bytes kept for the backward pass of one micro-batch, by component; the whole model ("") with its loss.
 
-    `dtype` is the execution's. `dropout` is on in a training step, with the config's rates.
+    `dtype` is the execution's. `dropout` is on in a training step, with the config's rates. Of a model that `tensor`
+    devices compute, what one of them keeps.
     """
     precision = PRECISIONS[dtype]
     copies = precision.param != precision.compute
@@ -113,8 +116,16 @@ def saved(
     buffers: dict[tuple[str, str], int] = {}
     for module, rule, own in rules_under(config, path, RULES, "common/accounting/activations.py"):
         for component, name, size in rule(config, at, module, own):
-            buffers[component, name] = size
+            buffers[component, name] = size // (tensor if tensor > 1 and _dealt(config, name) else 1)
     found: dict[str, int] = {}
     for (component, _), size in buffers.items():
         found[component] = found.get(component, 0) + size
     return found
+
+
+def _dealt(config: ModelConfig, buffer: str) -> bool:
+    """Whether devices that compute a layer together each keep a part of a buffer: of all that its heads and hidden
+    units are, but not of what they all read."""
+    path, _, what = buffer.partition(" ")
+    layer = None if not path.startswith("model.layers.") else holder(config, path)
+    return layer is not None and bool(layer.cut(config)) and what not in WHOLE
