@@ -52,6 +52,10 @@ class SpreadModel(JaxModel):
     def _named(self, arrays):
         return self.programs.unfold({name: _whole(value) for name, value in arrays.items()})
 
+    def local_shapes(self):
+        """What of every parameter lies on one device."""
+        return {name: value.sharding.shard_shape(value.shape) for name, value in self.params.items()}
+
     # --- training ---
 
     def start_training(self, train, slots=None, step=0):

@@ -204,6 +204,10 @@ class SpreadModel(TorchModel):
     def state_shapes(self):
         return {name: tuple(p.shape) for name, p in self.net.named_parameters()}
 
+    def local_shapes(self):
+        """What of every parameter lies in this process."""
+        return {name: tuple(_local(p).shape) for name, p in self.net.named_parameters()}
+
     def optimizer_slots(self):
         return {name: _numpy(_whole(slot)).copy() for name, slot in self.slots.items()}
 

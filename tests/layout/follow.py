@@ -11,6 +11,7 @@ import numpy as np
 
 from common import backend as door
 from common import params
+from common.accounting import spread
 from common.config import Execution, SamplingConfig, TrainConfig, model_from_dict
 
 
@@ -45,6 +46,8 @@ def main(asked):
     backend = door.load(asked["backend"])
     model, found = trained(backend, config, execution, train, asked["steps"], asked["length"])
     leads = model.leads
+    held = sum(np.prod(shape) for shape in model.local_shapes().values()) * np.dtype(execution.dtype).itemsize
+    own = spread.share(config, execution.spread, train, asked["length"], execution.dtype)
     sample = model.generate([[1, 2, 3]], SamplingConfig(max_new_tokens=4))
     _, due = trained(backend, config, execution.with_(layout=""), train, asked["steps"], asked["length"])
     errors: dict[str, float] = {}
@@ -56,7 +59,8 @@ def main(asked):
         if not any(part in name for part in dead):  # a gradient that is zero in theory is noise
             errors[kind] = max(errors.get(kind, 0.0), error)
     if leads:
-        print("FOUND", json.dumps({"errors": errors, "sample": sample}))
+        told = {"errors": errors, "sample": sample, "held": int(held), "due": own.parameters}
+        print("FOUND", json.dumps(told))
     model.close()
 
 

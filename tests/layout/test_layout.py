@@ -1,0 +1,229 @@
+"""What a layout is: how it is told, what it cuts, what it refuses; and the share of one device in closed form."""
+
+import numpy as np
+import pytest
+import torch
+
+from common import layout as layouts
+from common import params
+from common.accounting import activations, flops, memory, spread
+from common.config import Execution, GPTConfig, TrainConfig
+from common.errors import UserError
+from common.layout import Layout
+from common.rng import address
+from common.variants import GatedDeltaNet, GatedMLP, GroupedQuery, Latent, MixtureOfExperts, Sparse
+from torch_impl import rng
+
+SMALL = GPTConfig(32, 16, 16, 2, 4, ff_dim=24)
+BATCH = TrainConfig(batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [
+        ("", (1, 1, 1)),
+        ("data=2", (2, 1, 1)),
+        (" tensor=4 , shard=2", (1, 2, 4)),
+        ("data=2,shard=3,tensor=4", (2, 3, 4)),
+    ],
+)
+def test_a_layout_is_told_by_its_axes(text, sizes):
+    found = Layout.parse(text)
+    assert found.sizes == sizes
+    assert found.devices == np.prod(sizes)
+    assert Layout.parse(str(found)) == found
+    assert Execution(layout=text).spread == found
+    assert Execution(layout=text).layout == str(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("dta=2", "Did you mean 'data'?"),
+        ("data", "gives data no number"),
+        ("data=two", "gives data no number"),
+        ("data=0", "gives data no number"),
+        ("data=2,data=3", "names data twice"),
+    ],
+)
+def test_what_is_no_layout_is_refused(text, words):
+    with pytest.raises(UserError) as refused:
+        Execution(layout=text)
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "config", "words"),
+    [
+        ("data=3", SMALL, "8 windows of a batch cannot be dealt out equally to data x shard = 3"),
+        ("data=4,shard=4", SMALL, "8 windows of a batch cannot be dealt out equally to data x shard = 16"),
+        ("tensor=3", SMALL, "4 heads of layer 0 cannot be dealt out equally to tensor = 3"),
+        ("tensor=4", SMALL.with_(attention=(GroupedQuery(2),)), "2 heads of keys of layer 0 cannot be dealt out"),
+        ("tensor=16", SMALL.with_(attention=(Latent(rank=4),)), "24 hidden units of layer 0 cannot be dealt out"),
+    ],
+)
+def test_what_does_not_divide_is_refused_with_the_numbers(text, config, words):
+    with pytest.raises(UserError) as refused:
+        Layout.parse(text).check(config, BATCH)
+    assert words in str(refused.value)
+
+
+def test_tensor_parallelism_cuts_what_makes_heads_by_rows_and_what_puts_them_together_by_columns():
+    found = layouts.splits(SMALL.with_(feed_forward=(GatedMLP(bias=True),)))
+    layer = {name.removeprefix("model.layers.1."): axis for name, axis in found.items() if ".1." in name}
+    assert layer == {
+        **{f"self_attn.{name}_proj.{part}": 0 for name in "qkv" for part in ("weight", "bias")},
+        "self_attn.o_proj.weight": 1,
+        **{f"mlp.{name}_proj.{part}": 0 for name in ("gate", "up") for part in ("weight", "bias")},
+        "mlp.down_proj.weight": 1,
+    }
+    shapes = {name: one.shape for name, one in params.table(SMALL).items()}
+    layout = Layout.parse("shard=8,tensor=2")
+    cut = {name: layouts.parts(layout, found.get(name), shape) for name, shape in shapes.items()}
+    assert cut["model.layers.0.self_attn.q_proj.weight"] == ("tensor", "shard")
+    assert cut["model.layers.0.self_attn.o_proj.weight"] == ("shard", "tensor")
+    assert cut["model.layers.0.input_layernorm.weight"] == ("shard",)
+    assert layouts.parts(Layout.parse("shard=5"), None, (3, 10)) == (None, "shard")
+    assert layouts.parts(Layout.parse("shard=7"), None, (3, 10)) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        Latent(rank=4), GatedDeltaNet(), Sparse(2, top_k=4), GroupedQuery(2, sinks=True), GroupedQuery(2, alibi=True),
+        GroupedQuery(2, qk_norm="width"),
+    ],
+)  # fmt: skip
+def test_layers_that_need_all_heads_are_whole_everywhere(attention):
+    config = SMALL.with_(attention=(attention,), feed_forward=(MixtureOfExperts(4, 2, expert_dim=8),))
+    assert layouts.splits(config) == {}
+    Layout(tensor=3).check(config)
+
+
+@pytest.mark.parametrize(("rows", "first"), [(2, 0), (3, 2), (1, 7)])
+@pytest.mark.parametrize("shape", [(5,), (3, 4), (700, 131)])
+def test_rows_of_a_larger_batch_draw_their_own_numbers(rows, first, shape):
+    """Also far behind the first chunk of counters."""
+    key = address(3, 1, 4)
+    whole = rng.bernoulli(key, 0.7, (8, *shape))
+    part = rng.bernoulli(rng.Part(key, first), 0.7, (rows, *shape))
+    torch.testing.assert_close(part, whole[first : first + rows])
+    other = rng.fold_in(rng.Part(key, first), 9)
+    torch.testing.assert_close(
+        rng.uniform(other, (rows, *shape)), rng.uniform(rng.fold_in(key, 9), (8, *shape))[first:][:rows]
+    )
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "are no numbers"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "process 2 of 2"),
+    ],
+)
+def test_an_environment_that_tells_nonsense_is_refused(env, words):
+    with pytest.raises(UserError, match=words):
+        layouts.processes(env)
+
+
+def test_the_environment_tells_which_process_this_is(monkeypatch):
+    assert (layouts.processes({}), layouts.leads({}), layouts.restarted({})) == ((0, 1), True, False)
+    second = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "TORCHELASTIC_RESTART_COUNT": "1"}
+    assert (layouts.processes(second), layouts.leads(second), layouts.restarted(second)) == ((1, 2), False, True)
+    assert layouts.device_of("cuda", "torch", second) == "cuda:1"
+    assert [layouts.device_of("cuda", "jax", second), layouts.device_of("cpu", "torch", second)] == ["cuda", "cpu"]
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="none of them is told a --layout"):
+        layouts.check_processes(Layout())
+    layouts.check_processes(Layout(data=2))
+
+
+def test_a_cpu_plays_as_many_devices_for_jax_as_the_layout_has():
+    flag = "--xla_force_host_platform_device_count"
+    eight = Layout(2, 2, 2)
+    assert layouts.environment({}, "jax", "cpu", eight) == {"XLA_FLAGS": f"{flag}=8"}
+    assert layouts.environment({"WORLD_SIZE": "2", "XLA_FLAGS": "--a"}, "jax", "cpu", eight) == {
+        "XLA_FLAGS": f"--a {flag}=4"
+    }
+    for own, backend, device, layout in (
+        ({"XLA_FLAGS": f"{flag}=3"}, "jax", "cpu", eight),
+        ({}, "torch", "cpu", eight),
+        ({}, "jax", "cuda", eight),
+        ({}, "jax", "cpu", Layout()),
+    ):
+        assert layouts.environment(own, backend, device, layout) == {}
+
+
+def test_one_device_holds_and_computes_everything():
+    train = TrainConfig(batch_size=4, accumulate=3)
+    found = spread.share(SMALL, Layout(), train, 16, "float32")
+    assert found.parameters == found.gradients == memory.weights(SMALL)
+    assert found.optimizer == memory.optimizer_slots(SMALL)
+    assert found.gathered == 0
+    assert found.activations == sum(activations.saved(SMALL, 4, 16, dropout=True).values())
+    assert found.flops == flops.flops_full(SMALL, "train", 12, 16)
+    assert found.total == found.parameters * 4 + found.activations
+
+
+def test_shares_add_up():
+    """What is cut evenly is a part of the whole; what cannot be cut stays whole."""
+    one = spread.share(SMALL, Layout(), BATCH, 16, "float32")
+    data = spread.share(SMALL, Layout(data=4), BATCH, 16, "float32")
+    assert (data.parameters, data.optimizer) == (one.parameters, one.optimizer)
+    assert data.flops * 4 == one.flops
+    assert data.activations == pytest.approx(one.activations / 4, rel=2e-2)  # masks are the same for all rows
+    shard = spread.share(SMALL, Layout(shard=4), BATCH, 16, "float32")
+    assert (shard.parameters * 4, shard.optimizer * 4) == (one.parameters, one.optimizer)
+    assert shard.gathered > 0
+    tensor = spread.share(SMALL, Layout(tensor=2), BATCH, 16, "float32")
+    cut = sum(one.size for name, one in params.table(SMALL).items() if name in layouts.splits(SMALL))
+    assert one.parameters - tensor.parameters == cut // 2 * 4
+    layers = sum(
+        flops.flops_full(SMALL, "train", 8, 16, path=f"model.layers.{i}.{part}")
+        for i in range(2)
+        for part in ("self_attn", "mlp")
+    )
+    assert one.flops - tensor.flops == layers // 2
+    whole = SMALL.with_(attention=(Latent(rank=4),), feed_forward=(MixtureOfExperts(4, 2, expert_dim=8),))
+    assert (
+        spread.share(whole, Layout(tensor=2), BATCH, 16, "float32").flops
+        == spread.share(whole, Layout(), BATCH, 16, "float32").flops
+    )
+
+
+def test_all_layouts_of_some_devices_are_found_and_no_other():
+    found = spread.layouts_of(SMALL, 4, TrainConfig(batch_size=2))
+    assert sorted(map(str, found)) == ["data=2,tensor=2", "shard=2,tensor=2", "tensor=4"]
+    assert spread.layouts_of(SMALL, 7, BATCH) == []
+
+
+def test_the_plan_is_printed_for_every_layout(call):
+    code, out, _ = call("plan", "nano", "--devices", 4, "--memory", 0.03)
+    assert code == 0
+    assert out.startswith("nano: 842,496 parameters; 1,024 tokens a step")
+    lines = [
+        line for line in out.splitlines() if "=" in line.split("  ")[0] or line.strip().startswith(("data", "shard"))
+    ]
+    assert len(lines) >= 4
+    assert " yes" in out
+    assert " no" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nano", "--devices", 7), "No layout of 7 devices"),
+        (("nano", "--devices", 0), "--devices is 0"),
+        (("nano", "--layout", "data=3"), "cannot be dealt out equally"),
+        (("nano", "--layout", "data=2", "--devices", 4), "has 2 devices, and --devices is 4"),
+        (("nano", "--memory", 0), "--memory is 0"),
+        (("nano", "--length", 4096), "this model has positions for 1 to"),
+        (("nanu",), "Did you mean 'nano'?"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused_in_a_sentence(call, arguments, words):
+    code, out, err = call("plan", *arguments)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert "Traceback" not in err

@@ -1,0 +1,238 @@
+"""Runs that are spread over processes and devices follow the run in one process; lost workers go on."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from common.config import GPTConfig, TrainConfig, model_to_dict
+
+FOLLOW = Path(__file__).with_name("follow.py")
+ROOT = Path(__file__).parents[2]
+CONFIG = model_to_dict(GPTConfig(31, 16, 16, 2, 4, ff_dim=20))
+DROPPING = {"dropout_embed": 0.1, "dropout_attn": 0.1, "dropout_shortcut": 0.1}
+TODAY = {
+    "attention": [
+        {"kind": "grouped_query", "num_kv_heads": 2, "rotary": {}, "gate": True, "qk_norm": "head"},
+        {"kind": "latent", "rank": 8},
+    ],
+    "feed_forward": [{"kind": "gated_mlp"}, {"kind": "mixture_of_experts", "num_experts": 4, "top_k": 2}],
+    "activation": "silu",
+}
+FAST = {"torch": {"loss": "chunked", "norm": "fused", "optimizer": "fused"}, "jax": {"layers": "checkpointed"}}
+EXACT, SINGLE = 1e-12, 2e-5  # of the largest number of a tensor
+
+
+def free_port():
+    """A port behind which the next one is free too, as far as one can know."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def environment(**more):
+    found = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
+    found.pop("XLA_FLAGS", None)
+    return found | {name: value for name, value in more.items() if name == "XLA_FLAGS"}
+
+
+def follow(backend, layout, processes=1, *, model=None, execution=None, train=None, dtype="float64"):
+    """Run it; what the first process says."""
+    settings = {"steps": 5, "batch_size": 4, "accumulate": 2, "warmup_steps": 1, "learning_rate": 0.01, **(train or {})}
+    asked = {
+        "backend": backend,
+        "config": {**CONFIG, **(model or {})},
+        "train": TrainConfig(**settings).to_dict(),
+        "execution": {"dtype": dtype, "layout": layout, **(execution or {})},
+        "steps": 3,
+        "length": 12,
+    }
+    sizes = [int(part.split("=")[1]) for part in layout.split(",")]
+    devices = 1
+    for size in sizes:
+        devices *= size
+    own = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    if backend == "jax":
+        own["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices // processes}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(FOLLOW), json.dumps(asked)],
+            env=environment(**own, RANK=str(rank)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    try:
+        told = [one.communicate(timeout=300) for one in running]
+    finally:
+        for one in running:
+            one.kill()
+    assert [one.returncode for one in running] == [0] * processes, told[0][1][-3000:]
+    (line,) = (line for out, _ in told for line in out.splitlines() if line.startswith("FOUND "))
+    return json.loads(line.removeprefix("FOUND "))
+
+
+def check(found, limit=EXACT):
+    assert set(found["errors"]) == {"told", "held", "weight", "slot", "grad"}
+    assert max(found["errors"].values()) < limit, found["errors"]
+    assert found["held"] == pytest.approx(found["due"], rel=1e-6)  # bytes by the closed form
+
+
+@pytest.mark.full_for("data=2-", "shard=2-", "tensor=2-", "data=2,shard=2", "data=2,tensor=2")
+@pytest.mark.parametrize(
+    ("layout", "model"),
+    [
+        ("data=2", DROPPING),
+        ("shard=2", DROPPING),
+        ("tensor=2", TODAY),
+        ("data=2,shard=2", DROPPING),
+        ("data=2,tensor=2", TODAY),
+        ("shard=2,tensor=2", TODAY),
+    ],
+    ids=["data=2-", "shard=2-", "tensor=2-", "data=2,shard=2", "data=2,tensor=2", "all"],
+)
+def test_pytorchs_processes_follow_one(layout, model):
+    processes = 4 if "," in layout else 2
+    check(follow("torch", layout, processes, model=model))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("layout", ["data=2", "shard=2", "tensor=2", "shard=2,tensor=2"])
+@pytest.mark.parametrize("train", [{}, {"optimizer": "muon"}], ids=["adamw", "muon"])
+def test_pytorchs_fast_forms_follow_one_in_float32(layout, train):
+    processes = 4 if "," in layout else 2
+    check(follow("torch", layout, processes, execution=FAST["torch"], train=train, dtype="float32"), SINGLE)
+
+
+@pytest.mark.full_for("data=8", "shard=4,tensor=2", "data=2,tensor=4")
+@pytest.mark.parametrize(
+    ("layout", "model", "execution", "train"),
+    [
+        ("data=8", DROPPING, {}, {"batch_size": 8}),
+        ("shard=4,tensor=2", TODAY, {"layers": "loop"}, {"batch_size": 8}),
+        ("data=2,tensor=4", {}, FAST["jax"], {"optimizer": "muon"}),
+        ("data=2,shard=2,tensor=2", DROPPING, {"layers": "scan"}, {}),
+    ],
+    ids=["data=8", "shard=4,tensor=2", "data=2,tensor=4", "all"],
+)
+def test_eight_devices_of_jax_follow_one(layout, model, execution, train):
+    check(follow("jax", layout, model=model, execution=execution, train=train))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("layout", ["data=2", "shard=2,tensor=2"])
+def test_two_processes_of_jax_follow_one(layout):
+    check(follow("jax", layout, 2, model=DROPPING))
+
+
+@pytest.mark.parametrize(
+    ("backend", "layout", "model", "execution", "words"),
+    [
+        ("torch", "data=2", {}, {}, "needs 2 processes, and 1 run"),
+        ("torch", "tensor=2", {"dropout_attn": 0.1}, {}, "Dropout on attention weights"),
+        ("torch", "tensor=2", {}, {"projections": "joined"}, "reads matrices that tensor parallelism cuts"),
+        ("torch", "data=2", {}, {"rng": "native"}, "draws the same for the rows of every process"),
+        ("torch", "data=2", {}, {"compile": True}, "compile=True is for one process"),
+        (
+            "torch", "data=2",
+            {"feed_forward": [{"kind": "mixture_of_experts", "num_experts": 4, "top_k": 2, "balance": 0.1}]}, {},
+            "A balance loss is of all rows",
+        ),
+        ("jax", "data=64", {}, {}, "needs 64 devices, and JAX sees"),
+        ("jax", "data=2", {}, {"rng": "native"}, "rng='native' is for one device"),
+        ("jax", "data=2", {}, {"compile": False}, "needs compiled programs"),
+        ("jax", "tensor=3", {}, {}, "4 heads of layer 0 cannot be dealt out equally to tensor = 3"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_spread_is_refused(backend, layout, model, execution, words):
+    from common import backend as door
+    from common import params
+    from common.config import Execution, model_from_dict
+    from common.errors import UserError
+
+    config = model_from_dict({**CONFIG, **model})
+    with pytest.raises(UserError) as refused:
+        door.load(backend).build(config, params.initialise(config, 0), Execution(layout=layout, **execution))
+    assert words in str(refused.value)
+
+
+TRAIN = ["--preset", "nano", "--length", "32", "--batch-size", "4", "--dropout", "0.1", "--learning-rate", "0.003"]
+TRAIN += ["--steps", "24", "--eval-every", "8", "--save-every", "4", "--dtype", "float64"]
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_a_lost_worker_is_started_again_and_goes_on(tmp_path, backend, call):
+    """By torchrun, from the last checkpoint; the curve is that of one process which nobody disturbed."""
+    assert call("train", *TRAIN, "--backend", backend, "--out", tmp_path / "one")[0] == 0
+    out, engine = tmp_path / "two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *engine, "--max-restarts", "2", "-m", "common.cli", "train", *TRAIN]
+    command += ["--backend", backend, "--layout", "shard=2", "--out", str(out)]
+    with (tmp_path / "told").open("w") as told:
+        running = subprocess.Popen(command, env=environment(), cwd=ROOT, stdout=told, stderr=subprocess.STDOUT)
+        try:
+            end = time.monotonic() + 200
+            while running.poll() is None and time.monotonic() < end:
+                if (out / "log.jsonl").is_file() and len(losses(out)) >= 4:
+                    break
+                time.sleep(0.05)
+            workers = [
+                one for one in psutil.Process(running.pid).children(recursive=True) if "common.cli" in one.cmdline()
+            ]
+            assert len(workers) == 2
+            os.kill(workers[-1].pid, signal.SIGKILL)
+            assert running.wait(timeout=240) == 0, (tmp_path / "told").read_text()[-3000:]
+        finally:
+            running.kill()
+    assert losses(out) == pytest.approx(losses(tmp_path / "one"), rel=1e-9)
+    words = (tmp_path / "told").read_text()
+    assert "steps 0 to 24" in words
+    assert any(f"steps {step} to 24" in words for step in range(4, 24, 4))
+
+
+@pytest.mark.full
+def test_a_run_changes_its_layout_and_its_framework(tmp_path, call):
+    """Checkpoints do not depend on the layout: two processes begin, eight devices of the other framework end."""
+    assert call("train", *TRAIN, "--out", tmp_path / "one")[0] == 0
+    engine = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "common.cli"]
+    out = tmp_path / "two"
+    first = ["train", *TRAIN, "--layout", "shard=2", "--until", "10", "--out", str(out)]
+    subprocess.run([sys.executable, *engine, *first], env=environment(), cwd=ROOT, check=True, timeout=300)
+    second = ["train", "--resume", str(out), "--backend", "jax", "--layout", "data=2,shard=2,tensor=2"]
+    subprocess.run([sys.executable, "-m", "common.cli", *second], env=environment(), cwd=ROOT, check=True, timeout=300)
+    assert losses(out) == pytest.approx(losses(tmp_path / "one"), rel=1e-9)
+
+
+def test_what_is_started_again_with_other_settings_is_refused(call, tmp_path):
+    out = tmp_path / "run"
+    few = ["--preset", "nano", "--length", 16, "--batch-size", 2, "--steps", 2, "--eval-every", 2, "--out", out]
+    assert call("train", *few)[0] == 0
+    code, text, _ = call("train", *few, "--auto-resume")
+    assert (code, "Step 2 of 2" in text) == (0, True)
+    code, _, err = call("train", *few, "--auto-resume", "--learning-rate", 0.5)
+    assert code == 2
+    assert "holds a run with other settings: --learning-rate 0.5 (it was 0.001)" in err
+    code, _, err = call("train", *few)
+    assert code == 2
+    assert "already holds a run" in err
+
+
+def test_a_layout_that_does_not_fit_is_refused_before_anything_is_written(call, tmp_path):
+    for layout, words in (("data=3", "cannot be dealt out equally"), ("dat=2", "Did you mean 'data'?")):
+        code, _, err = call("train", "--layout", layout, "--out", tmp_path / "run")
+        assert code == 2
+        assert words in err
+        assert not (tmp_path / "run").exists()
