@@ -1,6 +1,7 @@
 """Records of settings: frozen dataclasses with a dictionary form, whose fields refuse nonsense in one sentence."""
 
 import math
+import numbers
 from dataclasses import fields, replace
 from typing import Any, Self
 
@@ -20,17 +21,19 @@ def positive_int(owner: object, *names: str) -> None:
 
 
 def number(owner: object, name: str, low: float, high: float, allowed: str) -> None:
-    """The field is a finite number in [low, high]."""
+    """The field is a finite number in [low, high]. Those of other packages become Python's, as JSON wants them."""
     value = getattr(owner, name)
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     require(good and low <= value <= high, owner, name, allowed)
+    object.__setattr__(owner, name, int(value) if isinstance(value, numbers.Integral) else float(value))
 
 
 def whole(owner: object, name: str, low: int, high: float, allowed: str) -> None:
-    """The field is a whole number in [low, high)."""
+    """The field is a whole number in [low, high); see `number`."""
     value = getattr(owner, name)
-    good = isinstance(value, int) and not isinstance(value, bool)
+    good = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     require(good and low <= value < high, owner, name, allowed)
+    object.__setattr__(owner, name, int(value))
 
 
 def flag(owner: object, *names: str) -> None:

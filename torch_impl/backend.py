@@ -54,16 +54,20 @@ class TorchModel(Accounts):
 
     def loss(self, ids, targets):
         ids, targets, positions, count = door.loss_inputs(ids, targets, self.config)
+        return self._loss_sum(ids, targets, positions).item() / count
+
+    def _loss_sum(self, ids, targets, positions):
         with torch.inference_mode():
-            hidden, _ = self.net.model(self._put(ids), self._places(positions))
-            return self.net.loss(self.net, hidden, self._put(targets))[0].item() / count
+            return loss_sum(self.net, self._put(ids), self._put(targets), self._places(positions))
 
     def gradients(self, ids, targets, dropout=None):
         inputs, targets, positions, count = door.step_inputs(ids, targets, self.config)
         key = door.step_key(self.config, dropout, self.address)
-        arrays = self._put(inputs), self._put(targets), self._places(positions)
-        loss, grads = loss_and_grads(self.net, *arrays, count, key)
-        return door.Gradients(loss.item(), {name: _numpy(g) for name, g in grads.items()})
+        loss, grads = self._gradients(inputs, targets, positions, count, key)
+        return door.Gradients(loss.item(), {name: self._read(g) for name, g in grads.items()})
+
+    def _gradients(self, inputs, targets, positions, count, key):
+        return loss_and_grads(self.net, self._put(inputs), self._put(targets), self._places(positions), count, key)
 
     def component(self, path, inputs, cotangent):
         module = self.net.get_submodule(path)
@@ -149,13 +153,13 @@ class TorchModel(Accounts):
         return loss, norm
 
     def weights(self):
-        return {name: _numpy(p).copy() for name, p in self.net.named_parameters()}
+        return {name: self._read(p).copy() for name, p in self.net.named_parameters()}
 
     def state_shapes(self):
         return {name: tuple(p.shape) for name, p in self.net.named_parameters()}
 
     def optimizer_slots(self):
-        return {name: _numpy(slot).copy() for name, slot in self.slots.items()}
+        return {name: self._read(slot).copy() for name, slot in self.slots.items()}
 
     def prepare(self, task, inputs, targets=None, sampling=None):
         run = door.pick("task", task, TASKS)(self, inputs, targets, sampling)
@@ -172,6 +176,10 @@ class TorchModel(Accounts):
         kind = dtype(self.execution.precision.param)
         return torch.tensor(np.ascontiguousarray(_plain(array)), dtype=kind, device=self.execution.device)
 
+    def _read(self, tensor):
+        """A parameter, or what has its shape, as NumPy's."""
+        return _numpy(tensor)
+
     def _put(self, array):
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.execution.device)
 
@@ -184,6 +192,12 @@ class TorchModel(Accounts):
             torch.cuda.synchronize(self.execution.device)
 
 
+def loss_sum(net, ids, targets, positions):
+    """The sum of a batch's losses in nats, without dropout."""
+    hidden, _ = net.model(ids, positions)
+    return net.loss(net, hidden, targets)[0]
+
+
 class TorchBackend:
     """See `common.backend.Backend`. State dicts in PyTorch's own file format are read and written here too."""
 
@@ -194,6 +208,12 @@ class TorchBackend:
 
     def write_state_dict(self, path, weights):
         pth.write_state_dict(path, weights)
+
+    def book_run(self, config, execution, kept, held_out, **settings):
+        """The run of the book's chapter 5 with PyTorch's own random numbers; see `torch_impl/book.py`."""
+        from .book import run
+
+        return run(config, execution, kept, held_out, **settings)
 
     def versions(self):
         return {"torch": torch.__version__}
@@ -229,6 +249,9 @@ class TorchBackend:
     def elementwise(self, name, x, dtype_name):
         tensor = torch.from_numpy(np.ascontiguousarray(x)).to(dtype(dtype_name))
         return _numpy(door.pick("elementwise function", name, ELEMENTWISE)(tensor))
+
+    def plan(self, config, execution, train, length):
+        return None  # nothing is compiled before there are processes
 
     def build(self, config, weights, execution):
         if execution.layers != "loop":

@@ -21,7 +21,7 @@ from common import params as parameters
 from common.errors import UserError
 
 from . import rng
-from .backend import TorchModel, _numpy
+from .backend import TorchModel, _numpy, loss_sum
 from .optim import OPTIMIZERS, empty_slots, update
 from .train import objective
 
@@ -51,6 +51,15 @@ class SpreadModel(TorchModel):
         _refuse(config, execution, self.layout)
         self.mesh = _mesh(self.layout, execution)
         super().__init__(config, weights, execution)
+
+    @property
+    def leads(self):
+        """Whether this process writes for all."""
+        return dist.get_rank() == 0
+
+    def local_shapes(self):
+        """What of every parameter lies in this process."""
+        return {name: tuple(_local(p).shape) for name, p in self.net.named_parameters()}
 
     # --- how the network is cut ---
 
@@ -83,11 +92,6 @@ class SpreadModel(TorchModel):
             group = self.mesh.get_group("data")
             self.engine = DistributedDataParallel(self.engine, process_group=group, find_unused_parameters=unused)
 
-    @property
-    def leads(self):
-        """Whether this process writes for all."""
-        return dist.get_rank() == 0
-
     # --- rows of a batch ---
 
     @property
@@ -112,26 +116,19 @@ class SpreadModel(TorchModel):
 
     # --- training ---
 
-    def loss(self, ids, targets):
-        ids, targets, positions, count = door.loss_inputs(ids, targets, self.config)
+    def _loss_sum(self, ids, targets, positions):
         dealt = len(ids) % self.layout.rows == 0
         own, _ = self._rows([ids, targets], 0) if dealt else ([self._put(ids), self._put(targets)], 0)
         with torch.no_grad():
-            total = self.engine(_loss_sum, *own, self._places(positions))
+            total = self.engine(loss_sum, *own, self._places(positions))
         if isinstance(self.engine, FSDPModule):  # without a backward pass the root would stay whole
             self.engine.reshard()
-        return (self._sum(total) if dealt else total).item() / count
+        return self._sum(total) if dealt else total
 
-    def gradients(self, ids, targets, dropout=None):
-        inputs, targets, positions, count = door.step_inputs(ids, targets, self.config)
-        loss, grads = self._gradients(inputs, targets, positions, count, dropout)
-        return door.Gradients(loss.item(), {name: _numpy(_whole(grad)) for name, grad in grads.items()})
-
-    def _gradients(self, inputs, targets, positions, count, dropout):
+    def _gradients(self, inputs, targets, positions, count, key):
         """(mean loss, gradients cut like parameters) over micro-batches of whole batches."""
         if inputs.shape[1] % self.layout.rows:
             raise UserError(f"{inputs.shape[1]} rows cannot be dealt out equally to {self.layout.rows} processes.")
-        key = door.step_key(self.config, dropout, self.address)
         (inputs, targets), first = self._rows([inputs, targets], 1)
         places, shares = self._places(positions), 0.0
         averaged = isinstance(self.engine, DistributedDataParallel)
@@ -160,7 +157,8 @@ class SpreadModel(TorchModel):
 
     def _train_step(self, inputs, targets):
         inputs, targets, positions, count = door.step_inputs(inputs, targets, self.config)
-        loss, grads = self._gradients(inputs, targets, positions, count, (self.train.seed, self.step))
+        key = door.step_key(self.config, (self.train.seed, self.step), self.address)
+        loss, grads = self._gradients(inputs, targets, positions, count, key)
         with torch.no_grad():
             norm = self._norm(grads)
             limit = self.train.clip_norm
@@ -198,18 +196,8 @@ class SpreadModel(TorchModel):
 
     # --- the whole of it ---
 
-    def weights(self):
-        return {name: _numpy(_whole(p)).copy() for name, p in self.net.named_parameters()}
-
-    def state_shapes(self):
-        return {name: tuple(p.shape) for name, p in self.net.named_parameters()}
-
-    def local_shapes(self):
-        """What of every parameter lies in this process."""
-        return {name: tuple(_local(p).shape) for name, p in self.net.named_parameters()}
-
-    def optimizer_slots(self):
-        return {name: _numpy(_whole(slot)).copy() for name, slot in self.slots.items()}
+    def _read(self, tensor):
+        return _numpy(_whole(tensor))
 
     def whole(self):
         """The model in this process alone, with the weights of now."""
@@ -237,11 +225,6 @@ class SpreadModel(TorchModel):
         """Leave the group of processes, once all have come here."""
         dist.barrier()
         dist.destroy_process_group()
-
-
-def _loss_sum(net, ids, targets, positions):
-    hidden, _ = net.model(ids, positions)
-    return net.loss(net, hidden, targets)[0]
 
 
 def _refuse(config, execution, layout):

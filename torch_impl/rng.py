@@ -43,9 +43,19 @@ GENERATORS = {"shared": address, "native": native_address}
 @torch.compiler.disable  # traced, its chain of shifts would grow exponentially
 def fold_in(key, data):
     """A new key of the same kind, a function of `key` and a whole number in [0, 2^32)."""
-    if isinstance(key, (Native, Part)):
-        return key._replace(words=host.fold_in(key.words, data))
+    return fold_in_of(key, data)
+
+
+@functools.singledispatch
+def fold_in_of(key, data):
+    """`fold_in` by the kind of key."""
     return host.fold_in(key, data)
+
+
+@fold_in_of.register(Native)
+@fold_in_of.register(Part)
+def _(key, data):
+    return key._replace(words=host.fold_in(key.words, data))
 
 
 @torch.compiler.disable

@@ -11,9 +11,11 @@ from benchmarks.harness.contenders import Contender
 from common import params
 from common.accounting import activations, flops, memory, parts
 from common.config import PRECISIONS, ModelConfig, SamplingConfig, TrainConfig
+from common.data.corpora import corpus
 
 TRAIN = TrainConfig(schedule="constant", learning_rate=1e-4, clip_norm=1.0)
 DECODING = ("decode", "continue")  # tasks that give tokens
+DATA = ("encode", "learn", "windows", "checkpoint")  # around a model: see benchmarks/outside/data.py
 FRESH = ("compile", "start-up", "load")  # every turn in a process of its own, which measures a beginning
 
 
@@ -93,6 +95,8 @@ class Cell:
         rng = np.random.default_rng(self.seed)
         if self.task == "dropout":
             return rng.standard_normal((self.batch, self.length, self.config.embed_dim)).astype(np.float32), None
+        if self.task in DATA:
+            return np.frombuffer(corpus("pydoc").text.encode("utf-8")[: self.length], np.uint8), None
         if self.task == "sample":
             return rng.standard_normal((self.batch, self.config.vocab_size)).astype(np.float32), None
         return self.tokens()
@@ -141,6 +145,10 @@ TITLES = {
     "compile": "Compiling a training step",
     "start-up": "Start to first logits",
     "load": "Loading weights",
+    "encode": "Encoding a text",
+    "learn": "Learning 2,000 merges",
+    "windows": "Reading windows",
+    "checkpoint": "A checkpoint written and read",
 }
 
 
@@ -262,6 +270,8 @@ WORK: Mapping[str, Any] = {
     "decode": _decode,
     "continue": _continue,
     "optimizer": _optimizer,
+    **dict.fromkeys(("encode", "learn", "windows"), lambda cell: {"unit": "bytes", "work": cell.length}),
+    "checkpoint": lambda cell: {"unit": "bytes", "work": 2 * 3 * _kept(cell)},
 }
 
 

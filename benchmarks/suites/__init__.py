@@ -1,6 +1,6 @@
 """What is measured: suites by name, each a function from a `Scope` to cells. A new suite is one file and one entry."""
 
-from benchmarks.suites import attention, decode, depth, forward, parts, same, starting, train, variants
+from benchmarks.suites import attention, data, decode, depth, forward, ladder, parts, same, starting, train, variants
 from benchmarks.suites.scope import Scope
 
 
@@ -26,8 +26,10 @@ SUITES = {
     "variants": variants.cells,
     "experts": variants.experts,
     "same": same.cells,
+    "data": data.cells,
+    "ladder": ladder.cells,
 }
-NAMED = ("attention", "variants", "experts", "same")  # measured when they are named
+NAMED = ("attention", "variants", "experts", "same", "data", "ladder")  # measured when they are named
 DEFAULT = tuple(name for name in SUITES if name not in NAMED)
 
 __all__ = ["DEFAULT", "SUITES", "Scope"]

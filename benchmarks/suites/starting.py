@@ -1,6 +1,7 @@
 """Beginnings: from the start of a process to the first logits, and reading weights from disk into a model."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from benchmarks.harness.cells import Cell
 from benchmarks.suites.scope import Scope, transformers, wing
@@ -13,6 +14,15 @@ def starts(scope: Scope) -> Iterator[Cell]:
 
 
 def loads(scope: Scope) -> Iterator[Cell]:
-    """A file of safetensors into a model."""
-    model = scope.main
-    yield Cell("load", "load", model, scope.config(model), 1, 32, "float32", (wing("torch"), wing("jax")))
+    """A file of safetensors into a model, tensor by tensor, and all of it first."""
+    model, chosen = scope.main, (wing("torch"), wing("jax"))
+    others = (
+        replace(
+            one,
+            name=f"{one.name} all at once",
+            title=f"{one.title}, all at once",
+            source=f"benchmarks.outside.loading:{one.name}",
+        )
+        for one in chosen
+    )
+    yield Cell("load", "load", model, scope.config(model), 1, 32, "float32", (*chosen, *others))

@@ -29,7 +29,7 @@ def kinds(quick: bool) -> dict[str, tuple]:
     few, delta = full.with_(num_kv_heads=2), GatedDeltaNet()
     local = few.with_(window=WINDOW[quick])
     found = {
-        "multi-head": (full,),
+        "multi-head, rotary": (full,),
         "grouped-query, 2 groups": (few,),
         "multi-query": (full.with_(num_kv_heads=1),),
         "3 windows to 1 full": (local, local, local, few),

@@ -39,7 +39,7 @@ def test_a_layout_is_told_by_its_axes(text, sizes):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("dta=2", "Did you mean 'data'?"),
+        ("dta=2", "did you mean 'data'"),
         ("data", "gives data no number"),
         ("data=two", "gives data no number"),
         ("data=0", "gives data no number"),
@@ -219,7 +219,7 @@ def test_the_plan_is_printed_for_every_layout(call):
         (("nano", "--layout", "data=2", "--devices", 4), "has 2 devices, and --devices is 4"),
         (("nano", "--memory", 0), "--memory is 0"),
         (("nano", "--length", 4096), "this model has positions for 1 to"),
-        (("nanu",), "Did you mean 'nano'?"),
+        (("nanu",), "did you mean 'nano'"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_in_a_sentence(call, arguments, words):

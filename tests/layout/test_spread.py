@@ -231,7 +231,7 @@ def test_what_is_started_again_with_other_settings_is_refused(call, tmp_path):
 
 
 def test_a_layout_that_does_not_fit_is_refused_before_anything_is_written(call, tmp_path):
-    for layout, words in (("data=3", "cannot be dealt out equally"), ("dat=2", "Did you mean 'data'?")):
+    for layout, words in (("data=3", "cannot be dealt out equally"), ("dat=2", "did you mean 'data'")):
         code, _, err = call("train", "--layout", layout, "--out", tmp_path / "run")
         assert code == 2
         assert words in err

@@ -22,6 +22,7 @@ HOUSE = set(ALLOWED) | {"tests"}
 ONE_SIDED_FILES = {
     "jax_impl/programs.py": "NNX modules are split into description and values, and compiled",
     "torch_impl/pth.py": "the file format is PyTorch's own",
+    "torch_impl/book.py": "the random numbers are PyTorch's own, in the order of its modules",
     "torch_impl/transformers_gpt2.py": "another library's model, in PyTorch only, to hold others against",
     "torch_impl/tasks.py": "the oracle is not timed",
     "jax_impl/tasks.py": "the oracle is not timed",
@@ -43,6 +44,10 @@ ONE_SIDED_FILES = {
     "jax_impl/flops.py": "the oracle counts nothing",
     "torch_impl/accounts.py": "the oracle counts nothing",
     "jax_impl/accounts.py": "the oracle counts nothing",
+    "torch_impl/layout.py": "the oracle is not spread",
+    "jax_impl/layout.py": "the oracle is not spread",
+    "jax_impl/placing.py": "a compiled program is told where arrays lie; PyTorch's tensors know it",
+    "jax_impl/plan.py": "PyTorch compiles no program of several devices",
     "torch_impl/memory.py": "the oracle counts nothing",
     "jax_impl/memory.py": "the oracle counts nothing",
 }
@@ -104,6 +109,9 @@ ONE_SIDED_NAMES = {
     "jax_impl/flops.py:BODIES": "a program is walked, not run",
     "jax_impl/flops.py:UNKNOWN": "a program is walked, not run",
     "jax_impl/flops.py:xla_flops": "a compiler has a figure of its own",
+    "torch_impl/layout.py:PARTS": "JAX's rows are cut by a partition",
+    "torch_impl/layout.py:Network": "PyTorch's engines hook into modules",
+    "jax_impl/layout.py:join": "JAX's processes join before there are devices, PyTorch's where the mesh is made",
     "torch_impl/memory.py:saved_bytes": "eager autograd keeps tensors, a compiler has a plan",
     "torch_impl/memory.py:live_bytes": "eager execution has live tensors, a compiler has a plan",
     "jax_impl/memory.py:planned_bytes": "eager autograd keeps tensors, a compiler has a plan",
@@ -249,7 +257,7 @@ def test_backends_offer_the_same():
     for folder in (TORCH, JAX):
         names = [key for key in definitions(folder / "backend.py") if "." in key]
         own[folder.name] = [re.sub("^(Torch|Jax)", "", name) for name in names]
-    one_sided = {"Backend.read_state_dict", "Backend.write_state_dict", "Model.scope"}
+    one_sided = {"Backend.read_state_dict", "Backend.write_state_dict", "Backend.book_run", "Model.scope"}
     lists = [[name for name in names if name not in one_sided] for names in own.values()]
     assert lists[0] == lists[1]
 

@@ -1,7 +1,9 @@
 """Configs refuse nonsense in a sentence that names the field, the value and what is allowed."""
 
+import json
 import re
 
+import numpy as np
 import pytest
 
 from common.config import (
@@ -158,3 +160,18 @@ def test_presets_and_defaults():
     assert preset("book-124m").has_dropout
     with pytest.raises(UserError, match="did you mean 'gpt2-774m'"):
         preset("gpt-774m")
+
+
+def test_numbers_of_other_packages_become_pythons():
+    """So that JSON can hold them, and equal configs are equal."""
+    found = GPTConfig(
+        np.int64(31), np.int32(16), np.uint8(12), 2, 3, ff_dim=np.int16(20), dropout_embed=np.float32(0.5)
+    )
+    assert found == GPTConfig(31, 16, 12, 2, 3, ff_dim=20, dropout_embed=0.5)
+    assert {type(value) for value in (found.vocab_size, found.embed_dim, found.ff_dim)} == {int}
+    assert type(found.dropout_embed) is float
+    assert json.loads(json.dumps(model_to_dict(found)))["context_length"] == 16
+    assert type(TrainConfig(learning_rate=1).learning_rate) is int
+    for wrong in (np.float64(16), np.bool_(True), np.array([16])):
+        with pytest.raises(UserError, match="a whole number > 0"):
+            GPTConfig(31, wrong, 12, 2, 3)

@@ -1,0 +1,273 @@
+"""What lies around a model, ours and other libraries': byte-pair encoding, windows of a token file, checkpoints.
+
+Every contender has the tasks of its library; what they return must be the judge's to the last bit. Tasks: "encode" a
+text with a vocabulary that was learnt from it, "learn" that vocabulary, "windows" read batches from a file of ids,
+"checkpoint" writes weights and two averages, flushed to disk, and reads them again.
+"""
+
+import functools
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from common.data.windows import Windows
+from common.errors import UserError
+from common.tokenizers import bpe
+from common.weights.checkpoint import load_checkpoint, save_checkpoint
+
+MERGES = 2_000
+SLOTS = ("exp_avg", "exp_avg_sq")
+
+
+class Timed:
+    """The tasks of one library; see `common.backend.Model.prepare`."""
+
+    def __init__(self, name, tasks, config, weights, execution):
+        self.name, self.tasks, self.config, self.execution = name, tasks, config, execution
+        self.weights = {name: np.asarray(array) for name, array in weights.items()}
+        self.folder = tempfile.TemporaryDirectory(prefix="parallax-")
+
+    def about(self):
+        return {"attention": "none"}
+
+    def prepare(self, task, inputs, targets=None):
+        if task not in self.tasks:
+            raise UserError(f"{self.name} has no task {task!r} here.")
+        return self.tasks[task](self, np.asarray(inputs))
+
+    @property
+    def place(self):
+        return Path(self.folder.name)
+
+
+class Library:
+    """See `common.backend.Backend`: what a contest needs of it. What it imports is imported with it."""
+
+    def __init__(self, name, **tasks):
+        self.name = self.title = name
+        self.tasks = tasks
+
+    def versions(self):
+        return {"numpy": np.__version__}
+
+    def flags(self):
+        return {}
+
+    def threads(self):
+        return None
+
+    def build(self, config, weights, execution):
+        return Timed(self.name, self.tasks, config, weights, execution)
+
+
+def text_of(inputs):
+    return inputs.astype(np.uint8).tobytes().decode("utf-8")
+
+
+@functools.lru_cache(maxsize=1)
+def vocabulary(text):
+    """Ours: the others are told it."""
+    return bpe.train(text, 256 + MERGES, specials=())
+
+
+def tokens(ids):
+    return {"tokens": np.asarray(ids, np.int32)}
+
+
+# --- byte-pair encoding ----------------------------------------------------------------------------------------------
+
+
+def our_encode(own, inputs):
+    """Anew every time, for it remembers the words that it has met."""
+    text = text_of(inputs)
+    known = vocabulary(text)
+    return lambda: tokens(bpe.BPE(known.tokens, known.merges, known.specials).encode(text))
+
+
+def tiktokens_encode(own, inputs):
+    import tiktoken
+    from tiktoken_ext.openai_public import r50k_pat_str
+
+    text = text_of(inputs)
+    ranks = {token: number for number, token in enumerate(vocabulary(text).tokens)}
+    other = tiktoken.Encoding("ours", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
+    return lambda: tokens(other.encode_ordinary(text))
+
+
+def huggingfaces_encode(own, inputs):
+    """Without its memory of words, as tiktoken has none."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    text = text_of(inputs)
+    known = vocabulary(text)
+    letters = [bpe._letters(token) for token in known.tokens]
+    pairs = [(letters[first], letters[second]) for first, second in known.merges]
+    model = models.BPE({spelt: number for number, spelt in enumerate(letters)}, pairs, cache_capacity=0)
+    other = Tokenizer(model)
+    other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return lambda: tokens(other.encode(text).ids)
+
+
+def our_learn(own, inputs):
+    text = text_of(inputs)
+    return lambda: tokens(bpe.train(text, 256 + MERGES, specials=()).merges)
+
+
+def huggingfaces_learn(own, inputs):
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    text = text_of(inputs)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+
+    def learn():
+        other = Tokenizer(models.BPE())
+        other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(vocab_size=256 + MERGES, initial_alphabet=alphabet, show_progress=False)
+        other.train_from_iterator([text], trainer)
+        return tokens(_numbered(json.loads(other.to_str())["model"]["merges"]))
+
+    return learn
+
+
+def _numbered(merges):
+    """Merges of spelt tokens as pairs of ids: bytes first, then each merge in its turn."""
+    ids = {bpe._letters(byte): number for number, byte in enumerate(bpe.BYTES)}
+    found = []
+    for first, second in merges:
+        found.append((ids[first], ids[second]))
+        ids[first + second] = len(ids)
+    return found
+
+
+# --- windows ---------------------------------------------------------------------------------------------------------
+
+LENGTH, BATCH = 128, 32
+
+
+def _file(own, inputs):
+    """The text's bytes as ids of 16 bits in a file, mapped."""
+    path = own.place / "ids.bin"
+    inputs.astype("<u2").tofile(path)
+    return np.memmap(path, "<u2", "r")
+
+
+def _counted(inputs, targets):
+    """Something that needs all of a batch."""
+    return [int(inputs.sum()), int(targets[:, -1].sum())]
+
+
+def our_windows(own, inputs):
+    windows = Windows(_file(own, inputs), LENGTH)
+
+    def read():
+        count = len(windows) // BATCH
+        return tokens([_counted(*windows.gather(np.arange(i * BATCH, (i + 1) * BATCH))) for i in range(count)])
+
+    return read
+
+
+def torchs_windows(own, inputs):
+    """A map-style dataset behind a DataLoader in this process, as the book has it."""
+    import torch
+    from torch.utils.data import DataLoader, Dataset
+
+    ids = _file(own, inputs)
+
+    class Slices(Dataset):
+        def __len__(self):
+            return -(-(len(ids) - LENGTH) // LENGTH)
+
+        def __getitem__(self, index):
+            at = index * LENGTH
+            own = torch.from_numpy(ids[at : at + LENGTH + 1].astype(np.int64))
+            return own[:-1], own[1:]
+
+    loader = DataLoader(Slices(), BATCH, shuffle=False, drop_last=True)
+    return lambda: tokens([_counted(*batch) for batch in loader])
+
+
+def judged_windows(own, inputs):
+    """By slices of the array itself."""
+
+    def read():
+        starts = range(0, len(inputs) - LENGTH, LENGTH)
+        rows = np.array([inputs[at : at + LENGTH + 1] for at in starts], np.int64)
+        whole = rows[: len(rows) // BATCH * BATCH].reshape(-1, BATCH, LENGTH + 1)
+        return tokens([_counted(batch[:, :-1], batch[:, 1:]) for batch in whole])
+
+    return read
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def _state(own):
+    """Weights, and as many numbers twice: other ones, for what is twice the same could be written once."""
+    slots = {f"{name}.{slot}": array * (2 + at) for name, array in own.weights.items() for at, slot in enumerate(SLOTS)}
+    return own.weights, slots
+
+
+def _given(weights, slots):
+    """Everything, so that nothing is read lazily and never."""
+    return {**{f"weight/{name}": weights[name] for name in weights}, **{f"slot/{name}": slots[name] for name in slots}}
+
+
+def our_checkpoint(own, inputs):
+    weights, slots = _state(own)
+    record = {"train": {"optimizer": "adamw"}}
+
+    def there_and_back():
+        save_checkpoint(own.place / "ours", own.config, weights, slots, record)
+        found = load_checkpoint(own.place / "ours")
+        return _given({n: np.array(found.weights[n]) for n in weights}, {n: np.array(found.slots[n]) for n in slots})
+
+    return there_and_back
+
+
+def torchs_checkpoint(own, inputs):
+    import torch
+
+    weights, slots = ({n: torch.from_numpy(np.array(a)) for n, a in part.items()} for part in _state(own))
+    path = own.place / "theirs.pt"
+
+    def there_and_back():
+        with path.open("wb") as file:
+            torch.save({"weights": weights, "slots": slots}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        return _given(**torch.load(path, weights_only=True))
+
+    return there_and_back
+
+
+def safetensors_checkpoint(own, inputs):
+    from safetensors.numpy import load_file, save_file
+
+    weights, slots = _state(own)
+    paths = own.place / "weights.safetensors", own.place / "slots.safetensors"
+
+    def there_and_back():
+        for path, part in zip(paths, (weights, slots), strict=True):
+            save_file(part, path)
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        return _given(*map(load_file, paths))
+
+    return there_and_back
+
+
+def judged_checkpoint(own, inputs):
+    return lambda: _given(*_state(own))
+
+
+parallax = Library("parallax", encode=our_encode, learn=our_learn, windows=our_windows, checkpoint=our_checkpoint)
+tiktoken = Library("tiktoken", encode=tiktokens_encode)
+tokenizers = Library("tokenizers", encode=huggingfaces_encode, learn=huggingfaces_learn)
+torch = Library("torch", windows=torchs_windows, checkpoint=torchs_checkpoint)
+safetensors = Library("safetensors", checkpoint=safetensors_checkpoint)
+judge = Library(
+    "judge", encode=tiktokens_encode, learn=huggingfaces_learn, windows=judged_windows, checkpoint=judged_checkpoint
+)

@@ -1,0 +1,83 @@
+"""`parallax book`"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.commands import options
+
+_SAMPLE = 50  # tokens that go on from the prompt
+
+
+def book(
+    data: Annotated[str, typer.Option(help="the-verdict, or a file of text.")] = "the-verdict",
+    preset: Annotated[str, typer.Option(help="Model: book-124m, or a smaller one to try.")] = "book-124m",
+    length: Annotated[int, typer.Option(help="Tokens per window, and of the model's context.")] = 256,
+    dropout: Annotated[float, typer.Option(help="One rate for all three places.")] = 0.1,
+    epochs: Annotated[int, typer.Option(help="Times that all windows are seen.")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Windows per step.")] = 2,
+    learning_rate: Annotated[float, typer.Option(help="AdamW's rate.")] = 4e-4,
+    weight_decay: Annotated[float, typer.Option(help="Decoupled decay, of all parameters.")] = 0.1,
+    eval_every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 5,
+    eval_batches: Annotated[int, typer.Option(help="Batches of either part that are evaluated.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of PyTorch's global generator.")] = 123,
+    prompt: Annotated[str, typer.Option(help="What the trained model goes on from.")] = "Every effort moves you",
+    tokenizer: Annotated[str, typer.Option(help="gpt2, or bytes.")] = "gpt2",
+    vocab: options.Vocab = None,
+    threads: options.Threads = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the log (default: none).")] = None,
+) -> None:
+    """Chapter 5 of the book: its training run with PyTorch's own random numbers, to the last digit that it prints."""
+    from common import backend as door
+    from common import files
+    from common.config import SamplingConfig, TrainConfig
+    from common.config import preset as preset_of
+    from common.data.corpora import corpus, split
+    from common.errors import UserError
+    from common.run import HELD_OUT
+    from common.tokenizers import tokenizer as of_name
+
+    positive = {"--epochs": epochs, "--eval-every": eval_every, "--eval-batches": eval_batches, "--length": length}
+    for name, value in positive.items():
+        if value < 1:
+            raise UserError(f"{name} is {value}; allowed is a whole number > 0.")
+    train = TrainConfig(batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay, seed=seed)
+    execution = options.execution("torch", "cpu", None, threads=threads)
+    encoder = of_name(tokenizer, vocab)
+    rates = dict.fromkeys(("dropout_embed", "dropout_attn", "dropout_shortcut"), dropout)
+    config = preset_of(preset).with_(vocab_size=encoder.vocab_size, context_length=length, **rates)
+    if config.tie_embeddings or config.positions != "learned":
+        raise UserError(
+            f"The preset {preset} is no model of the book's: its head is its own, and its positions learned."
+        )
+    kept, held_out = map(encoder.encode, split(corpus(data).text, HELD_OUT))
+    log = []
+    if out is not None:
+        out = files.output_folder(out)
+    options.show(f"{len(kept):,} tokens to train on, {len(held_out):,} held out")
+    model, lines = door.load("torch").book_run(
+        config,
+        execution,
+        kept,
+        held_out,
+        seed=train.seed,
+        epochs=epochs,
+        batch_size=train.batch_size,
+        rate=train.learning_rate,
+        decay=train.weight_decay,
+        every=eval_every,
+        batches=eval_batches,
+    )
+    for line in lines:
+        print(
+            f"Ep {line.epoch} (Step {line.step:06d}): Train loss {line.loss:.3f}, Val loss {line.held_out:.3f}",
+            flush=True,
+        )
+        log.append(json.dumps(line._asdict()) + "\n")
+    if out is not None:
+        files.write_text(out / "log.jsonl", "".join(log))
+    ids = encoder.encode(prompt)[-length:]
+    (row,) = model.generate([ids.tolist()], SamplingConfig(_SAMPLE, overflow="crop"))
+    print(prompt + encoder.decode(row).replace("\n", " "))

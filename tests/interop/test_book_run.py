@@ -1,0 +1,107 @@
+"""The book's own training run: its random numbers in its order, and its loss curve."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from common.config import Execution, preset
+from common.data.corpora import corpus
+from torch_impl import book
+from torch_impl.layers import dropout, layer_key
+
+CURVE = {0: "9.781 9.933", 5: "8.111 8.339", 10: "6.661 7.048", 15: "5.961 6.616", 20: "5.726 6.600", 25: "5.201 6.348"}
+CURVE |= {30: "4.417 6.278", 35: "4.069 6.226", 40: "3.732 6.160", 45: "2.850 6.179", 50: "2.427 6.141"}
+CURVE |= {55: "2.104 6.134", 60: "1.882 6.233", 65: "1.320 6.238", 70: "0.985 6.242", 75: "0.717 6.293"}
+CURVE |= {80: "0.541 6.393", 85: "0.391 6.452"}  # Raschka 2024, section 5.2
+TEXT = "Every effort moves you"
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_masks_are_those_of_pytorchs_dropout(rate):
+    x = torch.randn(3, 5, 7)
+    torch.manual_seed(5)
+    want = [F.dropout(x, rate, True) for _ in range(3)]
+    torch.manual_seed(5)
+    got = [dropout(x, rate, layer_key(book.Stream(), layer), 1) for layer in range(3)]
+    torch.testing.assert_close(torch.stack(got), torch.stack(want))
+    assert not torch.equal(got[0], got[1])
+
+
+def test_weights_are_drawn_in_the_books_order():
+    """Embeddings, then block by block attention and feed-forward, then the head."""
+    config = preset("book-124m").with_(vocab_size=50, embed_dim=12, num_heads=2, ff_dim=20, num_layers=2)
+    torch.manual_seed(3)
+    found = book.initial_weights(config)
+    torch.manual_seed(3)
+    width = config.embed_dim
+    want = [torch.nn.Embedding(50, width), torch.nn.Embedding(config.context_length, width)]
+    for _ in range(2):
+        want += [torch.nn.Linear(width, width, bias=False) for _ in "qkv"]
+        want += [torch.nn.Linear(width, width), torch.nn.Linear(width, 20), torch.nn.Linear(20, width)]
+    want.append(torch.nn.Linear(width, 50, bias=False))
+    matrices = [array for array in found.values() if array.ndim > 1]
+    assert len(matrices) == len(want)
+    for array, module in zip(matrices, want, strict=True):
+        torch.testing.assert_close(torch.from_numpy(array), module.weight.detach())
+
+
+def test_the_loader_draws_as_the_books_does():
+    """A second pass has another order; evaluation in between takes numbers of its own."""
+    ids = torch.arange(300).numpy()
+    torch.manual_seed(1)
+    loader = book._loader(ids, 8, 4, True)
+    first, second = ([int(x[0, 0]) for x, _ in loader] for _ in range(2))
+    assert first != second
+    assert len(first) == (300 - 8) // 8 // 4
+    assert all(x.shape == (4, 8) for x, _ in loader)
+
+
+def test_what_is_no_run_of_the_books_is_refused(call, tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("She sells sea shells by the sea shore. " * 30)
+    small = (
+        "--data",
+        file,
+        "--length",
+        16,
+        "--epochs",
+        2,
+        "--eval-every",
+        10,
+        "--tokenizer",
+        "bytes",
+        "--batch-size",
+        4,
+    )
+    code, _, err = call("book", *small, "--preset", "nano", "--out", tmp_path / "log")
+    assert code == 2
+    assert "no model of the book's" in err
+    code, _, err = call("book", *small, "--epochs", 0)
+    assert (code, "--epochs is 0" in err) == (2, True)
+
+
+def test_a_run_is_reproduced():
+    config = preset("book-124m").with_(
+        vocab_size=256, context_length=16, embed_dim=24, num_heads=2, ff_dim=48, num_layers=2,
+        dropout_embed=0.1, dropout_attn=0.1, dropout_shortcut=0.1,
+    )  # fmt: skip
+    ids = torch.frombuffer(bytearray(corpus("pydoc").text[:2000].encode()), dtype=torch.uint8).int().numpy()
+    settings = {"seed": 3, "epochs": 2, "batch_size": 4, "rate": 1e-2, "decay": 0.1, "every": 10, "batches": 3}
+    runs = [list(book.run(config, Execution(), ids, ids[:200], **settings)[1]) for _ in range(2)]
+    assert runs[0] == runs[1]
+    assert runs[0][-1].loss < runs[0][0].loss - 1
+    assert [line.step for line in runs[0]] == list(range(0, 2 * (2000 - 16) // 16 // 4, 10))
+    other = list(book.run(config, Execution(), ids, ids[:200], **settings | {"seed": 4})[1])
+    assert other != runs[0]
+
+
+@pytest.mark.full
+def test_the_curve_is_the_books(call, data_dir):
+    """Its first 26 steps, on a CPU; all 90 take five minutes more, and are in the note of the change."""
+    code, out, err = call(
+        "book", "--data", data_dir / "the-verdict.txt", "--vocab", data_dir / "gpt2", "--epochs", 3, "--prompt", TEXT
+    )
+    assert code == 0, err
+    lines = [line for line in out.splitlines() if line.startswith("Ep ")]
+    got = {int(line.split("Step ")[1][:6]): f"{line.split()[6].rstrip(',')} {line.split()[9]}" for line in lines}
+    assert got == {step: CURVE[step] for step in range(0, 27, 5)}
