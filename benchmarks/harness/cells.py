@@ -145,10 +145,10 @@ TITLES = {
     "compile": "Compiling a training step",
     "start-up": "Start to first logits",
     "load": "Loading weights",
-    "encode": "Encoding a text",
-    "learn": "Learning 2,000 merges",
-    "windows": "Reading windows",
-    "checkpoint": "A checkpoint written and read",
+    "encode": "Text",
+    "learn": "Text",
+    "windows": "Token file",
+    "checkpoint": "Checkpoint",
 }
 
 

@@ -134,7 +134,7 @@ def huggingfaces_learn(own, inputs):
 
 def _numbered(merges):
     """Merges of spelt tokens as pairs of ids: bytes first, then each merge in its turn."""
-    ids = {bpe._letters(byte): number for number, byte in enumerate(bpe.BYTES)}
+    ids = {bpe._letters(bytes([byte])): number for number, byte in enumerate(bpe.BYTES)}
     found = []
     for first, second in merges:
         found.append((ids[first], ids[second]))

@@ -13,6 +13,12 @@ RIVALS = {
     "windows": ("torch",),
     "checkpoint": ("torch", "safetensors"),
 }
+PARTS = {
+    "encode": "encoded",
+    "learn": "2,000 merges learnt",
+    "windows": "windows read",
+    "checkpoint": "written and read",
+}
 TITLES = {"torch": "PyTorch", "parallax": "Parallax"}
 QUICK = 60_000  # bytes of the text
 
@@ -26,7 +32,7 @@ def cells(scope: Scope) -> Iterator[Cell]:
         length = 1 if task == "checkpoint" else min(QUICK, size) if scope.quick else size
         chosen = tuple(map(_contender, ("parallax", *rivals)))
         name = f"{model} × 2 layers" if task == "checkpoint" else "pydoc"
-        yield Cell("data", task, name, config, 1, length, "float32", chosen)
+        yield Cell("data", task, name, config, 1, length, "float32", chosen, part=PARTS[task])
 
 
 def _contender(name: str) -> Contender:

@@ -74,6 +74,7 @@ def _cell(pair: Pair, words: str) -> str:
     if not pair.usable:
         return words
     _, low, high = pair.values
+    low, high = (1 / high, 1 / low) if pair.state == "slower" else (low, high)  # as the verdict has it
     return f"{words}, {low:.3g} to {high:.3g}"
 
 
