@@ -4,6 +4,7 @@ The layout of a file is the library's own (github.com/huggingface/safetensors); 
 """
 
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
@@ -40,18 +41,47 @@ def open_file(path: Path | str) -> dict[str, Stored]:
     """Every tensor of one file by name, in the order of the data; nothing is read yet but the header."""
     path = Path(path)
     handle = _handle(path)
-    found = {}
+    data, found = _Data(path), {}
     for name in handle.keys():  # noqa: SIM118  (the handle is no mapping)
         view = handle.get_slice(name)
         kind = view.get_dtype()
         if kind not in _DTYPES:
             raise damaged(path, "file of weights", f"{name} has dtype {kind}, known are {', '.join(_DTYPES)}")
 
-        def read(index: Index = ..., name: str = name) -> np.ndarray:
-            return handle.get_tensor(name) if index is ... else handle.get_slice(name)[index]
+        shape, dtype = tuple(view.get_shape()), np.dtype(_DTYPES[kind])
 
-        found[name] = Stored(tuple(view.get_shape()), np.dtype(_DTYPES[kind]), read)
+        def read(index: Index = ..., name: str = name, shape=shape, dtype=dtype) -> np.ndarray:
+            return data.read(name, shape, dtype) if index is ... else handle.get_slice(name)[index]
+
+        found[name] = Stored(shape, dtype, read)
     return found
+
+
+class _Data:
+    """Whole tensors of a file that the library has checked, read into memory of their own. What is mapped would count as
+    this process's once it was read, and a model be there twice while it is loaded.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.lock, self.file = path, threading.Lock(), path.open("rb")
+        size = int.from_bytes(self.file.read(8), "little")
+        header = json.loads(self.file.read(size))
+        self.starts = {
+            name: 8 + size + one["data_offsets"][0] for name, one in header.items() if name != "__metadata__"
+        }
+
+    def read(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        found = np.empty(shape, dtype)
+        with self.lock:
+            self.file.seek(self.starts[name])
+            count = self.file.readinto(found.reshape(-1).view(np.uint8))
+        if count != found.nbytes:
+            raise damaged(self.path, "safetensors file", f"it ends in the middle of {name}")
+        return found
+
+    def __del__(self):
+        if hasattr(self, "file"):
+            self.file.close()
 
 
 def open_index(path: Path | str) -> dict[str, Stored]:
