@@ -58,8 +58,9 @@ def open_file(path: Path | str) -> dict[str, Stored]:
 
 
 class _Data:
-    """Whole tensors of a file that the library has checked, read into memory of their own. What is mapped would count as
-    this process's once it was read, and a model be there twice while it is loaded.
+    """Whole tensors of a file that the library has checked, in memory of their own.
+
+    What is mapped counts as this process's once it was read, and a model would be there twice while it is loaded.
     """
 
     def __init__(self, path: Path):
