@@ -163,6 +163,7 @@ def test_a_folder_changes_place_at_once(tmp_path, monkeypatch):
         assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.full_for("jax")
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_samples_go_on_from_a_prompt_and_are_logged(call, tmp_path, file, backend):
     out = tmp_path / backend
@@ -199,7 +200,7 @@ def test_a_variant_is_trained(call, tmp_path, text):
     assert (code, "grouped_query" in err) == (2, True)
 
 
-@pytest.mark.full_for("torch-jax")
+@pytest.mark.full
 @pytest.mark.parametrize(("first", "second"), [("torch", "jax"), ("jax", "torch")])
 def test_a_run_by_muon_continues_in_the_other_wing(call, tmp_path, file, first, second):
     path = file(optimizer="muon", dtype="float64", dropout=0.1)

@@ -230,10 +230,10 @@ def test_padding_that_is_not_masked(port, diverge):
 def test_weights_that_are_loaded_transposed(port, diverge):
     """Told before anything is computed: the sides do not hold the same."""
     find, bug = (
-        "_own(array, kind, execution.device)",
-        "_own(array.T if 'o_proj.weight' in name else array, kind, 'cpu')",
+        "Parameter(self._own(array))",
+        "Parameter(self._own(array.T if 'o_proj.weight' in name else array))",
     )
-    wrong = port("torch", "backend.py", f"tensor = {find}", f"tensor = {bug}")
+    wrong = port("torch", "backend.py", find, bug)
     report = diverge(wrong, "torch")
     assert (report.first.stage, report.first.name) == ("weights", "model.layers.0.self_attn.o_proj.weight")
     assert "o and i exchanged" in report.diagnosis.hints[0]

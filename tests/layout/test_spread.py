@@ -114,7 +114,7 @@ def test_pytorchs_fast_forms_follow_one_in_float32(layout, train):
     check(follow("torch", layout, processes, execution=FAST["torch"], train=train, dtype="float32"), SINGLE)
 
 
-@pytest.mark.full_for("data=8", "shard=4,tensor=2", "data=2,tensor=4", "eight")
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("layout", "model", "execution", "train"),
     [

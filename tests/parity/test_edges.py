@@ -219,6 +219,7 @@ def test_the_files_are_written_the_same_each_time_and_are_small(tmp_path):
         assert (vectors.FOLDER / name).stat().st_size < 200_000, name
 
 
+@pytest.mark.full
 def test_damaged_and_outdated_files_are_noticed(tmp_path):
     with pytest.raises(UserError, match=r"lack edges\.json"):
         edge_vectors.read(tmp_path)

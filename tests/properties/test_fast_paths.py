@@ -45,6 +45,7 @@ def check_gradients(plain, fast, ids, targets):
             assert compare.rms(got.grads[name] - gradient) <= EXACT * compare.rms(gradient), name
 
 
+@pytest.mark.full_for("jax-tied")
 def test_the_chunked_loss(wing, config, fresh_model):
     plain, chunked = (fresh_model(wing, config, loss=loss) for loss in ("plain", "chunked"))
     ids, targets = batch(config)
@@ -120,6 +121,7 @@ def test_jax_refuses_what_is_pytorchs(small, fresh_model, field, value):
         fresh_model("jax", small, **{field: value})
 
 
+@pytest.mark.full_for("torch-one row-float64")  # most of half a minute of compiling; the benchmarks' decoding stays
 @pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.full)])
 @pytest.mark.parametrize(
     "prompts",
