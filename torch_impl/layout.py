@@ -22,7 +22,7 @@ from common.errors import UserError
 
 from . import rng
 from .backend import TorchModel, _numpy, loss_sum
-from .optim import OPTIMIZERS, empty_slots, update
+from .optim import OPTIMIZERS, empty_slots, muon
 from .train import objective
 
 PARTS = ("data", "shard")  # the axes along which rows of a batch are dealt out
@@ -186,11 +186,11 @@ class SpreadModel(TorchModel):
         local = {name: _local(p) for name, p in own.items() if name not in turned}
         slots = {name: _local(s) for name, s in self.slots.items() if name.rpartition(".")[0] not in turned}
         here = {name: _local(grads[name]) for name in local}
-        update(local, here, slots, scalars, self.train, self.decays, adam)
+        adam(local, here, slots, scalars, self.train, self.decays)
         for name in turned:
             slot = f"{name}.momentum"
             p, grad, momentum = (_whole(x).clone() for x in (own[name], grads[name], self.slots[slot]))
-            update({name: p}, {name: grad}, {slot: momentum}, scalars, self.train, self.decays, adam)
+            muon({name: p}, {name: grad}, {slot: momentum}, scalars, self.train, self.decays)
             _local(own[name]).copy_(_part_of(p, own[name]))
             _local(self.slots[slot]).copy_(_part_of(momentum, self.slots[slot]))
 

@@ -85,7 +85,7 @@ def check(found, limit=EXACT):
     assert set(found["errors"]) == {"told", "held", "weight", "slot", "grad"}
     assert max(found["errors"].values()) < limit, found["errors"]
     # bytes by the closed form; FSDP also cuts biases that tensor parallelism has cut before
-    assert found["due"] * 0.98 < found["held"] <= found["due"]
+    assert found["due"] * 0.95 < found["held"] <= found["due"]
 
 
 @pytest.mark.full_for("data=2-", "shard=2-", "tensor=2-", "data=2,shard=2", "data=2,tensor=2")
@@ -214,6 +214,7 @@ def test_a_run_changes_its_layout_and_its_framework(tmp_path, call):
     first = ["train", *TRAIN, "--layout", "shard=2", "--until", "10", "--out", str(out)]
     subprocess.run([sys.executable, *engine, *first], env=environment(), cwd=ROOT, check=True, timeout=300)
     second = ["train", "--resume", str(out), "--backend", "jax", "--layout", "data=2,shard=2,tensor=2"]
+    second += ["--dtype", "float64"]
     subprocess.run([sys.executable, "-m", "common.cli", *second], env=environment(), cwd=ROOT, check=True, timeout=300)
     assert losses(out) == pytest.approx(losses(tmp_path / "one"), rel=1e-9)
 
