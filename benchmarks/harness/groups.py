@@ -5,14 +5,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.harness.cells import FRESH, Cell
+from benchmarks.harness.process import CHANGING
 from common import params
 
 
 def grouped(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
-    """Neighbours that share model, precision and contenders, so that models are built once; beginnings stand alone."""
+    """Neighbours that share model, precision and contenders, so that models are built once; beginnings stand alone, and
+    so does what changes its model."""
 
     def key(cell: Cell) -> Any:
-        own = cell.name if cell.task in FRESH else ""
+        own = cell.name if cell.task in (*FRESH, *CHANGING) else ""
         return own, cell.model, cell.config, cell.dtype, cell.contenders
 
     return (list(group) for _, group in itertools.groupby(cells, key))

@@ -15,8 +15,8 @@ from common.gpu import gpus, run
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
-    "numpy", "torch", "jax", "jaxlib", "flax", "optax", "transformers", "safetensors", "tiktoken", "ml_dtypes",
-    "triton",
+    "numpy", "torch", "jax", "jaxlib", "flax", "optax", "transformers", "safetensors", "tiktoken", "tokenizers",
+    "ml_dtypes", "triton",
     *(f"jax-cuda{major}-plugin" for major in (12, 13)),
     *(f"nvidia-{what}-cu{major}" for what in ("cudnn", "cublas", "cuda-runtime") for major in (12, 13)),
 )  # fmt: skip
@@ -24,7 +24,7 @@ INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "b
 NARROW = ("avx512_bf16", "amx_bf16", "bf16")
 PREFIXES = (
     "OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "XLA_", "JAX_", "TORCH", "PYTORCH_", "CUDA_", "CUBLAS", "CUDNN",
-    "TRITON_",
+    "TRITON_", "RAYON_", "TOKENIZERS_",
 )  # fmt: skip
 SECRETS = ("KEY", "TOKEN", "SECRET", "PASS")  # what names of variables have whose values nobody should see
 SWITCHES = ("NVIDIA_TF32_OVERRIDE", "NVIDIA_VISIBLE_DEVICES", "NPROC", "MALLOC_CONF", "LD_PRELOAD", "GLIBC_TUNABLES")

@@ -19,7 +19,7 @@ from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SPIN = {"GOMP_SPINCOUNT": "1000"}
-POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
+POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "NPROC")
 
 
 owner: ContextVar[Any] = ContextVar("owner", default=None)  # for whom workers are started, also by threads of its own

@@ -5,7 +5,9 @@ text with a vocabulary that was learnt from it, "learn" that vocabulary, "window
 "checkpoint" writes weights and two averages, flushed to disk, and reads them again.
 """
 
+import collections
 import functools
+import itertools
 import json
 import os
 import tempfile
@@ -57,7 +59,12 @@ class Library:
         return {}
 
     def threads(self):
-        return None
+        """`tokenizers` has threads of its own; the others compute with one, which is no number of a pool."""
+        return (
+            int(os.environ["RAYON_NUM_THREADS"])
+            if self.name == "tokenizers" and "RAYON_NUM_THREADS" in os.environ
+            else None
+        )
 
     def build(self, config, weights, execution):
         return Timed(self.name, self.tasks, config, weights, execution)
@@ -98,17 +105,52 @@ def tiktokens_encode(own, inputs):
 
 
 def huggingfaces_encode(own, inputs):
-    """Without its memory of words, as tiktoken has none."""
+    """Anew every time, as ours."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     text = text_of(inputs)
     known = vocabulary(text)
     letters = [bpe._letters(token) for token in known.tokens]
     pairs = [(letters[first], letters[second]) for first, second in known.merges]
-    model = models.BPE({spelt: number for number, spelt in enumerate(letters)}, pairs, cache_capacity=0)
-    other = Tokenizer(model)
-    other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return lambda: tokens(other.encode(text).ids)
+    numbers = {spelt: number for number, spelt in enumerate(letters)}
+
+    def encode():
+        other = Tokenizer(models.BPE(numbers, pairs))
+        other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        return tokens(other.encode(text).ids)
+
+    return encode
+
+
+def judged_encode(own, inputs):
+    """Word by word: the merge that was learnt first, wherever it stands, until none is left."""
+    text = text_of(inputs)
+    known = vocabulary(text)
+    ranks = {pair: number for number, pair in enumerate(known.merges)}
+    of_byte = {byte: number for number, byte in enumerate(bpe.BYTES)}
+
+    @functools.cache
+    def ids(word):
+        found = [of_byte[byte] for byte in word.encode()]
+        while len(found) > 1:
+            pairs = list(itertools.pairwise(found))
+            best = min(pairs, key=lambda pair: ranks.get(pair, MERGES))
+            if best not in ranks:
+                break
+            found = _merged(found, best, 256 + ranks[best])
+        return found
+
+    return lambda: tokens([number for word in bpe.SPLIT.findall(text) for number in ids(word)])
+
+
+def _merged(ids, pair, new):
+    """Ids with every such pair in one, from left to right."""
+    found, at = [], 0
+    while at < len(ids):
+        both = tuple(ids[at : at + 2]) == pair
+        found.append(new if both else ids[at])
+        at += 2 if both else 1
+    return found
 
 
 def our_learn(own, inputs):
@@ -117,6 +159,7 @@ def our_learn(own, inputs):
 
 
 def huggingfaces_learn(own, inputs):
+    """Its merges are taken out of what it writes, which is a hundredth of the time."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     text = text_of(inputs)
@@ -130,6 +173,42 @@ def huggingfaces_learn(own, inputs):
         return tokens(_numbered(json.loads(other.to_str())["model"]["merges"]))
 
     return learn
+
+
+def judged_learn(own, inputs):
+    """Every pair counted anew for every merge, over all words one behind the other; of equal ones the smallest pair."""
+    counts = collections.Counter(bpe.SPLIT.findall(text_of(inputs)))
+    of_byte = {byte: number for number, byte in enumerate(bpe.BYTES)}
+    end, most = -1, 256 + MERGES
+    ids = np.array([n for word in counts for n in (*(of_byte[byte] for byte in word.encode()), end)])
+    times = np.repeat(list(counts.values()), [len(word.encode()) + 1 for word in counts])
+
+    def learn():
+        row, weight, merges = ids, times, []
+        for new in range(256, most):
+            inside = (row[:-1] != end) & (row[1:] != end)
+            pairs = (row[:-1] * most + row[1:])[inside]
+            each, where = np.unique(pairs, return_inverse=True)
+            totals = np.bincount(where, weight[:-1][inside])
+            best = int(each[totals.argmax()])  # the first of equal ones is the smallest
+            merges.append(divmod(best, most))
+            row, weight = _joined(row, weight, *merges[-1], new)
+        return tokens(merges)
+
+    return learn
+
+
+def _joined(row, weight, first, second, new):
+    at = np.flatnonzero((row[:-1] == first) & (row[1:] == second))
+    if first == second:  # of a run of equal ones every other one, from the left
+        kept = []
+        for one in at:
+            if not kept or one > kept[-1] + 1:
+                kept.append(one)
+        at = np.array(kept, int)
+    row = row.copy()
+    row[at] = new
+    return np.delete(row, at + 1), np.delete(weight, at + 1)
 
 
 def _numbered(merges):
@@ -222,7 +301,7 @@ def our_checkpoint(own, inputs):
     def there_and_back():
         save_checkpoint(own.place / "ours", own.config, weights, slots, record)
         found = load_checkpoint(own.place / "ours")
-        return _given({n: np.array(found.weights[n]) for n in weights}, {n: np.array(found.slots[n]) for n in slots})
+        return _given({name: found.weights[name] for name in weights}, {name: found.slots[name] for name in slots})
 
     return there_and_back
 
@@ -268,6 +347,4 @@ tiktoken = Library("tiktoken", encode=tiktokens_encode)
 tokenizers = Library("tokenizers", encode=huggingfaces_encode, learn=huggingfaces_learn)
 torch = Library("torch", windows=torchs_windows, checkpoint=torchs_checkpoint)
 safetensors = Library("safetensors", checkpoint=safetensors_checkpoint)
-judge = Library(
-    "judge", encode=tiktokens_encode, learn=huggingfaces_learn, windows=judged_windows, checkpoint=judged_checkpoint
-)
+judge = Library("judge", encode=judged_encode, learn=judged_learn, windows=judged_windows, checkpoint=judged_checkpoint)

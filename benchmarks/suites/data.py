@@ -30,10 +30,11 @@ def cells(scope: Scope) -> Iterator[Cell]:
         model = scope.main if task == "checkpoint" else scope.small
         config = scope.config(model).with_(num_layers=2)
         length = 1 if task == "checkpoint" else min(QUICK, size) if scope.quick else size
-        chosen = tuple(map(_contender, ("parallax", *rivals)))
+        chosen = tuple(_contender(name, task) for name in ("parallax", *rivals))
         name = f"{model} × 2 layers" if task == "checkpoint" else "pydoc"
         yield Cell("data", task, name, config, 1, length, "float32", chosen, part=PARTS[task])
 
 
-def _contender(name: str) -> Contender:
-    return Contender(name, TITLES.get(name, name), f"benchmarks.outside.data:{name}", name, "as it is")
+def _contender(name: str, task: str) -> Contender:
+    title = "PyTorch's DataLoader" if (name, task) == ("torch", "windows") else TITLES.get(name, name)
+    return Contender(name, title, f"benchmarks.outside.data:{name}", name, "as it is")

@@ -12,8 +12,8 @@ from reports.perf.view import Pair, cells
 
 AGREE, OPEN, CONTRADICT, ALONE = "agree", "seen by some", "CONTRADICT", "not in two"
 MEANING = {
-    AGREE: "all runs say the same of who is faster, and their intervals overlap",
-    OPEN: "some runs see who is faster, others no difference; their intervals overlap",
+    AGREE: "all runs that may show a ratio say the same of who is faster, and their intervals overlap",
+    OPEN: "some of these see who is faster, others no difference; their intervals overlap",
     CONTRADICT: "runs name different winners, or factors whose intervals lie apart",
     ALONE: "fewer than two runs have a ratio that may be shown",
 }
@@ -76,6 +76,11 @@ def _cell(pair: Pair, words: str) -> str:
     _, low, high = pair.values
     low, high = (1 / high, 1 / low) if pair.state == "slower" else (low, high)  # as the verdict has it
     return f"{words}, {low:.3g} to {high:.3g}"
+
+
+def comparable(held: Sequence[Held]) -> bool:
+    """Whether at least one pair has a ratio in two runs."""
+    return any(one.outcome != ALONE for one in held)
 
 
 def counts(held: Sequence[Held]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from common.commands import options
 def bench(
     suite: Annotated[
         list[str] | None,
-        typer.Option(help="Only this suite (may be given again); by default all but attention, variants and experts."),
+        typer.Option(help="Only this suite (may be given again); by default all that take turns: see README."),
     ] = None,
     device: options.Device = "cpu",
     quick: Annotated[

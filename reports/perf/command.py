@@ -60,7 +60,9 @@ def _agree(folders: list[Path], check: bool) -> None:
     tally = agree.counts(held)
     told = (f"{number} {what} ({agree.MEANING[what]})" for what, number in tally.items() if number)
     options.show(f"Of {len(held)} pairs: {'; '.join(told)}.")
-    if tally[agree.CONTRADICT]:
+    if not agree.comparable(held):
+        options.show("Nothing could be compared: measure again on a quieter machine, or for longer (--seconds).")
+    if tally[agree.CONTRADICT] or not agree.comparable(held):
         raise typer.Exit(1)
 
 

@@ -1,7 +1,10 @@
 """In which order cells are measured."""
 
+import pytest
+
 from benchmarks.harness.cells import FRESH
 from benchmarks.harness.groups import grouped, in_turn
+from benchmarks.harness.process import CHANGING
 from benchmarks.suites import DEFAULT, SUITES, Scope
 
 CELLS = [cell for name in DEFAULT for cell in SUITES[name](Scope("cuda"))]
@@ -13,6 +16,13 @@ def test_without_a_limit_they_keep_their_order_and_neighbours_share_their_models
     assert len(groups) < len(CELLS)
     for group in groups:
         assert len({(cell.model, cell.config, cell.dtype, cell.contenders) for cell in group}) == 1
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_what_changes_its_model_leaves_it_to_nobody(name):
+    """The next cell would be computed with weights that its judge does not have."""
+    for group in grouped(list(SUITES[name](Scope()))):
+        assert len(group) == 1 or not {cell.task for cell in group} & set(CHANGING)
 
 
 def test_within_a_limit_every_suite_comes_before_one_comes_twice():

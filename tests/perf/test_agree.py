@@ -65,6 +65,15 @@ def test_what_may_not_be_shown_is_not_held_against_anybody():
     assert outcomes(one, noisy, one)[name] == agree.AGREE
 
 
+def test_runs_without_a_ratio_say_nothing():
+    noisy = copy.deepcopy(run(0))
+    for cell in noisy["cells"]:
+        for pair in cell["pairs"]:
+            pair["noisy"] = True
+    assert not agree.comparable(agree.hold({"a": noisy, "b": noisy}))
+    assert agree.comparable(agree.hold({"a": run(0), "b": run(0)}))
+
+
 def test_the_order_in_which_a_run_has_its_contenders_does_not_matter():
     one = run(0)
     pair = first(one)
