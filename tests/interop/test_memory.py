@@ -34,7 +34,7 @@ print(status("VmHWM") - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of resident memory as Linux tells it")
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 def test_peak_while_loading(tmp_path, wing):
-    """Peak growth of a fresh process that loads a 300 MB model: its own copy, the mapped file, the largest tensor."""
+    """Peak growth of a fresh process that loads a 300 MB model: its own copy, and the largest tensor twice."""
     write_hf(tmp_path / "model", CONFIG, params.initialise(CONFIG, 0))
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, wing, str(tmp_path / "model")], capture_output=True, text=True, check=True
@@ -43,4 +43,4 @@ def test_peak_while_loading(tmp_path, wing):
     largest = 4 * max(parameter.size for parameter in params.table(CONFIG).values())
     peak = int(done.stdout)
     print(f"{wing}: peak {peak / 1e6:.0f} MB for {size / 1e6:.0f} MB of weights")
-    assert size < peak < 2 * size + largest + 64e6
+    assert size < peak < size + 2 * largest + 64e6
