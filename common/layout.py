@@ -7,6 +7,7 @@ gradients and the optimizer's state as well, and whoever needs a layer gathers i
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -39,11 +40,11 @@ class Layout(Record):
     def parse(cls, text: str) -> "Layout":
         """The layout that "data=2,tensor=4" means; "" is one device. Raises UserError."""
         found: dict[str, int] = {}
-        for part in filter(None, text.split(",")):
+        for part in text.split(",") if text.strip() else ():
             name, equals, value = (piece.strip() for piece in part.partition("="))
             if name not in AXES:
                 raise unknown("axis of a layout", name, AXES)
-            if not equals or not value.isdigit() or int(value) < 1:
+            if not equals or not re.fullmatch("[1-9][0-9]{0,8}", value):
                 raise UserError(f"The layout {text!r} gives {name} no number; write as in data=2,tensor=4.")
             if name in found:
                 raise UserError(f"The layout {text!r} names {name} twice.")
@@ -101,7 +102,8 @@ def splits(config: "ModelConfig") -> dict[str, int]:
 
 def parts(layout: Layout, axis: int | None, shape: tuple[int, ...]) -> tuple[str | None, ...]:
     """Which axis of the layout cuts each axis of a parameter, or of what an optimizer remembers of it; `axis` is the
-    one that tensor parallelism cuts (`splits`). `shard` cuts the first axis that it divides and that `tensor` leaves.
+    one that tensor parallelism cuts (`splits`). `shard` cuts the first axis that it divides and that `tensor` leaves:
+    JAX's rule, and that of the closed forms. FSDP always cuts the first axis, and fills up what does not divide.
     """
     cut: list[str | None] = [None] * len(shape)
     if axis is not None and layout.tensor > 1:
@@ -137,7 +139,15 @@ def environment(own: Mapping[str, str], backend: str, device: str, layout: Layou
 
 def device_of(device: str, backend: str, env: Mapping[str, str] = os.environ) -> str:
     """The device of this process: of the GPUs of a machine, PyTorch's processes take one each; JAX's takes all."""
-    return f"cuda:{env[LOCAL]}" if device == "cuda" and backend == "torch" and env.get(LOCAL, "").isdigit() else device
+    return f"cuda:{env[LOCAL]}" if device == "cuda" and backend == "torch" and LOCAL in env else device
+
+
+def address(env: Mapping[str, str] = os.environ) -> tuple[str, int]:
+    """Where the first process is found: torchrun says so; without it, on this machine. Raises UserError."""
+    port = env.get(PORT, "29500")
+    if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65_535:
+        raise UserError(f"{PORT} of the environment is {port!r}; it is a number from 1 to 65534.")
+    return env.get(HOST, "127.0.0.1"), int(port)
 
 
 def check_processes(layout: Layout) -> None:

@@ -1,7 +1,5 @@
 """Training spread over devices and processes: arrays are cut, and XLA compiles one program for all of them."""
 
-import os
-
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -21,12 +19,14 @@ class SpreadModel(JaxModel):
     What is no training (generation, caches, components, accounts) is done by every process with the whole model.
     """
 
-    def __init__(self, config, weights, execution):
+    def __init__(self, config, weights, execution, known):
         self.layout = execution.spread
         self.layout.check(config)
         _refuse(execution)
         join()
-        kind = execution.device.partition(":")[0]
+        if execution.device not in ("cpu", "cuda") or (execution.device == "cuda" and len(known()) == 1):
+            raise UserError(f"A layout of JAX is on cpu, or on cuda with all GPUs that it sees: {', '.join(known())}.")
+        kind = execution.device
         self.where = Places(config, self.layout, mesh_of(self.layout, kind))
         super().__init__(config, weights, execution, jax.local_devices(backend="cpu" if kind == "cpu" else "gpu")[0])
 
@@ -109,7 +109,7 @@ def join():
     rank, world = layouts.processes()
     if world == 1 or jax.distributed.is_initialized():
         return
-    host, port = os.environ.get(layouts.HOST, "127.0.0.1"), int(os.environ.get(layouts.PORT, "29500"))
+    host, port = layouts.address()
     jax.distributed.initialize(f"{host}:{port + 1}", world, rank)  # the launcher itself may listen at its port
 
 

@@ -89,8 +89,11 @@ class SpreadModel(TorchModel):
                 _local(own[name]).copy_(_part_of(self._own(array), own[name]))
         if self.layout.data > 1 and self.layout.shard == self.layout.tensor == 1:
             unused = any(entry.kind == "sparse" for entry in self.config.attention)
+            unused |= any(getattr(entry, "choice_bias", False) for entry in self.config.feed_forward)
             group = self.mesh.get_group("data")
-            self.engine = DistributedDataParallel(self.engine, process_group=group, find_unused_parameters=unused)
+            self.engine = DistributedDataParallel(
+                self.engine, process_group=group, find_unused_parameters=unused, gradient_as_bucket_view=True
+            )
 
     # --- rows of a batch ---
 
@@ -231,6 +234,8 @@ def _refuse(config, execution, layout):
     """What cannot be spread is refused."""
     if layout.rows > 1 and any(getattr(entry, "balance", 0) for entry in config.feed_forward):
         raise UserError("A balance loss is of all rows of a batch; in PyTorch a layout cannot cut them (data, shard).")
+    if layout.rows > 1 and any(getattr(entry, "index_loss", 0) for entry in config.attention):
+        raise UserError("An indexer's loss is a mean over all rows; in PyTorch a layout cannot cut them (data, shard).")
     if layout.tensor > 1 and config.dropout_attn:
         raise UserError("Dropout on attention weights is drawn for all heads; with tensor > 1 it must be 0 in PyTorch.")
     if execution.rng == "native":
@@ -253,7 +258,8 @@ def _mesh(layout, execution):
             f"The layout {layout} needs {layout.devices} processes, and {world} run; start them by: {start}"
         )
     if not dist.is_initialized():
-        os.environ.setdefault(layouts.HOST, "127.0.0.1")
+        host, port = layouts.address()
+        os.environ |= {layouts.HOST: host, layouts.PORT: str(port)}
         store, rank, world = next(dist.rendezvous("env://", rank, world))
         # torchrun's store remembers where the processes listened that it has ended
         store = dist.PrefixStore(os.environ.get(layouts.RESTARTS, "0"), store)

@@ -52,6 +52,8 @@ def book(
         raise UserError(
             f"The preset {preset} is no model of the book's: its head is its own, and its positions learned."
         )
+    if not len(encoder.encode(prompt)):
+        raise UserError("The --prompt is empty; give a text to go on from.")
     kept, held_out = map(encoder.encode, split(corpus(data).text, HELD_OUT))
     log = []
     if out is not None:

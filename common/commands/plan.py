@@ -31,7 +31,9 @@ def plan(
     compiled: Annotated[
         bool, typer.Option("--compiled", help="Also XLA's plan: JAX compiles the step for devices that are only named.")
     ] = False,
-    layers: Annotated[str, typer.Option(help="How JAX runs layers: loop, scan or checkpointed.")] = "scan",
+    layers: Annotated[
+        str, typer.Option(help="With --compiled: how JAX runs layers, loop, scan or checkpointed.")
+    ] = "scan",
 ) -> None:
     """What training would take of each of several devices: memory and FLOPs, by layout. Nothing is built."""
     from common import params
@@ -108,7 +110,8 @@ def _show(shares, plans, memory: float | None) -> None:
         row.append(f"{one.flops:.3g}")
         if memory is not None:
             most = max(one.total, planned["planned"] if planned else 0)
-            row.append("yes" if most <= memory * 1e9 else "no")
+            unknown = one.activations is None and not planned
+            row.append("no" if most > memory * 1e9 else "?" if unknown else "yes")
         table.add_row(*row)
     Console(width=None if Console().is_terminal else 160, highlight=False).print(table)
     print(

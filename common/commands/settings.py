@@ -55,15 +55,17 @@ def _plain(value: Any) -> str:
     return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
 
 
-def changed(context: typer.Context, stored: Path, free: set[str]) -> list[str]:
-    """What this call was told otherwise than the settings that are stored, for all but what is `free` to change."""
+def changed(context: typer.Context, stored: Path, free: set[str], **resolved: Any) -> list[str]:
+    """What this call was told, or takes for granted, otherwise than the settings that are stored, for all but what is
+    `free` to change; `resolved` goes before what it was told."""
     before, found = read(context, stored), []
     for key, option in _options(context).items():
-        if option.name in free or context.get_parameter_source(option.name).name == "DEFAULT":
+        if option.name in free:
             continue
-        old, new = before.get(option.name), context.params[option.name]
-        if old != (str(new) if isinstance(new, Path) else new):
-            found.append(f"--{key} {new} (it was {old})")
+        old, new = before.get(option.name), {**context.params, **resolved}[option.name]
+        new = str(new) if isinstance(new, Path) else list(new) or None if isinstance(new, (list, tuple)) else new
+        if old != new:
+            found.append(f"--{key} is {new}, and was {old}")
     return found
 
 

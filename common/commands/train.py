@@ -109,13 +109,23 @@ def train(
         raise UserError(f"--epochs {epochs} stands in place of --steps, and is a whole number > 0.")
     if sample_every < 0:
         raise UserError(f"--sample-every is {sample_every}; allowed is a whole number >= 0 (0 is none).")
-    if resume is None and (auto_resume or layouts.restarted()) and (out / runs.CHECKPOINT).exists():
-        other = settings.changed(context, out / settings.FILE, _FREE | {"epochs"})
+    again, there = layouts.restarted(), (out / runs.CHECKPOINT).exists()
+    automatic = resume is None and (auto_resume or again) and there
+    if automatic:
+        if not (out / settings.FILE).is_file():
+            raise UserError(f"{out} holds a run without {settings.FILE}; go on with --resume {out}.")
+        free = _FREE | ({"epochs", "steps"} if epochs is not None else {"epochs"})
+        own = {} if config is None and weights is None else {"preset": None}
+        other = settings.changed(context, out / settings.FILE, free, **own)
         if other:
             raise UserError(f"{out} holds a run with other settings: {'; '.join(other)}.")
         resume = out
     elif resume is not None:
         _only_how(context, resume)
+        if there and context.get_parameter_source("out").name != "DEFAULT" and out.resolve() != resume.resolve():
+            if not again:
+                raise UserError(f"{out} already holds a run; choose another --out.")
+            resume = out
     if resume is not None:
         start = runs.resume(resume)
         plan = TrainConfig.from_dict(start.record["train"])
@@ -164,6 +174,7 @@ def train(
             clip_norm=clip_norm or None,
             seed=seed,
         )
+    execution.spread.check(start.config, plan)
     backend_of = door.load(backend)
     if resume is None and (out / runs.CHECKPOINT).exists():
         raise UserError(f"{out} already holds a run; go on with --resume {out}, or choose another --out.")
@@ -171,18 +182,20 @@ def train(
     length = length or start.config.context_length
     door.check_length(length, start.config)
     text = runs.prepare_data(data, encoder, length, plan, start.record and start.record["data"])
-    if epochs is not None and resume is None:
-        plan = plan.with_(steps=epochs * (len(text.batches.windows) // (plan.batch_size * plan.accumulate)))
+    if epochs is not None:
+        whole = epochs * (len(text.batches.windows) // (plan.batch_size * plan.accumulate))
+        if automatic and whole != plan.steps:
+            raise UserError(f"{out} holds a run of {plan.steps} steps, and {epochs} epochs are {whole}.")
+        plan = plan.with_(steps=whole) if resume is None else plan
     until = plan.steps if until is None else min(until, plan.steps)
-    if start.step >= until and not auto_resume:
+    if start.step >= until and not (auto_resume or again):
         raise UserError(f"The run is at step {start.step} and was to stop at {until}: there is nothing left to do.")
 
-    execution.spread.check(start.config, plan)
     runs.check_folder(out)
     board = options.tensorboard(out) if tensorboard and leads else contextlib.nullcontext()
+    model = backend_of.build(start.config, start.weights, execution)
     if tokenizer in FROM_FILES and leads:  # whoever goes on with this run finds its vocabulary there
         encoder.save(out)
-    model = backend_of.build(start.config, start.weights, execution)
     model.start_training(plan, start.slots, start.step)
     log, folder = list(start.log), runs.RunFolder(out, keep, keep_best) if leads else None
     best = runs.lowest(log)

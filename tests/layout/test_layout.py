@@ -43,6 +43,9 @@ def test_a_layout_is_told_by_its_axes(text, sizes):
         ("data", "gives data no number"),
         ("data=two", "gives data no number"),
         ("data=0", "gives data no number"),
+        ("data=²", "gives data no number"),
+        ("data=2,,tensor=2", "axis of a layout"),
+        (",", "axis of a layout"),
         ("data=2,data=3", "names data twice"),
     ],
 )
@@ -137,6 +140,13 @@ def test_the_environment_tells_which_process_this_is(monkeypatch):
     with pytest.raises(UserError, match="none of them is told a --layout"):
         layouts.check_processes(Layout())
     layouts.check_processes(Layout(data=2))
+
+
+@pytest.mark.parametrize("port", ["abc", "0", "65535", "70000", ""])
+def test_a_port_that_is_none_is_refused(port):
+    with pytest.raises(UserError, match="MASTER_PORT of the environment"):
+        layouts.address({"MASTER_PORT": port})
+    assert layouts.address({}) == ("127.0.0.1", 29500)
 
 
 def test_a_cpu_plays_as_many_devices_for_jax_as_the_layout_has():

@@ -26,6 +26,11 @@ TODAY = {
     "feed_forward": [{"kind": "gated_mlp"}, {"kind": "mixture_of_experts", "num_experts": 4, "top_k": 2}],
     "activation": "silu",
 }
+CHOOSING = {
+    "attention": [{"kind": "sparse", "num_kv_heads": 2, "top_k": 4}],
+    "feed_forward": [{"kind": "mixture_of_experts", "num_experts": 4, "top_k": 2, "choice_bias": True}],
+    "activation": "silu",
+}
 FAST = {"torch": {"loss": "chunked", "norm": "fused", "optimizer": "fused"}, "jax": {"layers": "checkpointed"}}
 EXACT, SINGLE = 1e-12, 2e-5  # of the largest number of a tensor
 
@@ -97,9 +102,10 @@ def check(found, limit=EXACT):
         ("tensor=2", TODAY),
         ("data=2,shard=2", DROPPING),
         ("data=2,tensor=2", TODAY),
+        ("data=2", CHOOSING),
         ("shard=2,tensor=2", TODAY),
     ],
-    ids=["data=2-", "shard=2-", "tensor=2-", "data=2,shard=2", "data=2,tensor=2", "all"],
+    ids=["data=2-", "shard=2-", "tensor=2-", "data=2,shard=2", "data=2,tensor=2", "data=2-choosing", "all"],
 )
 def test_pytorchs_processes_follow_one(layout, model):
     processes = 4 if "," in layout else 2
@@ -144,6 +150,12 @@ def test_two_processes_of_jax_follow_one(layout):
         ("torch", "tensor=2", {}, {"projections": "joined"}, "reads matrices that tensor parallelism cuts"),
         ("torch", "data=2", {}, {"rng": "native"}, "draws the same for the rows of every process"),
         ("torch", "data=2", {}, {"compile": True}, "compile=True is for one process"),
+        (
+            "torch", "data=2",
+            {"attention": [{"kind": "sparse", "num_kv_heads": 2, "top_k": 4, "index_loss": 0.5}]}, {},
+            "An indexer's loss is a mean over all rows",
+        ),
+        ("jax", "data=2", {}, {"device": "cuda"}, "A layout of JAX is on cpu, or on cuda"),
         (
             "torch", "data=2",
             {"feed_forward": [{"kind": "mixture_of_experts", "num_experts": 4, "top_k": 2, "balance": 0.1}]}, {},
@@ -227,10 +239,36 @@ def test_what_is_started_again_with_other_settings_is_refused(call, tmp_path):
     assert (code, "Step 2 of 2" in text) == (0, True)
     code, _, err = call("train", *few, "--auto-resume", "--learning-rate", 0.5)
     assert code == 2
-    assert "holds a run with other settings: --learning-rate 0.5 (it was 0.001)" in err
+    assert "holds a run with other settings: --learning-rate is 0.5, and was 0.001" in err
+    code, _, err = call("train", *few[:4], *few[6:], "--auto-resume")  # what is left out counts too
+    assert code == 2
+    assert "--batch-size is 8, and was 2" in err
+    code, _, err = call("train", "--resume", out, "--out", tmp_path / "other", "--until", 2)
+    assert "nothing left to do" in err
+    assert not (tmp_path / "other").exists()
+    (out / "settings.toml").unlink()
+    code, _, err = call("train", *few, "--auto-resume")
+    assert (code, "without settings.toml; go on with --resume" in err) == (2, True)
     code, _, err = call("train", *few)
     assert code == 2
     assert "already holds a run" in err
+
+
+def test_a_restarted_worker_goes_on_where_it_was(call, tmp_path, monkeypatch):
+    """Also where the run was taken over from another folder; and what is done is done."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    few = ["--preset", "nano", "--length", 16, "--batch-size", 2, "--steps", 4, "--eval-every", 2]
+    assert call("train", *few, "--out", one, "--until", 2)[0] == 0
+    assert call("train", "--resume", one, "--out", two, "--until", 3)[0] == 0
+    code, _, err = call("train", "--resume", one, "--out", two)
+    assert (code, "already holds a run" in err) == (2, True)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    code, _, err = call("train", "--resume", one, "--out", two)
+    assert (code, "steps 3 to 4" in err) == (0, True)
+    code, out, _ = call("train", "--resume", one, "--out", two)
+    assert (code, "Step 4 of 4" in out) == (0, True)
+    code, _, err = call("train", *few, "--learning-rate", 0.5, "--out", one)
+    assert (code, "holds a run with other settings" in err) == (2, True)
 
 
 def test_a_layout_that_does_not_fit_is_refused_before_anything_is_written(call, tmp_path):
