@@ -268,7 +268,7 @@ class JaxBackend:
         if execution.layout:
             from .layout import SpreadModel  # it may have to join other processes first
 
-            return SpreadModel(config, weights, execution, self.devices)
+            return SpreadModel(config, weights, execution)
         return JaxModel(config, weights, execution, _device(execution.device, self.devices()))
 
 

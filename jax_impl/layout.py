@@ -19,13 +19,12 @@ class SpreadModel(JaxModel):
     What is no training (generation, caches, components, accounts) is done by every process with the whole model.
     """
 
-    def __init__(self, config, weights, execution, known):
+    def __init__(self, config, weights, execution):
         self.layout = execution.spread
         self.layout.check(config)
         _refuse(execution)
         join()
-        if execution.device not in ("cpu", "cuda") or (execution.device == "cuda" and len(known()) == 1):
-            raise UserError(f"A layout of JAX is on cpu, or on cuda with all GPUs that it sees: {', '.join(known())}.")
+        _check_device(execution.device)
         kind = execution.device
         self.where = Places(config, self.layout, mesh_of(self.layout, kind))
         super().__init__(config, weights, execution, jax.local_devices(backend="cpu" if kind == "cpu" else "gpu")[0])
@@ -119,6 +118,13 @@ def _refuse(execution):
         raise UserError("rng='native' is for one device in both frameworks; leave it out, or the layout.")
     if execution.compile is False:
         raise UserError("A layout needs compiled programs; leave out compile=False.")
+
+
+def _check_device(device):
+    """All devices of a kind are taken."""
+    kinds = {found.platform for found in jax.local_devices()}
+    if device not in ("cpu", "cuda") or (device == "cuda" and "gpu" not in kinds):
+        raise UserError(f"A layout of JAX is on cpu, or on cuda with all GPUs; {device!r} is not, or there are none.")
 
 
 def _whole(array):

@@ -14,7 +14,6 @@ from common import params
 from common.accounting import spread
 from common.config import Execution, SamplingConfig, TrainConfig, model_from_dict
 
-
 NOISE = 1e-10  # of the largest average of a parameter's gradient
 
 
