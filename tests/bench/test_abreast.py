@@ -113,6 +113,7 @@ def test_when_time_is_over_memory_is_not_measured_and_that_is_told(kept):
     kept.finish(None, None)
 
 
+@pytest.mark.full
 def test_who_is_not_ready_in_time_is_dropped_and_the_others_are_timed(kept, monkeypatch):
     """Its processes end before anybody is timed, and nothing of it stands in the record but that."""
     first, held = contest._first_calls, threading.Event()

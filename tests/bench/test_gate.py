@@ -74,6 +74,7 @@ def test_a_filled_cache_is_continued_as_often_as_one_likes(wing, mode):
             assert np.asarray(run()["tokens"]).tolist() == want
 
 
+@pytest.mark.full_for("jax")
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 def test_a_step_shows_its_judge_more_than_sums(wing):
     ids = np.random.default_rng(0).integers(0, 31, (2, 9)).astype(np.int32)
