@@ -35,7 +35,9 @@ MORE = ("gated_mlp_gelu", "experts_grouped", "experts_clamped", "grouped_query_g
 
 
 # most components and the first model; the whole certificate, in the full suite, has the others
-@pytest.mark.full_for(*SIBLINGS, *MORE)
+@pytest.mark.full_for(
+    *SIBLINGS, *MORE, "gated_deltanet", "experts", "sparse"
+)  # the last three take ten seconds and more
 @pytest.mark.parametrize("name", [name for name in CASES if name not in MODELS[1:]])
 def test_every_claim_holds(name):
     found = tried((name,), CLAIMS)

@@ -51,6 +51,7 @@ def test_both_pass():
     assert found.passed, [(row.what, row.tier, row.errors, row.note) for row in found.failures]
 
 
+@pytest.mark.full
 def test_every_flag_is_used_and_every_result():
     assert {flag for edge in EDGES.values() for flag in edge.flags} == set(FLAGS)
     assert {edge.result for edge in EDGES.values()} == {"valid", "policy", "raises"}
