@@ -227,14 +227,11 @@ def unmerge(config: "GPTConfig", weights: Mapping[str, np.ndarray], merged: Mapp
     the adapters in `weights`: the inverse of `merge`, to within rounding."""
     from common import params
 
-    makers = {}
-    for name in params.table(config):
-        own = belongs(name) is not None
-        makers[name] = functools.partial((weights if own else merged).__getitem__, name)
+    own = set(names(config))
+    makers = {n: functools.partial((weights if n in own else merged).__getitem__, n) for n in params.table(config)}
     _, back = _moved(config, params.LazyWeights(makers), _chosen(config, None), -1)
-    return config, params.LazyWeights(
-        {n: makers[n] if belongs(n) else functools.partial(back.__getitem__, n) for n in makers}
-    )
+    makers |= {name: functools.partial(back.__getitem__, name) for name in makers if name not in own}
+    return config, params.LazyWeights(makers)
 
 
 def _chosen(config: "GPTConfig", chosen: tuple[str, ...] | None) -> tuple[str, ...]:

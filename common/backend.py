@@ -84,9 +84,9 @@ class Model(Protocol):
     """One model with its weights in one implementation, whose `title` it has. Positions [B, T] int, -1 marks padding.
 
     Targets are an array, or `Pairs` where preferences are learned. `log_probs` of targets [B, T] are sums and counts by
-    row [B], in nats. A run trains what its settings say (`params.trained`), and has slots for that; `gradients` are those
-    of all parameters. `base` is the model without its adapters, which shares its
-    numbers; ask for it anew after a step of training.
+    row [B], in nats. A run trains what its settings say (`params.trained`), and has slots for that; `gradients` are
+    those of all parameters. `base` is the model without its adapters, which shares its numbers; ask for it anew after
+    a step of training.
 
     A cache belongs to models of its config, implementation, precision and device. `reset` makes it as new, in the same
     memory where the framework can.

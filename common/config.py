@@ -47,10 +47,10 @@ class GPTConfig(Record):
     `attention` and `feed_forward` are patterns of the kinds in `common/variants`, repeated over the layers; `norm` and
     `positions` (added to the embeddings) are names. Source: Radford et al. 2019; Raschka 2024, chapter 4.
 
-    With `num_labels` it classifies: a head of as many outputs, with a bias, at every position; the label of a text stands
-    in its targets where it is read. `pooling="mean"` gives the head the mean of a text's hidden states, at every position
-    the same; without `causal` a token sees later ones too. `adapters` change linear maps (`common/adapters.py`).
-    Source: Raschka 2024, chapter 6.
+    With `num_labels` it classifies: a head of as many outputs, with a bias, at every position; the label of a text
+    stands in its targets where it is read. `pooling="mean"` gives the head the mean of a text's hidden states, at every
+    position the same; without `causal` a token sees later ones too. `adapters` change linear maps
+    (`common/adapters.py`). Source: Raschka 2024, chapter 6.
     """
 
     family: ClassVar[str] = "gpt"

@@ -4,11 +4,11 @@ Of a prompt there are two responses, one preferred. With log p(response | prompt
 reference (r), d = (l_chosen - l_rejected) - (r_chosen - r_rejected), the losses of a pair are
 
     dpo    -log sigmoid(beta d)                                        Rafailov et al. 2023, equation 7
-    cdpo   -(1 - e) log sigmoid(beta d) - e log sigmoid(-beta d)       Mitchell 2023: labels are wrong with probability e
+    cdpo   -(1 - e) log sigmoid(beta d) - e log sigmoid(-beta d)       Mitchell 2023: e is the share of wrong labels
     ipo    (d - 1 / (2 beta))^2                                        Azar et al. 2023, equation 17
     hinge  max(0, 1 - beta d)                                          Zhao et al. 2023 (SLiC)
     simpo  -log sigmoid(beta (l_chosen - l_rejected) - gamma)          Meng et al. 2024, equation 6: no reference
-    orpo   -l_chosen - beta log sigmoid(log odds_chosen - log odds_rejected)    Hong et al. 2024, equation 6: no reference
+    orpo   -l_chosen - beta log sigmoid(log (odds_chosen / odds_rejected))    Hong et al. 2024, equation 6: no reference
 
 where odds = p / (1 - p). Each implementation has them in its `loss.py`.
 """

@@ -98,7 +98,7 @@ def _add_product(total, a, b):
 
 
 def batch_loss(model, hidden_BTE, targets_BT):
-    """(sum of losses, how much it is summed over) of a batch: of targets by token, as the model's way is, or of pairs."""
+    """(sum of losses, how much it is summed over) of a batch: of tokens, in the model's way, or of pairs."""
     # [1] by what stands in the place of targets
     if isinstance(targets_BT, Pairs):
         return preference_loss(model, hidden_BTE, targets_BT)
@@ -106,7 +106,7 @@ def batch_loss(model, hidden_BTE, targets_BT):
 
 
 def preference_loss(model, hidden_BTE, pairs):
-    """(sum of the losses of pairs of responses, number of pairs); see `common/preference.py`. All logits exist at once."""
+    """(sum of the losses of pairs of responses, their number); see `common/preference.py`. All logits exist at once."""
     # [1] log-probabilities of responses, a row each
     preference = pairs.preference
     sums_B, counts_B = row_log_probs(model.head(hidden_BTE), pairs.labels)

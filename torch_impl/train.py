@@ -32,8 +32,8 @@ def objective(model, inputs_BT, targets_BT, positions_1T, count, dropout_key):
 
 
 def loss_and_grads(model, inputs_ABT, targets_ABT, positions_1T, count, step_key, trained=None):
-    """(mean loss, gradients) over A micro-batches, which share one denominator. `trained[name]` says of which parameters
-    gradients are wanted; None: of all."""
+    """(mean loss, gradients) over A micro-batches, which share one denominator. `trained[name]` says of which
+    parameters gradients are wanted; None: of all."""
     # [1] sum the shares of the micro-batches
     shares = 0.0
     for name, p in model.named_parameters():
