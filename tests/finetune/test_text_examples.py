@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.backend import IGNORED
-from common.data.labelled import Labelled, TextExamples, balance, read_labelled, split
+from common.data.labelled import Labelled, TextExamples
 from common.data.windows import Batches
 from common.errors import UserError
 from common.tokenizers import tokenizer
@@ -89,8 +89,8 @@ def test_every_row_is_its_text_and_reads_one_label(ids, length, read, pad_to, mu
     assert inputs.shape[-1] <= length
     places, learnt = read_at(targets)
     assert learnt == [labels.tolist()]
-    for row, given, place in zip(inputs[0], ids, places[0], strict=True):
-        text = given[:length]
+    for row, own, place in zip(inputs[0], ids, places[0], strict=True):
+        text = own[:length]
         assert row.tolist() == text + [PAD] * (len(row) - len(text))
         if read == "flexible":
             assert place == len(text) - 1
