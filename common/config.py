@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from common import adapters as low_rank
+from common import adapter as low_rank
 from common import variants
 from common.errors import UserError, unknown
 from common.layout import Layout

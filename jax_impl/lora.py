@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.adapters import placed
+from common.keyed import DRAWN
 
-from .layers import DRAWN, dropout
+from .layers import dropout
 from .precision import at_least, dtype
 
 

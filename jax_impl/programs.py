@@ -21,10 +21,11 @@ from common.taps import Taps
 from . import generate, rng
 from .kv_cache import emptied
 from .layers import dropout
-from .loss import batch_loss, row_log_probs
+from .loss import batch_loss
 from .models import MODELS
 from .optim import clip_by_global_norm, update
 from .placing import spread_of
+from .preference import row_log_probs
 from .sampling import sample
 from .stack import FOLDS
 from .train import loss_and_grads, train_step

@@ -10,9 +10,10 @@ import numpy as np
 from flax import nnx
 
 from common.errors import UserError
+from common.keyed import keyed
 from common.taps import Taps
 
-from .layers import keyed, layer_key
+from .layers import layer_key
 
 
 def loop(layers, x_BTE, positions_BT, caches, dropout_key, taps):

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from common.backend import counted
+from common.keyed import keyed
 from common.taps import NO_TAPS, Taps
 
 from . import rng
-from .layers import keyed, layer_key
+from .layers import layer_key
 from .loss import batch_loss
 from .optim import clip_by_global_norm, update
 

@@ -16,10 +16,11 @@ from .attention import empty_cache
 from .generate import generate, serve
 from .kv_cache import emptied
 from .layers import ELEMENTWISE
-from .loss import batch_loss, row_log_probs
+from .loss import batch_loss
 from .models import MODELS
 from .optim import OPTIMIZERS, empty_slots
 from .precision import dtype
+from .preference import row_log_probs
 from .stack import compile_in_place
 from .tasks import TASKS
 from .train import loss_and_grads, train_step

@@ -1,8 +1,5 @@
 """Linear maps, embeddings, layer normalisation, GELU, dropout."""
 
-import contextlib
-import threading
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -174,26 +171,6 @@ def layer_key(key, layer):
     """The key of all dropout masks of a layer (0: the embedding), or None without dropout."""
     # [1] one level of address per layer, so that all blocks are alike
     return None if key is None else rng.fold_in(key, layer)
-
-
-class Drawn(threading.local):
-    """The key of what is being computed, for what lies too deep in it to be handed one."""
-
-    key = None
-
-
-DRAWN = Drawn()
-
-
-@contextlib.contextmanager
-def keyed(key):
-    """Adapters of linear maps draw their dropout with this key, or draw none (None)."""
-    # [1] as long as it lasts
-    before, DRAWN.key = DRAWN.key, key
-    try:
-        yield
-    finally:
-        DRAWN.key = before
 
 
 def dropout(x, rate, key, site):

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from common.adapters import placed
+from common.keyed import DRAWN
 
-from .layers import DRAWN, dropout
+from .layers import dropout
 from .precision import at_least, dtype
 
 

@@ -2,7 +2,9 @@
 
 import torch
 
-from .layers import keyed, layer_key
+from common.keyed import keyed
+
+from .layers import layer_key
 
 
 def loop(layers, x_BTE, positions_BT, caches, dropout_key, taps):

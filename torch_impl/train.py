@@ -3,10 +3,11 @@
 import torch
 
 from common.backend import counted
+from common.keyed import keyed
 from common.taps import NO_TAPS, Taps
 
 from . import rng
-from .layers import keyed, layer_key
+from .layers import layer_key
 from .loss import batch_loss
 from .optim import adamw, clip_by_global_norm, update
 

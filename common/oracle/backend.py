@@ -14,9 +14,10 @@ from .generate import generate
 from .gradient import gradient
 from .kv_cache import emptied
 from .layers import ELEMENTWISE
-from .loss import batch_loss, row_log_probs
+from .loss import batch_loss
 from .models import MODELS
 from .optim import empty_slots
+from .preference import row_log_probs
 from .train import loss_and_grads, mean_loss, train_step
 
 DIFFERENTIABLE = 50_000  # numbers: each costs one forward pass

@@ -4,8 +4,9 @@
 import numpy as np
 
 from common.adapters import placed
+from common.keyed import DRAWN
 
-from .layers import DRAWN, dropout, plain_product
+from .layers import dropout, plain_product
 from .module import Module, Slot
 
 

@@ -1,6 +1,8 @@
 """The blocks of a model, one after the other: how they are run, chosen by name."""
 
-from .layers import keyed, layer_key
+from common.keyed import keyed
+
+from .layers import layer_key
 
 
 def loop(layers, x_BTE, positions_BT, caches, dropout_key, taps):

@@ -2,10 +2,11 @@
 
 from common import rng
 from common.backend import counted
+from common.keyed import keyed
 from common.taps import NO_TAPS, Taps
 
 from .gradient import gradient
-from .layers import keyed, layer_key
+from .layers import layer_key
 from .loss import batch_loss
 from .optim import clip_by_global_norm, update
 

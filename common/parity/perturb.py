@@ -8,9 +8,15 @@ from typing import Any
 
 from common import config as models
 from common import training, variants
+from common.adapters import Adapter
 from common.errors import UserError
 
 FACTOR = 4.0  # floats are scaled by this, far enough that an epsilon shows in the outputs
+TUPLES: dict[str, tuple[Any, ...]] = {
+    "adapters": (Adapter(rank=2),),
+    "targets": ("*.o_proj", "*.up_proj"),
+    "trained": ("*.weight", "*.lora_A.*"),
+}
 OF_TYPE: dict[type, tuple[Any, ...]] = {bool: (True, False), int: (2, 3), float: (0.4,)}  # for a field without a value
 
 
@@ -53,6 +59,8 @@ def candidates(config: Any, name: str) -> Iterator[Any]:
             yield from (other for other in table if value in table and other != value)
     elif is_dataclass(value):
         yield from filter(None, (another(value, inner) for inner in names_of(value)))
+    elif name in TUPLES:
+        yield from ((entry,) for entry in TUPLES[name])
     elif name in variants.PATTERNS and isinstance(value, tuple):
         yield from ((kind,) for kind in variants.PATTERNS[name])
     elif value is None:

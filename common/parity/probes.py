@@ -61,6 +61,7 @@ def probes(session: Session) -> list[Probe]:
     return [
         *(_model_probe(session, smallest(family)) for family in FAMILIES),
         *_part_probes(session),
+        *_adapter_probes(session),
         Probe(TRAIN, (_kept(lambda name, train: _trained(session, name, train)),)),
         _sampling_probe(session, smallest(min(FAMILIES))),
         _execution_probe(session, smallest(min(FAMILIES))),
@@ -68,8 +69,8 @@ def probes(session: Session) -> list[Probe]:
 
 
 def smallest(family: str) -> Case:
-    """The model case of a family with the fewest parameters."""
-    found = [case for case in CASES.values() if not case.path and case.config.family == family]
+    """The model case of a family with the fewest parameters that predicts tokens and trains all of them."""
+    found = [case for case in CASES.values() if not case.path and case.config.family == family and not case.special]
     return min(found, key=lambda case: params.count(case.config))
 
 
@@ -112,6 +113,13 @@ def _part_probes(session: Session) -> Iterator[Probe]:
                         chosen[type(base)] = case, base, places
     for case, base, places in chosen.values():
         yield _in_place(session, case, base, places)
+
+
+def _adapter_probes(session: Session) -> Iterator[Probe]:
+    """An adapter, in the smallest case that has one."""
+    found = [case for case in CASES.values() if case.config.adapters]
+    case = min(found, key=lambda case: params.count(case.config))
+    yield _in_place(session, case, case.config.adapters[0], [lambda adapter: {"adapters": adapter}])
 
 
 def _told(record: Record) -> int:
