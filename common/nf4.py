@@ -1,0 +1,78 @@
+"""What a base in 4 bits is made of: the numbers that codes stand for, the sizes of blocks, and whom it concerns.
+
+NF4 are 16 quantiles of the normal distribution: weights are nearly normal, so all codes are used about equally often.
+Dettmers et al. 2023 (QLoRA), section 3 and appendix E. The arithmetic stands in `quantise.py` of all implementations.
+"""
+
+from statistics import NormalDist
+
+import numpy as np
+
+from common import params
+from common.config import ModelConfig
+from common.parameter import is_matrix
+
+BLOCK = 64  # weights that share one largest absolute value (absmax)
+GROUP = 256  # of these, how many share a scale where they are kept in 8 bits themselves ("nf4_double")
+OFFSET = 0.9677083  # 1 - (1/30 + 1/32) / 2 as published: the outermost of 2 * 15 and of 2 * 16 equal parts, averaged
+TINY = 2.0**-100  # a block whose absmax is smaller counts as zeros: no number here is subnormal, which XLA has not
+CLOSE = 2.0**-24  # a group whose absmax part by less of their mean counts as one number
+
+
+def nf4_values() -> np.ndarray:
+    """The 16 numbers that codes stand for, ascending, float32 [16]: zero, 7 negative and 8 positive ones.
+
+    Equal to the published ones to the bit, for they are computed in float32 as those were.
+    """
+    negative, positive = -_quantiles(7), _quantiles(8)
+    values = np.sort(np.concatenate([negative, np.zeros(1, np.float32), positive]))
+    return values / values.max()
+
+
+def _quantiles(count: int) -> np.ndarray:
+    """Quantiles of N(0, 1) at probabilities from OFFSET down to above one half, evenly spaced: float32 [count]."""
+    start, end = np.float32(OFFSET), np.float32(0.5)
+    step = (end - start) / np.float32(count)
+    at = np.arange(count, dtype=np.float32)
+    # counted from the nearer end, which rounds less
+    probabilities = np.where(2 * at < count + 1, start + step * at, end - step * (count - at))
+    return np.array([NormalDist().inv_cdf(float(p)) for p in probabilities], np.float32)
+
+
+def dynamic_values() -> np.ndarray:
+    """The numbers of an 8-bit code, ascending, float32 [256]: the decade 10^(k-6) up to 10^(k-5) has 2^k of either
+    sign, k = 0 to 6, amid equal parts of its upper nine tenths; beside them are zero and 1.
+
+    Dettmers 2016, section 2.2 (dynamic tree); Dettmers et al. 2022, section 1.3.
+    """
+    decades = [10.0 ** (k - 6) * (0.1 + 0.9 * (np.arange(2**k) + 0.5) / 2**k) for k in range(7)]
+    positive = np.concatenate(decades)
+    return np.sort(np.concatenate([-positive, [0.0], positive, [1.0]])).astype(np.float32)
+
+
+def midpoints(values: np.ndarray) -> np.ndarray:
+    """The borders between what is nearest to one of these numbers and to the next, float32."""
+    return (values[1:] + values[:-1]) * np.float32(0.5)
+
+
+NF4, DYNAMIC = nf4_values(), dynamic_values()
+
+
+def names(config: ModelConfig) -> tuple[str, ...]:
+    """The parameters that a base in 4 bits keeps so: weights of linear maps inside layers. Embeddings, heads, routers
+    and experts, whose matrices lie one on the other, stay as they are."""
+    inside = (one for one in params.table(config).values() if one.name.startswith("model.layers."))
+    return tuple(one.name for one in inside if one.part == "linear" and is_matrix(one.name, len(one.shape)))
+
+
+def stored(size: int, base: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and number format of what stands for a matrix of `size` weights, by name."""
+    blocks = -(-size // BLOCK)
+    if base == "nf4":
+        return {"packed": ((-(-size // 2),), "uint8"), "absmax": ((blocks,), "float32")}
+    return {
+        "packed": ((-(-size // 2),), "uint8"),
+        "absmax": ((blocks,), "uint8"),
+        "scale": ((-(-blocks // GROUP),), "float32"),
+        "offset": ((1,), "float32"),
+    }
