@@ -31,23 +31,28 @@ def nf4_values() -> np.ndarray:
 
 def _quantiles(count: int) -> np.ndarray:
     """Quantiles of N(0, 1) at probabilities from OFFSET down to above one half, evenly spaced: float32 [count]."""
-    start, end = np.float32(OFFSET), np.float32(0.5)
-    step = (end - start) / np.float32(count)
-    at = np.arange(count, dtype=np.float32)
-    # counted from the nearer end, which rounds less
-    probabilities = np.where(2 * at < count + 1, start + step * at, end - step * (count - at))
-    return np.array([NormalDist().inv_cdf(float(p)) for p in probabilities], np.float32)
+    return np.array([NormalDist().inv_cdf(float(p)) for p in _spaced(OFFSET, 0.5, count)[:-1]], np.float32)
+
+
+def _spaced(start: float, end: float, parts: int) -> np.ndarray:
+    """Where equal parts between two numbers begin and end: float32 [parts + 1], each counted from the nearer end."""
+    first, last = np.float32(start), np.float32(end)
+    step, at = (last - first) / np.float32(parts), np.arange(parts + 1, dtype=np.float32)
+    return np.where(2 * at < parts + 1, first + step * at, last - step * (parts - at))
 
 
 def dynamic_values() -> np.ndarray:
-    """The numbers of an 8-bit code, ascending, float32 [256]: the decade 10^(k-6) up to 10^(k-5) has 2^k of either
-    sign, k = 0 to 6, amid equal parts of its upper nine tenths; beside them are zero and 1.
+    """The numbers of an 8-bit code, ascending, float32 [256]: the decade from 10^(k-7) to 10^(k-6) has 2^k of either
+    sign, k = 0 to 6, each amid one of as many equal parts; beside them are zero and 1.
 
-    Dettmers 2016, section 2.2 (dynamic tree); Dettmers et al. 2022, section 1.3.
+    Dettmers 2016, section 2.2 (dynamic tree); Dettmers et al. 2022, section 1.3. In float32 as they are in use.
     """
-    decades = [10.0 ** (k - 6) * (0.1 + 0.9 * (np.arange(2**k) + 0.5) / 2**k) for k in range(7)]
+    decades = []
+    for k in range(7):
+        borders = _spaced(0.1, 1.0, 2**k)
+        decades.append(np.float32(10.0 ** (k - 6)) * ((borders[:-1] + borders[1:]) * np.float32(0.5)))
     positive = np.concatenate(decades)
-    return np.sort(np.concatenate([-positive, [0.0], positive, [1.0]])).astype(np.float32)
+    return np.sort(np.concatenate([-positive, positive, np.array([0, 1], np.float32)]))
 
 
 def midpoints(values: np.ndarray) -> np.ndarray:
