@@ -4,12 +4,14 @@ NF4 are 16 quantiles of the normal distribution: weights are nearly normal, so a
 Dettmers et al. 2023 (QLoRA), section 3 and appendix E. The arithmetic stands in `quantise.py` of all implementations.
 """
 
+from collections.abc import Iterable
 from statistics import NormalDist
 
 import numpy as np
 
 from common import params
 from common.config import ModelConfig
+from common.errors import UserError
 from common.parameter import is_matrix
 
 BLOCK = 64  # weights that share one largest absolute value (absmax)
@@ -68,6 +70,30 @@ def names(config: ModelConfig) -> tuple[str, ...]:
     and experts, whose matrices lie one on the other, stay as they are."""
     inside = (one for one in params.table(config).values() if one.name.startswith("model.layers."))
     return tuple(one.name for one in inside if one.part == "linear" and is_matrix(one.name, len(one.shape)))
+
+
+PARTS = ("packed", "absmax", "scale", "offset")  # what stands for a matrix, in the place of `weight`
+
+
+def kept(config: ModelConfig, base: str) -> tuple[str, ...]:
+    """The parameters that this base keeps in 4 bits, if it does."""
+    return () if base == "plain" else names(config)
+
+
+def is_part(name: str) -> bool:
+    """Whether an array of this name stands for a matrix in 4 bits, or for a part of what does: it is no parameter."""
+    return name.rpartition(".")[2] in PARTS
+
+
+def check_trained(config: ModelConfig, base: str, trained: Iterable[str]) -> None:
+    """Refuse to train what is kept in 4 bits."""
+    stuck = sorted(set(trained) & set(kept(config, base)))
+    if stuck:
+        more = f" and {len(stuck) - 1} more" if len(stuck) > 1 else ""
+        raise UserError(
+            f"base={base!r} keeps {stuck[0]}{more} in 4 bits, which cannot be trained: give the model adapters, or"
+            " train other parameters."
+        )
 
 
 def stored(size: int, base: str) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 
 from common import backend as door
+from common import nf4
 from common.accounting import parts
 from common.errors import UserError
 from common.rng import DROPOUT
@@ -101,7 +102,7 @@ class Programs:
 
     def _component(self, path, params, x, positions, cotangent):
         params = self.unfold(params)
-        own = {name: value for name, value in params.items() if name.startswith(f"{path}.")}
+        own = {n: value for n, value in params.items() if n.startswith(f"{path}.") and not nf4.is_part(n)}
 
         def value(own, x):
             out = self._call(path, {**params, **own}, x, positions)

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.errors import UserError
-from common.nf4 import BLOCK, CLOSE, DYNAMIC, GROUP, NF4, TINY, midpoints, stored
+from common.nf4 import BLOCK, CLOSE, DYNAMIC, GROUP, NF4, TINY, midpoints, names, stored
+
+from .layers import Linear
 
 
 class Quantised(NamedTuple):
@@ -115,8 +117,10 @@ class Bits(nnx.Variable):
     """What stands for a matrix in 4 bits: no parameter."""
 
 
-class QuantisedLinear(nnx.Module):
+class QuantisedLinear(Linear):
     """y = x W^T + b with W in 4 bits, which is dequantised for every product. It is no parameter, b is."""
+
+    change = None
 
     def __init__(self, linear, base):
         self.shape, self.kind, self.base = linear.weight.shape, linear.weight.dtype, base
@@ -124,27 +128,41 @@ class QuantisedLinear(nnx.Module):
         for name, (shape, kind) in stored(math.prod(self.shape), base).items():
             setattr(self, name, Bits(jnp.zeros(shape, kind)))
 
+    def fill(self, quantised):
+        """Put bits into their places."""
+        # [1] one after the other
+        for name in stored(math.prod(self.shape), self.base):
+            setattr(self, name, Bits(getattr(quantised, name)))
+
+    @property
+    def bits(self):
+        """What stands for W."""
+        # [1] one after the other
+        return Quantised(*(getattr(self, name)[...] for name in stored(math.prod(self.shape), self.base)))
+
     @property
     def weight(self):
         """W [out, in] in the precision of parameters."""
         # [1] W out of its bits
-        parts = (getattr(self, name)[...] for name in stored(math.prod(self.shape), self.base))
-        return dequantise(Quantised(*parts), self.shape).astype(self.kind)
+        return dequantise(self.bits, self.shape).astype(self.kind)
 
     def __call__(self, x):
         # [1] y = x W^T + b; of W only the bits are kept for the way back, where it is dequantised again
         bias = None if self.bias is None else self.bias[...]
         product = jax.checkpoint(lambda x, bias: self.product(x, self.weight, bias, self.reduce).astype(x.dtype))
-        return product(x, bias)
+        y = product(x, bias)
+        return y if self.change is None else self.change(self, x, y)
 
 
-def swap(model, names, base):
-    """Put a `QuantisedLinear` in the place of every linear map whose weight has one of these names. Returns the model."""
+def rebase(model, config, execution):
+    """Give linear maps inside layers places for 4 bits, if the execution's base is kept so. Returns the model."""
+    if execution.base == "plain":
+        return model
     # [1] one after the other, under the same paths
-    for name in names:
+    for name in names(config):
         *above, own = name.removesuffix(".weight").split(".")
         holder = model
         for part in above:
             holder = holder[int(part)] if part.isdigit() else getattr(holder, part)
-        setattr(holder, own, QuantisedLinear(getattr(holder, own), base))
+        setattr(holder, own, QuantisedLinear(getattr(holder, own), execution.base))
     return model

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from common import nf4
 from common.backend import IGNORED
 from common.taps import NO_TAPS, Taps
 
@@ -39,14 +40,15 @@ def loss_and_grads(rebuild, params, inputs_ABT, targets_ABT, positions_1T, count
         return objective(rebuild(params), inputs_ABT[micro], targets_ABT[micro], positions_1T, count, key)
 
     # [2] differentiate
-    differentiate = jax.value_and_grad(share)
+    own = {name: p for name, p in params.items() if not nf4.is_part(name)}
+    differentiate = jax.value_and_grad(lambda own, micro: share({**params, **own}, micro))
     if len(inputs_ABT) == 1:
-        return differentiate(params, 0)
+        return differentiate(own, 0)
 
     def add(sums, micro):
-        return jax.tree.map(jnp.add, sums, differentiate(params, micro)), None
+        return jax.tree.map(jnp.add, sums, differentiate(own, micro)), None
 
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(differentiate, params, 0))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(differentiate, own, 0))
     return jax.lax.scan(add, nothing, jnp.arange(len(inputs_ABT), dtype=jnp.int32))[0]
 
 

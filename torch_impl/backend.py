@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from common import allocator
+from common import allocator, nf4
 from common import backend as door
 from common import params as parameters
 from common.errors import UserError
@@ -18,6 +18,7 @@ from .layers import ELEMENTWISE
 from .models import MODELS
 from .optim import OPTIMIZERS, empty_slots
 from .precision import dtype
+from .quantise import Quantised, QuantisedLinear, quantise
 from .stack import compile_in_place
 from .tasks import TASKS
 from .train import loss_and_grads, train_step
@@ -40,9 +41,19 @@ class TorchModel(Accounts):
 
     def _fill(self, weights):
         """Put the weights into the network, one at a time."""
+        small = nf4.kept(self.config, self.execution.base)
         for name, array in weights.items():
             module, _, leaf = name.rpartition(".")
+            if name in small:
+                bits = array if isinstance(array, Quantised) else quantise(self._own(array), self.execution.base, name)
+                self.net.get_submodule(module).fill(bits)
+                continue
             setattr(self.net.get_submodule(module), leaf, torch.nn.Parameter(self._own(array)))
+
+    def _everything(self):
+        """All parameters by name; those that are kept in 4 bits are dequantised."""
+        kept = [(path, one) for path, one in self.net.named_modules() if isinstance(one, QuantisedLinear)]
+        return dict(self.net.named_parameters()) | {f"{path}.weight": one.weight for path, one in kept}
 
     def forward(self, ids, positions=None, taps=()):
         ids = door.check_ids(ids, self.config)
@@ -123,6 +134,7 @@ class TorchModel(Accounts):
     def start_training(self, train, slots=None, step=0):
         self.train, self.step = train, step
         self.decays = door.decays(self.config, train)
+        nf4.check_trained(self.config, self.execution.base, parameters.table(self.config))
         params = dict(self.net.named_parameters())
         if slots is None:
             self.slots = empty_slots(params, parameters.turned(self.config, train.optimizer))
@@ -153,10 +165,10 @@ class TorchModel(Accounts):
         return loss, norm
 
     def weights(self):
-        return {name: self._read(p).copy() for name, p in self.net.named_parameters()}
+        return {name: self._read(p).copy() for name, p in self._everything().items()}
 
     def state_shapes(self):
-        return {name: tuple(p.shape) for name, p in self.net.named_parameters()}
+        return {name: tuple(p.shape) for name, p in self._everything().items()}
 
     def optimizer_slots(self):
         return {name: self._read(slot).copy() for name, slot in self.slots.items()}

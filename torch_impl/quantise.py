@@ -8,7 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.errors import UserError
-from common.nf4 import BLOCK, CLOSE, DYNAMIC, GROUP, NF4, TINY, midpoints, stored
+from common.nf4 import BLOCK, CLOSE, DYNAMIC, GROUP, NF4, TINY, midpoints, names, stored
+
+from .layers import Linear
+
+_nf4, _dynamic = map(torch.from_numpy, (NF4, DYNAMIC))
 
 
 class Quantised(NamedTuple):
@@ -52,10 +56,10 @@ def dequantise(quantised, shape):
     absmax_N, size = quantised.absmax, math.prod(shape)
     if quantised.scale is not None:
         scale_G1 = torch.where(quantised.scale == 0, 1.0, quantised.scale)[:, None]
-        value_GB = blocks(_there(DYNAMIC, absmax_N)[absmax_N.int()], GROUP)
+        value_GB = blocks(_dynamic.to(absmax_N.device)[absmax_N.int()], GROUP)
         absmax_N = ((value_GB + quantised.offset / scale_G1) * scale_G1).ravel()[: absmax_N.numel()]
     # [2] the number of every code, times absmax of its block
-    value_NB = blocks(_there(NF4, absmax_N)[unpack(quantised.packed)[:size]], BLOCK)
+    value_NB = blocks(_nf4.to(absmax_N.device)[unpack(quantised.packed)[:size]], BLOCK)
     return (value_NB * absmax_N[:, None]).ravel()[:size].reshape(shape)
 
 
@@ -79,7 +83,10 @@ def nearest(x_NB, scale_N, values):
     Nothing is divided: x is held against midpoints times scale. A scale of zero stands for a block of zeros.
     """
     # [1] midpoints between neighbours, and a scale that is not zero
-    middle, scale_N1 = _there(midpoints(values), x_NB), torch.where(scale_N == 0, 1.0, scale_N)[:, None]
+    middle, scale_N1 = (
+        torch.from_numpy(midpoints(values)).to(x_NB.device),
+        torch.where(scale_N == 0, 1.0, scale_N)[:, None],
+    )
     # [2] binary search: one bit of the code after another, the highest first
     code_NB, step = torch.zeros(x_NB.shape, dtype=torch.int32, device=x_NB.device), len(values) // 2
     while step:
@@ -111,30 +118,50 @@ def total(x):
     return x
 
 
-class QuantisedLinear(nn.Module):
+class QuantisedLinear(Linear):
     """y = x W^T + b with W in 4 bits, which is dequantised for every product. It is no parameter, b is."""
 
+    change = None
+
     def __init__(self, linear, base):
-        super().__init__()
+        nn.Module.__init__(self)  # no place for the matrix itself
         self.shape, self.kind, self.base = linear.weight.shape, linear.weight.dtype, base
         self.bias, self.product = linear.bias, linear.product
         for name, (shape, kind) in stored(math.prod(self.shape), base).items():
-            self.register_buffer(name, torch.empty(shape, dtype=getattr(torch, kind), device=linear.weight.device))
+            empty = torch.empty(shape, dtype=getattr(torch, kind), device=linear.weight.device)
+            self.register_buffer(name, empty)
+
+    def fill(self, quantised):
+        """Put bits into their places."""
+        # [1] one after the other
+        for name in stored(math.prod(self.shape), self.base):
+            setattr(self, name, getattr(quantised, name))
+
+    @property
+    def bits(self):
+        """What stands for W."""
+        # [1] one after the other
+        return Quantised(*(getattr(self, name) for name in stored(math.prod(self.shape), self.base)))
 
     @property
     def weight(self):
         """W [out, in] in the precision of parameters."""
         # [1] W out of its bits
-        parts = (getattr(self, name) for name in stored(math.prod(self.shape), self.base))
-        return dequantise(Quantised(*parts), self.shape).to(self.kind)
+        return dequantise(self.bits, self.shape).to(self.kind)
 
     def forward(self, x):
         # [1] y = x W^T + b; of W only the bits are kept for the way back, where it is dequantised again
-        return ForgetfulProduct.apply(x, self.bias, self)
+        product = ForgetfulProduct.apply if torch.is_grad_enabled() else ForgetfulProduct.plain
+        y = product(x, self.bias, self)
+        return y if self.change is None else self.change(self, x, y)
 
 
 class ForgetfulProduct(torch.autograd.Function):
     """The product of a `QuantisedLinear`; autograd would keep the dequantised matrices of all layers."""
+
+    @staticmethod
+    def plain(x, bias, linear):
+        return linear.product(x, linear.weight, bias)
 
     @staticmethod
     def forward(ctx, x, bias, linear):
@@ -149,16 +176,13 @@ class ForgetfulProduct(torch.autograd.Function):
         return grad_x, grad_bias, None
 
 
-def swap(model, names, base):
-    """Put a `QuantisedLinear` in the place of every linear map whose weight has one of these names. Returns the model."""
+def rebase(model, config, execution):
+    """Give linear maps inside layers places for 4 bits, if the execution's base is kept so. Returns the model."""
+    if execution.base == "plain":
+        return model
     # [1] one after the other, under the same paths
-    for name in names:
+    for name in names(config):
         above, _, own = name.removesuffix(".weight").rpartition(".")
         holder = model.get_submodule(above)
-        setattr(holder, own, QuantisedLinear(getattr(holder, own), base))
+        setattr(holder, own, QuantisedLinear(getattr(holder, own), execution.base))
     return model
-
-
-def _there(values, like):
-    """A table of NumPy's where a tensor lies."""
-    return torch.from_numpy(values).to(like.device)

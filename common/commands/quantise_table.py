@@ -65,6 +65,6 @@ def build(source: str, report: quantised.Report):
 
 
 NOTE = (
-    "RMS: root mean square of what changes, over that of the weights; largest: of one weight. double: absmax of blocks in 8"
-    " bits, too. model: with embeddings, norms, biases and head, which stay (in float32 beside 4 bits)."
+    "RMS: root mean square of what changes, over that of the weights; largest: of one weight. double: absmax of"
+    " blocks in 8 bits, too. model: with embeddings, norms, biases and head, which stay (in float32 beside 4 bits)."
 )

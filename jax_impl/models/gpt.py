@@ -11,6 +11,7 @@ from ..layers import NORMS, PRODUCTS, Embedding, Linear, dropout, layer_key
 from ..loss import LOSSES
 from ..positions import POSITIONS
 from ..precision import dtype
+from ..quantise import rebase
 from ..stack import STACKS
 
 
@@ -67,6 +68,7 @@ class GPT(nnx.Module):
         self.model, self.reduce = Decoder(config, execution), dtype(execution.precision.reduce)
         self.product, self.loss = PRODUCTS[execution.decode], LOSSES[execution.loss]
         self.lm_head = None if config.tie_embeddings else Linear(config.embed_dim, config.vocab_size, False, execution)
+        rebase(self, config, execution)
 
     def __call__(self, ids_BT, positions_BT, caches=None, dropout_key=None, taps=NO_TAPS):
         # [1] hidden states
