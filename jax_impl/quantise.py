@@ -85,7 +85,7 @@ def nearest(x_NB, scale_N, values):
     # [2] binary search: one bit of the code after another, the highest first
     code_NB, step = jnp.zeros(x_NB.shape, jnp.int32), len(values) // 2
     while step:
-        code_NB = code_NB + step * (x_NB > middle[code_NB + (step - 1)] * scale_N1)
+        code_NB = jnp.where(x_NB > middle[code_NB + (step - 1)] * scale_N1, code_NB + step, code_NB)
         step //= 2
     return code_NB
 

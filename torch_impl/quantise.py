@@ -90,7 +90,7 @@ def nearest(x_NB, scale_N, values):
     # [2] binary search: one bit of the code after another, the highest first
     code_NB, step = torch.zeros(x_NB.shape, dtype=torch.int32, device=x_NB.device), len(values) // 2
     while step:
-        code_NB = code_NB + step * (x_NB > middle[code_NB + (step - 1)] * scale_N1)
+        code_NB = torch.where(x_NB > middle[code_NB + (step - 1)] * scale_N1, code_NB + step, code_NB)
         step //= 2
     return code_NB
 
