@@ -4,7 +4,7 @@ NF4 are 16 quantiles of the normal distribution: weights are nearly normal, so a
 Dettmers et al. 2023 (QLoRA), section 3 and appendix E. The arithmetic stands in `quantise.py` of all implementations.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from statistics import NormalDist
 
 import numpy as np
@@ -85,9 +85,9 @@ def is_part(name: str) -> bool:
     return name.rpartition(".")[2] in PARTS
 
 
-def check_trained(config: ModelConfig, base: str, trained: Iterable[str]) -> None:
-    """Refuse to train what is kept in 4 bits."""
-    stuck = sorted(set(trained) & set(kept(config, base)))
+def check_trained(config: ModelConfig, base: str, trained: Mapping[str, bool]) -> None:
+    """Refuse to train what is kept in 4 bits. `trained[name]` says what a run trains."""
+    stuck = [name for name in kept(config, base) if trained[name]]
     if stuck:
         more = f" and {len(stuck) - 1} more" if len(stuck) > 1 else ""
         raise UserError(

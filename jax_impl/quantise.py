@@ -120,8 +120,6 @@ class Bits(nnx.Variable):
 class QuantisedLinear(Linear):
     """y = x W^T + b with W in 4 bits, which is dequantised for every product. It is no parameter, b is."""
 
-    change = None
-
     def __init__(self, linear, base):
         self.shape, self.kind, self.base = linear.weight.shape, linear.weight.dtype, base
         self.bias, self.product, self.reduce = linear.bias, linear.product, linear.reduce

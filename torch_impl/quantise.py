@@ -121,8 +121,6 @@ def total(x):
 class QuantisedLinear(Linear):
     """y = x W^T + b with W in 4 bits, which is dequantised for every product. It is no parameter, b is."""
 
-    change = None
-
     def __init__(self, linear, base):
         nn.Module.__init__(self)  # no place for the matrix itself
         self.shape, self.kind, self.base = linear.weight.shape, linear.weight.dtype, base

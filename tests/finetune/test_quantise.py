@@ -53,7 +53,8 @@ def test_the_codebook_is_the_published_one_to_the_bit():
 
 def test_the_eight_bit_codebook():
     """Seven decades, twice as many numbers in each; 1 itself has no negative twin."""
-    assert len(set(DYNAMIC.tolist())) == 256 and (np.diff(DYNAMIC) > 0).all()
+    assert DYNAMIC.shape == (256,)
+    assert (np.diff(DYNAMIC) > 0).all()
     positive = DYNAMIC[DYNAMIC > 0].astype(np.float64)
     assert np.array_equal(np.sort(-DYNAMIC[DYNAMIC < 0]), DYNAMIC[DYNAMIC > 0][:-1])
     assert [int(((positive > 10.0**k) & (positive < 10.0 ** (k + 1))).sum()) for k in range(-7, 0)] == [
@@ -76,7 +77,7 @@ def test_the_three_agree_to_the_bit(shape, base):
         np.asarray(jax.jit(in_jax.dequantise, static_argnums=1)(in_jax.quantise(x, base), shape)),
     ]
     assert same(*out)
-    assert out[0].dtype == np.float32 and out[0].shape == shape
+    assert (out[0].dtype, out[0].shape) == (np.float32, shape)
     have = {name: (part.shape, part.dtype.name) for name, part in zip(oracle.Quantised._fields, found[0], strict=True)
             if part is not None}  # fmt: skip
     assert have == stored(x.size, base)
@@ -147,8 +148,8 @@ def test_what_is_not_finite_is_refused(value):
     x = np.ones((2, 3), np.float32)
     x[1, 1] = value
     for quantise, array in ((oracle.quantise, x), (in_torch.quantise, torch.from_numpy(x)), (in_jax.quantise, x)):
-        with pytest.raises(UserError, match="the.name holds NaN or infinity"):
-            quantise(array, "nf4", "the.name")
+        with pytest.raises(UserError, match="q_proj holds NaN or infinity"):
+            quantise(array, "nf4", "q_proj")
 
 
 def test_again_changes_nothing():

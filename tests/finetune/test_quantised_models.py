@@ -1,11 +1,12 @@
-"""Models with a base in 4 bits are those with the weights that the bits stand for, in both wings, and as small as said."""
+"""Models with a base in 4 bits are those with the weights that the bits stand for, in both wings, and small as said."""
 
 import numpy as np
 import pytest
 import torch
 
-from common import backend, nf4, params, quantised
+from common import adapters, backend, nf4, params, quantised
 from common.accounting import memory
+from common.adapters import Adapter
 from common.config import Execution, GPTConfig, SamplingConfig, TrainConfig
 from common.errors import UserError
 from common.variants import GatedMLP, Latent, MixtureOfExperts
@@ -138,6 +139,33 @@ def test_jax_keeps_no_dequantised_matrix_for_the_way_back():
     _, back = jax.vjp(lambda x: linear(jnp.tanh(linear(x))), jnp.ones((2, 256)))
     floats = [leaf for leaf in jax.tree.leaves(back) if hasattr(leaf, "dtype") and leaf.dtype == jnp.float32]
     assert max(leaf.size for leaf in floats) < 256 * 256
+
+
+ADAPTERS = (Adapter("plain", ("*.q_proj", "*.down_proj"), 4), Adapter("dora", ("*.v_proj",), 3, 6.0, 0.2, dora=True))
+
+
+@pytest.mark.parametrize("base", ["nf4", "nf4_double"])
+@pytest.mark.parametrize("wing", ["torch", "jax"])
+def test_adapters_on_it_train_as_on_the_dequantised_weights(wing, base):
+    """QLoRA, with dropout and DoRA: ten steps in float64, then the model without adapters, which shares the bits."""
+    config, given = CONFIG, standing(base)
+    for adapter in ADAPTERS:  # magnitudes are those of what the model computes with
+        config, given = adapters.add(config, given, adapter)
+    weights = dict(given) | {name: WEIGHTS[name] for name in nf4.names(CONFIG)}
+    small, plain = build(wing, weights, "float64", config, base=base), build(wing, given, "float64", config)
+    train = TrainConfig(learning_rate=1e-2, warmup_steps=1)
+    for model in (small, plain):
+        model.start_training(train)
+    for _ in range(10):
+        one, two = (model.train_step(IDS, TARGETS) for model in (small, plain))
+        assert one.loss == pytest.approx(two.loss, rel=1e-12)
+    found, want = small.weights(), plain.weights()
+    assert all(np.abs(found[name] - want[name]).max() < 1e-9 for name in want)
+    assert set(small.optimizer_slots()) == set(plain.optimizer_slots())
+    assert small.loss(IDS, TARGETS) != pytest.approx(small.base().loss(IDS, TARGETS), rel=1e-3)
+    assert small.base().loss(IDS, TARGETS) == pytest.approx(plain.base().loss(IDS, TARGETS), rel=1e-12)
+    sampling = SamplingConfig(4)
+    assert small.generate([[5, 6]], sampling) == plain.generate([[5, 6]], sampling)
 
 
 @pytest.mark.parametrize("wing", ["torch", "jax"])
