@@ -20,6 +20,7 @@ ORDER = (
     "generate",
     "convert",
     "inspect",
+    "quantise",
     "estimate",
     "tokenizer",
     "corpus",

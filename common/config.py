@@ -36,6 +36,7 @@ OPTIMIZERS = ("plain", "fused")
 PRODUCTS = ("plain", "wide")
 DECODES = ("plain", "streamed")
 GENERATORS = ("shared", "native")
+BASES = ("plain", "nf4", "nf4_double")
 ALLOCATORS = ("plain", "kept")
 OVERFLOWS = ("error", "crop")
 
@@ -229,6 +230,7 @@ STRATEGIES = {
     "recurrence": RECURRENCES,
     "rng": GENERATORS,
     "allocator": ALLOCATORS,
+    "base": BASES,
 }
 
 
@@ -252,9 +254,11 @@ class Execution(Record):
     training. `norm` and `optimizer` "fused" are PyTorch's own kernels; XLA fuses by itself. `products="wide"`
     multiplies the 16-bit numbers of linear layers in 32 bits (PyTorch, on a CPU without instructions for 16).
     `decode="streamed"` multiplies a single row by a product of its own. `rng="native"` draws dropout and sampling noise
-    from the framework's own generator: other numbers in every framework. Only this field changes results, and only
-    where numbers are drawn. `allocator="kept"` is a process that keeps its memory, in large pages
-    (`common/allocator.py`). `layout` spreads training over devices, as in "data=2,tensor=4" (`common/layout.py`).
+    from the framework's own generator: other numbers in every framework. `base="nf4"` keeps the matrices of linear
+    maps inside layers, which are not trained then, in 4 bits (`common/nf4.py`); "nf4_double" keeps what these are
+    multiplied by in 8. Only these two fields change results: one where numbers are drawn, the other as rounding does.
+    `allocator="kept"` is a process that keeps its memory, in large pages (`common/allocator.py`). `layout` spreads
+    training over devices, as in "data=2,tensor=4" (`common/layout.py`).
     """
 
     dtype: str = "float32"
@@ -274,6 +278,7 @@ class Execution(Record):
     recurrence: str = "recurrent"
     rng: str = "shared"
     allocator: str = "plain"
+    base: str = "plain"
     layout: str = ""
 
     def __post_init__(self):
@@ -289,6 +294,8 @@ class Execution(Record):
         for name, table in STRATEGIES.items():
             if getattr(self, name) not in table:
                 raise unknown(f"{name} (of Execution)", str(getattr(self, name)), table)
+        if self.base != "plain" and self.layout:
+            raise UserError(f"base={self.base!r} keeps a model on one device: leave layout={self.layout!r} out.")
         if self.compile is not None:
             flag(self, "compile")
         if self.threads is not None:
@@ -305,7 +312,7 @@ class Execution(Record):
 
 
 _PLAIN = "*"  # every implementation that a mode does not name
-# named executions, by implementation; all but "native rng" compute the same
+# named executions, by implementation; all but "native rng" and those in 4 bits compute the same
 MODES: dict[str, dict[str, dict[str, Any]]] = {
     "default": {_PLAIN: {}},
     "eager": {_PLAIN: {"compile": False}},
@@ -331,6 +338,8 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
     "streamed": {_PLAIN: {"decode": "streamed"}},
     "native rng": {_PLAIN: {"rng": "native"}},
     "kept": {_PLAIN: {"allocator": "kept"}},
+    "nf4": {_PLAIN: {"base": "nf4"}},
+    "nf4 double": {_PLAIN: {"base": "nf4_double"}},
     "wide": {"torch": {"products": "wide"}, _PLAIN: {}},
     # what pays on a CPU in each wing and can be looked into: the ablation suite of `parallax bench` measures each entry
     "fast": {

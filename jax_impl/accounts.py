@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from common import backend as door
+from common import nf4
 from common.accounting.tasks import check_counted, input_width
 from common.config import COMPILED_KERNELS, SamplingConfig, TrainConfig
 
@@ -79,7 +80,8 @@ class Accounts:
         if what == "gradients":
             return programs.gradients, self.params, inputs, targets, places, scalar, zero, zero, False
         if what == "train":
-            averages = jax.eval_shape(empty_slots, self.params)
+            own = {name: p for name, p in self.params.items() if not nf4.is_part(name)}
+            averages = jax.eval_shape(empty_slots, own)
             rates = np.zeros(len(TrainConfig().adam_scalars(0)), dtype(self.execution.precision.param))
             step = self.params, averages, inputs, targets, places, scalar, rates, zero, zero, TrainConfig()
             return programs.step, *step

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from common import adapters, allocator
+from common import adapters, allocator, nf4
 from common import backend as door
 from common import params as parameters
 from common.config import TrainConfig
@@ -24,6 +24,7 @@ from .layers import ELEMENTWISE
 from .optim import empty_slots
 from .precision import dtype
 from .programs import programs
+from .quantise import Quantised, dequantise, quantise
 from .tasks import TASKS
 
 MATMUL = "highest"  # no TF32
@@ -51,7 +52,7 @@ class JaxModel(Accounts):
         with self.scope():
             self.programs, self.served = programs(config, execution), None
             shared = isinstance(weights, Shared)
-            self.params = dict(weights) if shared else self._folded(parameters.checked(config, weights))
+            self.params = dict(weights) if shared else self._folded(self._small(parameters.checked(config, weights)))
 
     def scope(self):
         """The context of everything this model does: its device, its width of numbers, no TF32."""
@@ -153,8 +154,9 @@ class JaxModel(Accounts):
     def start_training(self, train, slots=None, step=0):
         self.train, self.step = train, step
         self.recipe = _recipe(train)
+        nf4.check_trained(self.config, self.execution.base, parameters.trained(self.config, train))
         turned, trained = parameters.turned(self.config, train.optimizer), self.programs.trained(train)
-        own = {name: p for name, p in self.params.items() if trained[name]}
+        own = {name: p for name, p in self.params.items() if trained.get(name)}  # bits are never trained
         self.slots = empty_slots(own, turned) if slots is None else self._folded(slots)
 
     def train_step(self, inputs, targets):
@@ -185,11 +187,29 @@ class JaxModel(Accounts):
         own = {name: p for name, p in self.params.items() if adapters.belongs(name) is None}
         return JaxModel(config, Shared(own), self.execution, self.device)
 
+    @_scoped
     def weights(self):
-        return self._named(self.params)
+        found, kind = self._named(self.params), dtype(self.execution.precision.param)
+        for name in nf4.kept(self.config, self.execution.base):
+            path, shape = name.removesuffix(".weight"), parameters.table(self.config)[name].shape
+            bits = (jnp.asarray(found.pop(f"{path}.{part}")) for part in nf4.PARTS if f"{path}.{part}" in found)
+            found[name] = _numpy(dequantise(Quantised(*bits), shape).astype(kind))
+        return found
 
     def state_shapes(self):
-        return dict(self.programs.shapes)
+        small, table = nf4.kept(self.config, self.execution.base), parameters.table(self.config)
+        own = {name: shape for name, shape in self.programs.shapes.items() if not nf4.is_part(name)}
+        return own | {name: table[name].shape for name in small}
+
+    def _small(self, weights):
+        """The weights with bits in the place of those that are kept in 4 bits; all others are read when asked for."""
+        small, base = nf4.kept(self.config, self.execution.base), self.execution.base
+        makers = {name: functools.partial(weights.__getitem__, name) for name in weights if name not in small}
+        for name in small:
+            for part, array in quantise(weights[name], base, name)._asdict().items():
+                if array is not None:
+                    makers[f"{name.removesuffix('.weight')}.{part}"] = functools.partial(_numpy, array)
+        return parameters.LazyWeights(makers)
 
     def optimizer_slots(self):
         return self._named(self.slots)
@@ -197,7 +217,8 @@ class JaxModel(Accounts):
     def _folded(self, arrays):
         """Arrays by their own names, as the programs take them: no second copy of all exists while they are made."""
         kind = dtype(self.execution.precision.param)
-        return {name: jnp.array(array, kind) for name, array in self.programs.fold(arrays)}
+        kinds = {True: None, False: kind}  # bits keep theirs
+        return {name: jnp.array(array, kinds[nf4.is_part(name)]) for name, array in self.programs.fold(arrays)}
 
     def _batch(self, array):
         """Rows of ids [..., B, T] as the programs take them."""

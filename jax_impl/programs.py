@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from common import backend as door
+from common import nf4
 from common import params as parameters
 from common.accounting import parts
 from common.errors import UserError
@@ -119,7 +120,7 @@ class Programs:
 
     def _component(self, path, params, x, positions, cotangent):
         params = self.unfold(params)
-        own = {name: value for name, value in params.items() if name.startswith(f"{path}.")}
+        own = {n: value for n, value in params.items() if n.startswith(f"{path}.") and not nf4.is_part(n)}
 
         def value(own, x):
             out = self._call(path, {**params, **own}, x, positions)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from common import nf4
 from common.backend import counted
 from common.keyed import keyed
 from common.taps import NO_TAPS, Taps
@@ -38,7 +39,8 @@ def loss_and_grads(rebuild, params, inputs_ABT, targets_ABT, positions_1T, count
     `trained[name]` says of which parameters gradients are wanted; None: of all."""
     # [1] sum the shares of the micro-batches
     inputs_ABT, targets_ABT = jax.tree.map(jnp.asarray, (inputs_ABT, targets_ABT))  # without jit they come as NumPy's
-    own = {name: p for name, p in params.items() if trained is None or trained[name]}
+    numbers = {name: p for name, p in params.items() if not nf4.is_part(name)}  # bits have no gradient
+    own = {name: p for name, p in numbers.items() if trained is None or trained[name]}
 
     def share(own, micro):
         key = None if step_key is None else rng.fold_in(step_key, micro)

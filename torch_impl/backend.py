@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from common import adapters, allocator
+from common import adapters, allocator, nf4
 from common import backend as door
 from common import params as parameters
 from common.errors import UserError
@@ -21,6 +21,7 @@ from .models import MODELS
 from .optim import OPTIMIZERS, empty_slots
 from .precision import dtype
 from .preference import row_log_probs
+from .quantise import Quantised, QuantisedLinear, quantise
 from .stack import compile_in_place
 from .tasks import TASKS
 from .train import loss_and_grads, train_step
@@ -44,10 +45,23 @@ class TorchModel(Accounts):
 
     def _fill(self, weights):
         """Put the weights into the network, one at a time."""
+        small = nf4.kept(self.config, self.execution.base)
         for name, array in weights.items():
             module, _, leaf = name.rpartition(".")
+            if name in small:
+                bits = array if isinstance(array, Quantised) else quantise(self._own(array), self.execution.base, name)
+                self.net.get_submodule(module).fill(bits)
+                continue
             own = array if isinstance(array, torch.nn.Parameter) else torch.nn.Parameter(self._own(array))
             setattr(self.net.get_submodule(module), leaf, own)
+
+    def _small(self):
+        """The linear maps whose matrices are kept in 4 bits, by the names of these."""
+        return {f"{path}.weight": m for path, m in self.net.named_modules() if isinstance(m, QuantisedLinear)}
+
+    def _everything(self):
+        """All parameters by name; those that are kept in 4 bits are dequantised."""
+        return dict(self.net.named_parameters()) | {name: one.weight for name, one in self._small().items()}
 
     def forward(self, ids, positions=None, taps=()):
         ids = door.check_ids(ids, self.config)
@@ -134,6 +148,7 @@ class TorchModel(Accounts):
     def start_training(self, train, slots=None, step=0):
         self.train, self.step = train, step
         self.decays, self.trained = door.decays(self.config, train), parameters.trained(self.config, train)
+        nf4.check_trained(self.config, self.execution.base, self.trained)
         params = {name: p for name, p in self.net.named_parameters() if self.trained[name]}
         if slots is None:
             self.slots = empty_slots(params, parameters.turned(self.config, train.optimizer))
@@ -165,14 +180,15 @@ class TorchModel(Accounts):
         return loss, norm
 
     def base(self):
-        config, names = adapters.without(self.config, dict(self.net.named_parameters()))
+        bits = {name: one.bits for name, one in self._small().items()}
+        config, names = adapters.without(self.config, dict(self.net.named_parameters()) | bits)
         return TorchModel(config, Shared(names), self.execution)
 
     def weights(self):
-        return {name: self._read(p).copy() for name, p in self.net.named_parameters()}
+        return {name: self._read(p).copy() for name, p in self._everything().items()}
 
     def state_shapes(self):
-        return {name: tuple(p.shape) for name, p in self.net.named_parameters()}
+        return {name: tuple(p.shape) for name, p in self._everything().items()}
 
     def optimizer_slots(self):
         return {name: self._read(slot).copy() for name, slot in self.slots.items()}

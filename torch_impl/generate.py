@@ -31,6 +31,9 @@ def serve(model, config, execution):
         module, _, leaf = name.rpartition(".")
         matrix = p.detach().to(kind) if is_matrix(name, p.ndim) else p.detach()
         setattr(served.get_submodule(module), leaf, torch.nn.Parameter(matrix, requires_grad=False))
+    for name, bits in model.named_buffers():
+        module, _, leaf = name.rpartition(".")
+        setattr(served.get_submodule(module), leaf, bits)
     # [2] compile: a step as a whole, or blocks where the model's are
     if execution.decode == "streamed":
         for module in served.modules():

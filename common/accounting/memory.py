@@ -7,7 +7,7 @@ is an execution's, `PRECISIONS` says what is kept in which format.
 import math
 from collections.abc import Callable
 
-from common import params
+from common import nf4, params
 from common.accounting.parts import entry, kind
 from common.config import PRECISIONS, ModelConfig, TrainConfig
 from common.parameter import is_matrix
@@ -20,6 +20,22 @@ LOOKED_UP = ("embed_tokens", "embed_positions")  # tables of which only some row
 def weights(config: ModelConfig, dtype: str = "float32") -> int:
     """Bytes of all parameters kept in `dtype`; a tied head counts once."""
     return params.count(config) * ITEM_BYTES[dtype]
+
+
+def matrix(size: int, dtype: str) -> int:
+    """Bytes of a matrix of `size` weights in a number format, or in 4 bits: two codes a byte and a float32 for every 64
+    ("nf4"), or a byte for every 64, a float32 for every 256 of these bytes, and one more ("nf4_double")."""
+    if dtype in ITEM_BYTES:
+        return size * ITEM_BYTES[dtype]
+    codes, blocks = math.ceil(size / 2), math.ceil(size / nf4.BLOCK)
+    return codes + (4 * blocks if dtype == "nf4" else blocks + 4 * math.ceil(blocks / nf4.GROUP) + 4)
+
+
+def base(config: ModelConfig, dtype: str = "float32", base: str = "plain") -> int:
+    """Bytes of all parameters, those that a base in 4 bits keeps so in them, the others in `dtype`."""
+    chosen = () if base == "plain" else nf4.names(config)
+    sizes = {name: one.size for name, one in params.table(config).items()}
+    return sum(matrix(size, base if name in chosen else dtype) for name, size in sizes.items())
 
 
 def gradients(config: ModelConfig, dtype: str = "float32") -> int:

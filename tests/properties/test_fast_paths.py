@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from common import allocator, compare, params
+from common import allocator, compare, params, quantised
 from common.backend import IGNORED
 from common.config import MODES, Execution, SamplingConfig, TrainConfig, mode
 from common.errors import UserError
@@ -188,7 +188,11 @@ def test_every_mode_computes_or_is_refused_with_a_sentence(wing, small, fresh_mo
         monkeypatch.setenv(allocator.VARIABLE, allocator.environment({})[allocator.VARIABLE])
     if options.get("compile"):
         options = {k: v for k, v in options.items() if k != "compile"}  # compiled in tests/properties/test_execution.py
-    plain, other = (fresh_model(wing, small, "float32", **chosen) for chosen in ({}, options))
+    weights = params.randomise(small, 20)
+    other = fresh_model(wing, small, "float32", weights, **options)
+    if "base" in options:  # computes with the numbers that 4 bits stand for
+        weights = quantised.quantised(small, weights, options["base"])
+    plain = fresh_model(wing, small, "float32", weights)
     assert other.loss(ids, targets) == pytest.approx(plain.loss(ids, targets), rel=1e-6)
 
 

@@ -82,6 +82,13 @@ ONE_SIDED_NAMES = {
     "torch_impl/layers.py:wide_product": "XLA widens by itself",
     "torch_impl/layers.py:FusedLayerNorm": "XLA fuses the plain one",
     "torch_impl/layers.py:FusedRMSNorm": "XLA fuses the plain one",
+    **{
+        f"{wing}_impl/quantise.py:{what}": "the oracle holds what the bits stand for"
+        for wing in ("torch", "jax")
+        for what in ("QuantisedLinear", "rebase")
+    },
+    "torch_impl/quantise.py:ForgetfulProduct": "JAX's is jax.checkpoint",
+    "jax_impl/quantise.py:Bits": "PyTorch's are buffers",
     "common/oracle/layers.py:sigmoid": "the frameworks bring their own",
     "torch_impl/optim.py:fused_adamw": "XLA fuses the plain one",
     "torch_impl/generate.py:serve": "the oracle has one precision",

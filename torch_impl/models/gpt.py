@@ -12,6 +12,7 @@ from ..lora import adapt
 from ..loss import LOSSES
 from ..positions import POSITIONS
 from ..precision import at_least, dtype
+from ..quantise import rebase
 from ..stack import STACKS
 
 
@@ -77,7 +78,7 @@ class GPT(nn.Module):
         own = config.num_labels is None and not config.tie_embeddings
         self.lm_head = Linear(config.embed_dim, config.vocab_size, False, execution) if own else None
         self.score = None if config.num_labels is None else Linear(config.embed_dim, config.num_labels, True, execution)
-        adapt(self, config, execution)
+        adapt(rebase(self, config, execution), config, execution)
 
     def forward(self, ids_BT, positions_BT, caches=None, dropout_key=None, taps=NO_TAPS):
         # [1] hidden states
