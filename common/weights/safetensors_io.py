@@ -146,6 +146,10 @@ def _write(path: Path, tensors: Mapping[str, Stored], metadata: dict[str, str]) 
     with open(path, "r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
+        if len(metadata) > 1:  # the library's order of them is another one every time
+            header["__metadata__"] = metadata
+            file.seek(8)
+            file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length))
         for name, tensor in tensors.items():
             array = np.ascontiguousarray(tensor.read())
             if array.dtype != tensor.dtype or array.size != tensor.size:
