@@ -68,6 +68,10 @@ def unknown_module(scheme: Scheme, config: ModelConfig, module: str, where: obje
         return UserError(
             f"{where} changes {module}, but the base has {config.num_layers} layers: this adapter is for another base."
         )
+    if config.tied and f"{module}.weight" == scheme.head:
+        return UserError(
+            f"{where} changes {module}, but the base's is its embedding (tie_embeddings), which can have no adapter."
+        )
     known = [name for name in sites(scheme, config) if scheme.layer_of(f"{name}.") in (layer, None)]
     return unknown("target of an adapter", module, known)
 

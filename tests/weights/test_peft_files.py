@@ -280,6 +280,11 @@ TENSORS = {
         "2 layers",
         "another base",
     ),
+    "tied head": (
+        lambda t: t.update({"base_model.model.lm_head.lora_A.weight": np.ones((2, 12))}),
+        "lm_head",
+        "tie_embeddings",
+    ),
     "embedding": (
         lambda t: t.update({"base_model.model.transformer.wte.lora_embedding_A": np.ones((2, 53))}),
         "lora_embedding_A",
