@@ -260,8 +260,8 @@ def from_canonical(scheme: Scheme, config: GPTConfig, weights: Mapping[str, np.n
     usual = {name: _usual(name) for name in config.LATER}
     if scheme is not CANONICAL and (more := [name for name in usual if getattr(config, name) != usual[name]]):
         raise UserError(
-            f"{scheme.title} has no form for a model with {' and '.join(more)}; save it as a Parallax checkpoint (adapters"
-            " can be merged)."
+            f"{scheme.title} has no form for a model with {' and '.join(more)}; save it as a Parallax checkpoint"
+            " (adapters can be merged)."
         )
     wanted = entries(scheme, config)
     sources = stored(weights)
