@@ -11,11 +11,14 @@ _OURS = re.compile(
 )
 
 
-def require_replaceable(folder: Path | str) -> Path:
-    """The path, unless replacing it would destroy a file, or a folder that holds more than weights."""
+ADAPTER = re.compile(r"adapter_config\.json|adapter_model\.safetensors")
+
+
+def require_replaceable(folder: Path | str, ours: re.Pattern = _OURS) -> Path:
+    """The path, unless replacing it would destroy a file, or a folder that holds more than weights (or an adapter)."""
     folder = Path(folder)
     if folder.is_dir():
-        others = sorted(item.name for item in folder.iterdir() if item.is_dir() or not _OURS.fullmatch(item.name))
+        others = sorted(item.name for item in folder.iterdir() if item.is_dir() or not ours.fullmatch(item.name))
         if others:
             raise UserError(f"{folder} also holds {', '.join(others[:3])}, which would be lost; give a new folder.")
     elif folder.exists():

@@ -257,6 +257,12 @@ def to_canonical(scheme: Scheme, config: GPTConfig, tensors: Mapping[str, Stored
 
 def from_canonical(scheme: Scheme, config: GPTConfig, weights: Mapping[str, np.ndarray]) -> dict[str, Stored]:
     """The tensors of a scheme, in its order, each made from canonical weights when it is read."""
+    usual = {name: _usual(name) for name in config.LATER}
+    if scheme is not CANONICAL and (more := [name for name in usual if getattr(config, name) != usual[name]]):
+        raise UserError(
+            f"{scheme.title} has no form for a model with {' and '.join(more)}; save it as a Parallax checkpoint"
+            " (adapters can be merged)."
+        )
     wanted = entries(scheme, config)
     sources = stored(weights)
     params.check(config, {name: source.shape for name, source in sources.items()}, "The set of weights to be written")

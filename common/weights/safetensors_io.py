@@ -125,13 +125,14 @@ def metadata(path: Path | str) -> dict[str, str]:
     return dict(_handle(Path(path)).metadata() or {})
 
 
-def write_file(path: Path | str, tensors: Mapping[str, Stored]) -> None:
-    """Write one file, all or nothing; each tensor is read when its turn comes and dropped at once."""
+def write_file(path: Path | str, tensors: Mapping[str, Stored], more: Mapping[str, str] | None = None) -> None:
+    """Write one file, all or nothing; each tensor is read when its turn comes and dropped at once. `more` is metadata
+    of one's own."""
     with replacing(path) as temporary:
-        _write(temporary, tensors)
+        _write(temporary, tensors, METADATA | dict(more or {}))
 
 
-def _write(path: Path, tensors: Mapping[str, Stored]) -> None:
+def _write(path: Path, tensors: Mapping[str, Stored], metadata: dict[str, str]) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
@@ -139,12 +140,16 @@ def _write(path: Path, tensors: Mapping[str, Stored]) -> None:
     zeros = np.zeros(max((tensor.nbytes for tensor in tensors.values()), default=0), np.uint8)
     layout = {name: zeros[: t.nbytes].view(t.dtype).reshape(t.shape) for name, t in tensors.items()}
     try:
-        save_file(layout, path, metadata=METADATA)
+        save_file(layout, path, metadata=metadata)
     except SafetensorError as error:  # the library wraps a full disk in its own error
         raise OSError(one_line(error)) from error
     with open(path, "r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
+        if len(metadata) > 1:  # the library's order of them is another one every time
+            header["__metadata__"] = metadata
+            file.seek(8)
+            file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length))
         for name, tensor in tensors.items():
             array = np.ascontiguousarray(tensor.read())
             if array.dtype != tensor.dtype or array.size != tensor.size:

@@ -5,6 +5,7 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+from common.adapters import Adapter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -218,3 +219,10 @@ def test_dtypes_survive(tiny, weights):
     back = gpt2_names.to_canonical(HF, tiny, tensors, "x")
     assert isinstance(back, StoredWeights)
     assert all(np.array_equal(back[name], halves[name]) for name in halves)
+
+
+@pytest.mark.parametrize("change", [{"adapters": Adapter()}, {"num_labels": 2}, {"pooling": "mean"}], ids=str)
+def test_what_others_have_no_form_for_is_not_left_out(change, tiny, refused):
+    config = tiny.with_(**change)
+    with refused("Hugging Face GPT-2 has no form", *change):
+        gpt2_names.from_canonical(HF, config, params.initialise(config, 0))
