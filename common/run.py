@@ -29,7 +29,8 @@ from common.weights import formats
 from common.weights.checkpoint import load_checkpoint, save_checkpoint
 
 CHECKPOINT, OLDER, BEST, LOG, LOCK = "checkpoint", "checkpoints", "best", "log.jsonl", ".lock"
-COMMANDS = {"pretrain": "train"}  # by the kind of a run, as its record has it
+# by the kind of a run, as its record has it
+COMMANDS = {"pretrain": "train"} | {kind: f"finetune {kind}" for kind in ("classify", "instruct", "prefer")}
 HELD_OUT = 0.1
 EVALUATED = 8  # windows of held-out text per evaluation, and at once
 PROMPT = 16  # tokens of held-out text that a sample goes on from

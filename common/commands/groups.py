@@ -87,8 +87,8 @@ class Plan:
 
 
 @dataclass
-class How:
-    """Where and how it is computed: free to be another when a run goes on."""
+class Ways:
+    """Where and how it is computed."""
 
     device: options.Device = "cpu"
     dtype: options.Dtype = None
@@ -98,11 +98,17 @@ class How:
     compile: options.Compile = None
     layers: options.Layers = None
     threads: options.Threads = None
-    layout: options.Layout = None
 
     def execution(self, backend: str) -> Execution:
         """See `options.execution`."""
         return options.execution(backend, **vars(self))
+
+
+@dataclass
+class How(Ways):
+    """The same for training, which several devices may share; free to be another when a run goes on."""
+
+    layout: options.Layout = None
 
 
 def names(*groups: type) -> set[str]:

@@ -32,9 +32,9 @@ class Task:
 
     `record` is what a run that goes on must know, beside its settings of training; `words` are the data in words.
     `evaluate` gives numbers for the log, "held_out" among them, the loss that says which checkpoint is best; `told`
-    says them. `epoch` gives those of a whole pass over the data, `prepare` makes what must be there before the first
-    step, `finish` finds out what there is to know when all steps are done. `mfu` says whether the closed form of a full
-    training step is what a step does.
+    says them; with `before` it is asked before the first step, too. `epoch` gives those of a whole pass over the data,
+    `prepare` makes what must be there before the first step, `finish` finds out what there is to know when all steps
+    are done. `mfu` says whether the closed form of a full training step is what a step does.
     """
 
     kind: str
@@ -45,6 +45,7 @@ class Task:
     evaluate: Callable[[door.Model], Numbers]
     told: Callable[[Mapping[str, Any]], str]
     epoch: Callable[[door.Model], Numbers] | None = None
+    before: bool = False
     sample: Callable[[door.Model], str] | None = None
     sample_every: int = 0
     prepare: Callable[[door.Model, Path], None] | None = None
@@ -216,6 +217,11 @@ class Running:
                 write_text(out / settings.FILE, settings.text(self.context, **own))
             if task.prepare is not None:
                 task.prepare(model, out)
+            if task.before:
+                before = task.evaluate(model) if start.record is None else start.record.get("before")
+                task.record["before"] = before
+                if start.record is None:
+                    show(f"at the start  {task.told(before)}")
             steps_of = runs.train(
                 model,
                 task.batches,
@@ -251,7 +257,7 @@ class Running:
             if done > start.step:
                 save(done, better)
             if task.finish is not None and done == plan.steps:
-                results = task.finish(model)
+                results = {"kind": task.kind, "steps": done, "before": task.record.get("before"), **task.finish(model)}
                 if self.leads:
                     write_text(out / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
         if execution.layout:
