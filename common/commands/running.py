@@ -92,19 +92,20 @@ class Running:
         if self.automatic:
             if not (run.out / settings.FILE).is_file():
                 raise UserError(f"{run.out} holds a run without {settings.FILE}; go on with --resume {run.out}.")
+            resume, self.start = run.out, runs.resume(run.out, self.kind)
             free = self.free | ({"epochs", "steps"} if plan.epochs is not None else {"epochs"})
-            other = settings.changed(self.context, run.out / settings.FILE, free, **({"preset": None} if named else {}))
+            own = {"preset": None} if named else {}
+            other = settings.changed(self.context, run.out / settings.FILE, free, **own)
             if other:
                 raise UserError(f"{run.out} holds a run with other settings: {'; '.join(other)}.")
-            resume = run.out
         elif resume is not None:
+            self.start = runs.resume(resume, self.kind)
             self._only_how(resume)
             if there and self.said("out") and run.out.resolve() != resume.resolve():
                 if not self.again:
                     raise UserError(f"{run.out} already holds a run; choose another --out.")
-                resume = run.out
+                resume, self.start = run.out, runs.resume(run.out, self.kind)
         if resume is not None:
-            self.start = runs.resume(resume, self.kind)
             self.out = run.out if self.said("out") else resume
         self.resumed = resume
 

@@ -207,7 +207,8 @@ def _frozen(
     if here.start is not None:
         if not isinstance(asked, dict) or set(asked) != groups.names(groups.Model):
             raise UserError("The training record of this run is damaged: see model.")
-        start = tuning.language_model(here, groups.Model(**asked), seed)
+        places = {name: Path(asked[name]) for name in ("config", "weights", "vocab") if asked[name] is not None}
+        start = tuning.language_model(here, groups.Model(**{**asked, **places}), seed)
     record["model"], record["reference"] = asked, tuning.fingerprint(start.weights)
     if here.start is not None and record["reference"] != here.start.record.get("reference"):
         told = asked["weights"] or asked["config"] or asked["preset"]

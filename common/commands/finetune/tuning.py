@@ -156,12 +156,13 @@ def split_rows(rows: list[Any], shares: str) -> Any:
 
 
 def show_learning(here: Any, config: Any, plan: Any) -> None:
-    """How many of the parameters learn."""
+    """How many of the parameters learn, if not all do."""
     from common import params
 
     table, chosen = params.table(config), params.trained(config, plan)
     count = sum(one.size for name, one in table.items() if chosen[name])
-    here.show(f"{count:,} of {params.count(config):,} parameters learn")
+    if count < params.count(config):
+        here.show(f"{count:,} of {params.count(config):,} parameters learn")
 
 
 def files_of(encoder: Any) -> Callable[[Path], None] | None:
