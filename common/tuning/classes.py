@@ -1,6 +1,7 @@
 """How well a classifier does: losses and classes of texts, what it confuses, and simpler classifiers beside it."""
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +9,6 @@ import numpy as np
 from common import backend as door
 from common.backend import IGNORED
 from common.data.labelled import Labelled, Parts, TextExamples
-from common.errors import UserError
 
 ROUNDS = 1000  # of the logistic regression, at most
 
@@ -60,26 +60,27 @@ def scores(model: door.Model, examples: TextExamples, batch: int, count: int | N
 
 def baselines(parts: Parts) -> dict[str, dict[str, float]]:
     """Accuracy on each part of what a language model has to beat: the most frequent class, and a logistic regression on
-    bags of words; both learn from the first part. Source: Raschka, bonus material of chapter 6."""
+    bags of words; both learn from the first part. Texts without words, and Python without scikit-learn, have no bag.
+    Source: Raschka, bonus material of chapter 6."""
+    most = int(np.bincount(parts.train.labels).argmax())
+    found = {"majority class": {name: float((one.labels == most).mean()) for name, one in parts._asdict().items()}}
+    words = _bag_of_words(parts.train) if find_spec("sklearn") else None
+    if words is not None:
+        right = {name: words.predict(one.texts) == one.labels for name, one in parts._asdict().items()}
+        found["bag of words"] = {name: float(one.mean()) for name, one in right.items()}
+    return found
+
+
+def _bag_of_words(train: Labelled) -> Any:
+    """Counts of words, and a logistic regression on them; None where there are no words."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
     try:
-        from sklearn.feature_extraction.text import CountVectorizer
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise UserError("The baseline needs the package scikit-learn; install it, or say --no-baseline.") from error
-    train: Labelled = parts.train
-    most = int(np.bincount(train.labels).argmax())
-    words = CountVectorizer()
-    try:
-        learnt = LogisticRegression(max_iter=ROUNDS).fit(words.fit_transform(train.texts), train.labels)
-    except ValueError:  # texts without a single word
-        learnt = None
-    found: dict[str, dict[str, float]] = {"majority class": {}, "bag of words": {}}
-    for name, part in parts._asdict().items():
-        found["majority class"][name] = float((part.labels == most).mean())
-        if learnt is not None:
-            right = learnt.predict(words.transform(part.texts)) == part.labels
-            found["bag of words"][name] = float(right.mean())
-    return {name: one for name, one in found.items() if one}
+        return make_pipeline(CountVectorizer(), LogisticRegression(max_iter=ROUNDS)).fit(train.texts, train.labels)
+    except ValueError:
+        return None
 
 
 def table(accuracies: Mapping[str, Mapping[str, float]]) -> str:

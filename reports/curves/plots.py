@@ -91,8 +91,10 @@ def _panel(axes: Any, name: str, found: Mapping[str, Log], ink: Ink) -> None:
     axes.set_title(PANELS[name], loc="left", fontsize=LETTER + 0.5)
     axes.set_xlabel("step", fontsize=LETTER)
     axes.tick_params(labelsize=LETTER)
-    if name in ("rate", "tokens_per_second", "accuracy", "epoch_accuracy"):
+    if name in ("rate", "tokens_per_second"):
         axes.set_ylim(bottom=0)
+    elif name in ("accuracy", "epoch_accuracy"):
+        axes.set_ylim(0, 1.03)
 
 
 def _points(log: Log, name: str) -> tuple[list[int], list[float]]:

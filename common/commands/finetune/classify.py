@@ -112,6 +112,10 @@ def classify(
         accuracies = {"model": {name: one.accuracy for name, one in found.items()}}
         if baseline and here.leads:
             accuracies |= classes.baselines(data)
+            if "bag of words" not in accuracies:
+                here.show(
+                    "There is no logistic regression beside it: the texts have no words, or scikit-learn is missing."
+                )
         counts = found["test"].confusion()
         if here.leads:
             print(classes.table(accuracies), classes.confusion_table(counts, names), sep="\n\n")
