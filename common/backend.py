@@ -12,10 +12,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from common import params, rng
+from common import adapters, params, rng
 from common.config import COMPILED_KERNELS, Execution, ModelConfig, SamplingConfig, TrainConfig
 from common.errors import UserError, unknown
 from common.points import entry_points
+from common.preference import Pairs
 
 IGNORED = -100  # the label of a position that does not count
 SHOWN = ("model.norm.weight", "model.embed_tokens.weight")  # parameters of every model: see `Model.prepare`
@@ -82,6 +83,11 @@ class Cache:
 class Model(Protocol):
     """One model with its weights in one implementation, whose `title` it has. Positions [B, T] int, -1 marks padding.
 
+    Targets are an array, or `Pairs` where preferences are learned. `log_probs` of targets [B, T] are sums and counts by
+    row [B], in nats. A run trains what its settings say (`params.trained`), and has slots for that; `gradients` are
+    those of all parameters. `base` is the model without its adapters, which shares its numbers; ask for it anew after
+    a step of training.
+
     A cache belongs to models of its config, implementation, precision and device. `reset` makes it as new, in the same
     memory where the framework can.
 
@@ -105,8 +111,11 @@ class Model(Protocol):
     execution: Execution
 
     def forward(self, ids: np.ndarray, positions: np.ndarray | None = None, taps: Sequence[str] = ()) -> Forward: ...
-    def loss(self, ids: np.ndarray, targets: np.ndarray) -> float: ...
-    def gradients(self, ids: np.ndarray, targets: np.ndarray, dropout: tuple[int, int] | None = None) -> Gradients: ...
+    def loss(self, ids: np.ndarray, targets: np.ndarray | Pairs) -> float: ...
+    def log_probs(self, ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+    def gradients(
+        self, ids: np.ndarray, targets: np.ndarray | Pairs, dropout: tuple[int, int] | None = None
+    ) -> Gradients: ...
     def component(self, path: str, inputs: np.ndarray, cotangent: np.ndarray) -> tuple[np.ndarray, Gradients]: ...
     def new_cache(self, batch: int, capacity: int) -> Cache: ...
     def reset(self, cache: Cache) -> None: ...
@@ -117,7 +126,8 @@ class Model(Protocol):
     def start_training(
         self, train: TrainConfig, slots: Mapping[str, np.ndarray] | None = None, step: int = 0
     ) -> None: ...
-    def train_step(self, inputs: np.ndarray, targets: np.ndarray) -> StepResult: ...
+    def train_step(self, inputs: np.ndarray, targets: np.ndarray | Pairs) -> StepResult: ...
+    def base(self) -> "Model": ...
     def weights(self) -> dict[str, np.ndarray]: ...
     def state_shapes(self) -> dict[str, tuple[int, ...]]: ...
     def optimizer_slots(self) -> dict[str, np.ndarray]: ...
@@ -197,21 +207,34 @@ def check_ids(ids: Any, config: ModelConfig, what: str = "token ids") -> np.ndar
         ) from error
     if array.size and not np.issubdtype(array.dtype, np.integer):
         raise UserError(f"The {what} are {array.dtype}; they must be whole numbers.")
-    wrong = (array < 0) | (array >= config.vocab_size)
+    label = what == "targets" and config.num_labels is not None
+    limit = config.outputs if label else config.vocab_size
+    wrong = (array < 0) | (array >= limit)
     if wrong.any():
         place = tuple(int(i) for i in np.argwhere(wrong)[0])
+        kind, kinds = ("Label", "labels") if label else ("Token id", "vocabulary")
         raise UserError(
-            f"Token id {int(array[place])} at {list(place)} of the {what} is outside the vocabulary"
-            f" (0 to {config.vocab_size - 1})."
+            f"{kind} {int(array[place])} at {list(place)} of the {what} is outside the {kinds} (0 to {limit - 1})."
         )
     return array.astype(np.int32)
 
 
 def check_targets(targets: Any, config: ModelConfig) -> np.ndarray:
-    """Labels as int32: token ids, or IGNORED where a position does not count."""
+    """Labels as int32: token ids (of a classifier, labels), or IGNORED where a position does not count."""
     array = np.asarray(targets)
     check_ids(np.where(array == IGNORED, np.zeros_like(array), array), config, "targets")
     return array.astype(np.int32)
+
+
+def check_pairs(pairs: Pairs, config: ModelConfig) -> Pairs:
+    """Pairs of responses with their numbers: rows chosen, rejected, …, and as many log-probabilities of a reference."""
+    labels, reference = check_targets(pairs.labels, config), np.asarray(pairs.reference, np.float64)
+    if labels.ndim < 2 or labels.shape[-2] % 2:
+        raise UserError(f"Labels of pairs have shape {list(labels.shape)}; they must be [2P, T], two rows a pair.")
+    if reference.shape != labels.shape[:-1] or not np.isfinite(reference).all():
+        told = f"The reference has shape {list(reference.shape)}"
+        raise UserError(f"{told}; it needs a finite log-probability for every row, {list(labels.shape[:-1])}.")
+    return Pairs(labels, reference, pairs.preference)
 
 
 def check_length(length: int, config: ModelConfig) -> None:
@@ -240,11 +263,11 @@ def positions_of(ids: np.ndarray, positions: np.ndarray | None, start: int, conf
     return positions.astype(np.int32)
 
 
-def places(positions: np.ndarray, execution: Execution) -> np.ndarray | None:
+def places(positions: np.ndarray, config: ModelConfig, execution: Execution) -> np.ndarray | None:
     """Positions for a call without a cache. For kernels that need no mask they are None where every row counts 0, 1, 2,
     …: then nothing is padding, and a query sees the keys up to itself, which its kernels can do without a mask.
     """
-    maskless = execution.attention in ("fused", *COMPILED_KERNELS)
+    maskless = config.causal and execution.attention in ("fused", *COMPILED_KERNELS)
     counting = maskless and bool((positions == np.arange(positions.shape[1])).all())
     return None if counting else positions
 
@@ -285,8 +308,20 @@ def maker(model: Model) -> str:
     return f"{model.title} in {model.execution.dtype} on {device}"
 
 
-def check_size(batch: Any, capacity: Any) -> None:
-    """A cache has room for something."""
+def check_form(config: ModelConfig, execution: Execution) -> None:
+    """Refuse ways to run that cannot compute this model: kernels that are causal by themselves, or that multiply by a
+    matrix which an adapter changes."""
+    kernel = execution.attention
+    if not config.causal and kernel not in ("plain", "loop", "blockwise", "fused", "masked"):
+        raise UserError(f"attention={kernel!r} hides later tokens by itself; a model with causal=False needs another.")
+    adapters.check(config, execution)
+
+
+def check_size(batch: Any, capacity: Any, config: ModelConfig) -> None:
+    """A cache has room for something, and the model can use one."""
+    if not config.cacheable:
+        why = "pooling" if config.causal else "causal=False"
+        raise UserError(f"This model has no cache: with {why} what a token gives depends on later ones.")
     for name, size in (("batch", batch), ("capacity", capacity)):
         if not isinstance(size, int | np.integer) or isinstance(size, bool) or size < 1:
             raise UserError(f"A cache cannot have {name} {size!r}: give a whole number > 0.")
@@ -329,12 +364,21 @@ def check_rising(cache: Cache, positions: np.ndarray) -> None:
         raise UserError(f"{told}; this cache holds windows, the latest positions only: they must rise in every row.")
 
 
-def step_inputs(inputs: Any, targets: Any, config: ModelConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+def counted(targets: Any) -> Any:
+    """How much of a batch its loss is summed over: targets that count, or pairs."""
+    return targets.count if isinstance(targets, Pairs) else (targets != IGNORED).sum()
+
+
+def step_inputs(
+    inputs: Any, targets: Any, config: ModelConfig
+) -> tuple[np.ndarray, np.ndarray | Pairs, np.ndarray, int]:
     """A training step's arrays: (inputs [A, B, T], targets [A, B, T], positions [1, T], count of counted targets).
 
     [B, T] becomes one micro-batch. The count is at least 1, so that a step without targets has loss 0, not NaN.
+    Instead of targets there may be pairs, which are counted then.
     """
-    inputs, targets = check_ids(inputs, config, "inputs"), check_targets(targets, config)
+    check = check_pairs if isinstance(targets, Pairs) else check_targets
+    inputs, targets = check_ids(inputs, config, "inputs"), check(targets, config)
     if inputs.shape != targets.shape or inputs.ndim not in (2, 3):
         raise UserError(
             f"Inputs {list(inputs.shape)} and targets {list(targets.shape)} must both be [A, B, T] or [B, T]."
@@ -342,7 +386,7 @@ def step_inputs(inputs: Any, targets: Any, config: ModelConfig) -> tuple[np.ndar
     if inputs.ndim == 2:
         inputs, targets = inputs[None], targets[None]
     positions = positions_of(inputs[0], None, 0, config)
-    return inputs, targets, positions, max(1, int((targets != IGNORED).sum()))
+    return inputs, targets, positions, max(1, int(counted(targets)))
 
 
 def loss_inputs(ids: Any, targets: Any, config: ModelConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:

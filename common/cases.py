@@ -10,9 +10,11 @@ import ml_dtypes
 import numpy as np
 
 from common import params
+from common.adapters import Adapter
 from common.backend import IGNORED
 from common.config import GPTConfig, ModelConfig, SamplingConfig, TrainConfig
 from common.errors import unknown
+from common.preference import Pairs, Preference
 from common.variants import GatedDeltaNet, GatedMLP, GroupedQuery, Latent, MixtureOfExperts, PlainMLP, Sparse
 from common.variants.rotary import Rotary
 
@@ -36,6 +38,8 @@ class Case:
     full_gradient: bool = True
     train_steps: int = 0
     optimizer: str = "adamw"
+    trained: tuple[str, ...] = ()
+    preference: Preference | None = None
     sampling: tuple[SamplingConfig, ...] = ()
 
     @property
@@ -49,20 +53,35 @@ class Case:
             clip_norm=0.5,
             seed=self.seed,
             optimizer=self.optimizer,
+            trained=self.trained,
         )
 
     def weights(self) -> dict[str, np.ndarray]:
         """float32 [by the parameter table], every one random."""
         return params.randomise(self.config, self.seed)
 
-    def tokens(self) -> tuple[np.ndarray, np.ndarray]:
+    def tokens(self) -> tuple[np.ndarray, np.ndarray | Pairs]:
         """(ids, targets) int32 [B, T]; the first row ignores its first labels, so rows count unequally."""
-        shape = (self.batch, self.length + 1)
-        uniform = np.abs(params.draw(self.seed, f"cases/{self.name}/ids", shape))
-        ids = ((uniform * 1e6).astype(np.int64) % self.config.vocab_size).astype(np.int32)
-        targets = ids[:, 1:].copy()
+        ids, targets = self.batch_of("cases", "ids", (self.batch, self.length + 1))
         targets[0, : self.length // 3] = IGNORED
-        return ids[:, :-1], targets
+        return ids, self.aimed(targets)
+
+    def batch_of(self, purpose: str, what: str | int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, next ids) int32 [..., T] drawn as [..., T + 1]; of a classifier any labels in place of the latter."""
+        uniform = np.abs(params.draw(self.seed, f"{purpose}/{self.name}/{what}", shape))
+        words = (uniform * 1e6).astype(np.int64)
+        ids, last = ((words % size).astype(np.int32) for size in (self.config.vocab_size, self.config.outputs))
+        return ids[..., :-1].copy(), last[..., 1:].copy()
+
+    def aimed(self, targets: np.ndarray) -> np.ndarray | Pairs:
+        """Targets [..., B, T] as they are, or as those of pairs, with log-probabilities of a reference drawn at random:
+        such as untrained models have, about log V a token."""
+        if self.preference is None:
+            return targets
+        counts = (targets != IGNORED).sum(-1)
+        each = 1 if self.preference.reduction == "mean" else counts
+        noise = 1 + 0.1 * params.draw(self.seed, f"cases/{self.name}/reference", targets.shape[:-1])
+        return Pairs(targets, -each * np.log(self.config.outputs) * noise, self.preference)
 
     def signals(self) -> tuple[np.ndarray, np.ndarray]:
         """(input, cotangent) float32 [B, T, E] of a component; the last row has almost no variance."""
@@ -78,6 +97,7 @@ class Case:
 
 
 _TINY = GPTConfig(19, 16, 8, 2, 2, ff_dim=20)
+_SMALL = GPTConfig(11, 12, 4, 1, 2, ff_dim=6)
 _WINDOW = GroupedQuery(
     2, head_dim=6, window=5, rotary=Rotary(base=50.0, fraction=0.7), softcap=3.0, sinks=True, scale=0.4
 )
@@ -137,6 +157,16 @@ _NEAR = GroupedQuery(2, window=4, alibi=True, sinks=True)
 _FAR = GroupedQuery(1, head_dim=4, rotary=_STRETCHED, softcap=2.0, gate=True)
 _SHARED = (_NEAR, _FAR, _NEAR, *(maker.with_(shares=True) for maker in (_NEAR, _FAR)))  # two make for one window
 _WIDE = GPTConfig(211, 300, 48, 3, 3, norm_eps=1e-4)
+_LORA = Adapter(targets=("*.q_proj", "*.down_proj", "lm_head"), rank=3, alpha=5.0, dropout=0.2)
+_DORA = _LORA.with_(name="turned", targets=("*.v_proj", "*.up_proj"), dora=True, rslora=True)
+_PREFERENCES = (
+    Preference(),
+    Preference("cdpo", beta=0.3, smoothing=0.2, reduction="mean"),
+    Preference("ipo", beta=0.5),
+    Preference("hinge", beta=0.2),
+    Preference("simpo", beta=2.0, gamma=0.3),
+    Preference("orpo", beta=0.4),
+)
 _SAMPLING = (
     SamplingConfig(8),
     SamplingConfig(8, temperature=0.8, top_k=7, seed=11),
@@ -301,6 +331,45 @@ CASES: dict[str, Case] = {
             _TODAY.with_(feed_forward=(_ROUTED.with_(balance=0.5), GatedMLP())),
             train_steps=2,
             seed=3,  # by many others what one rounding moves grows a thousandfold in a hundred steps
+        ),
+        Case(
+            "gpt_lora",
+            "GPT with an adapter of queries, feed-forward and head, which alone learns",
+            _TINY.with_(num_layers=1, tie_embeddings=False, adapters=_LORA),
+            train_steps=1,
+            sampling=_SAMPLING[:1],
+        ),
+        Case(
+            "gpt_dora",
+            "GPT with two adapters, one with magnitudes and another scale, which learn beside the last norm",
+            _TINY.with_(num_layers=1, adapters=(_DORA, _LORA.with_(targets=("*.v_proj",), rslora=True, dropout=0.0))),
+            train_steps=1,
+            trained=("*.lora_*", "model.norm.*"),
+        ),
+        Case(
+            "gpt_classifier",
+            "GPT that classifies, whose last block, norm and head learn",
+            _TINY.with_(num_labels=3),
+            train_steps=2,
+            trained=("model.layers.1.*", "model.norm.*", "score.*"),
+        ),
+        Case(
+            "gpt_classifier_mean",
+            "GPT of one layer that classifies by the mean of hidden states, each of which sees the whole text",
+            _TINY.with_(num_layers=1, num_labels=4, pooling="mean", causal=False, dropout_attn=0.2),
+            train_steps=1,
+        ),
+        *(
+            Case(
+                f"gpt_{settings.loss}",
+                f"GPT that learns preferences: {settings.loss}",
+                _SMALL,
+                batch=4,
+                length=9,
+                train_steps=1,
+                preference=settings,
+            )
+            for settings in _PREFERENCES
         ),
         Case(
             "gpt_sharing",

@@ -9,8 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from common import adapters as low_rank
 from common import variants
-from common.errors import unknown
+from common.errors import UserError, unknown
 from common.layout import Layout
 from common.record import Record, flag, number, positive_int, require, whole
 from common.training import TrainConfig as TrainConfig
@@ -19,6 +20,8 @@ from common.variants import Attention, FeedForward, MultiHead, PlainMLP
 ACTIVATIONS = ("gelu_tanh", "gelu", "silu", "quick_gelu")
 MODEL_NORMS = ("layer_norm", "rms_norm")
 POSITIONS = ("learned", "sinusoidal", "none")
+POOLINGS = ("none", "mean")
+FREE_ORDER = ("multi_head", "grouped_query")  # kinds of attention that can do without a causal mask
 DTYPES = ("float32", "float64", "bfloat16")
 COMPILED_KERNELS = ("flex", "cudnn", "pallas")  # each of one wing, and not on every device: attention/compiled.py
 ATTENTION_KERNELS = ("plain", "loop", "blockwise", "fused", "masked", "module", "module_weights", *COMPILED_KERNELS)
@@ -43,9 +46,15 @@ class GPTConfig(Record):
 
     `attention` and `feed_forward` are patterns of the kinds in `common/variants`, repeated over the layers; `norm` and
     `positions` (added to the embeddings) are names. Source: Radford et al. 2019; Raschka 2024, chapter 4.
+
+    With `num_labels` it classifies: a head of as many outputs, with a bias, at every position; the label of a text
+    stands in its targets where it is read. `pooling="mean"` gives the head the mean of a text's hidden states, at every
+    position the same; without `causal` a token sees later ones too. `adapters` change linear maps
+    (`common/adapters.py`). Source: Raschka 2024, chapter 6.
     """
 
     family: ClassVar[str] = "gpt"
+    LATER: ClassVar[tuple[str, ...]] = ("num_labels", "pooling", "causal", "adapters")
 
     vocab_size: int
     context_length: int
@@ -64,6 +73,10 @@ class GPTConfig(Record):
     feed_forward: tuple[FeedForward, ...] = (PlainMLP(),)
     norm: str = "layer_norm"
     positions: str = "learned"
+    num_labels: int | None = None
+    pooling: str = "none"
+    causal: bool = True
+    adapters: tuple[low_rank.Adapter, ...] = ()
 
     def __post_init__(self):
         positive_int(self, "vocab_size", "context_length", "embed_dim", "num_layers", "num_heads")
@@ -84,6 +97,16 @@ class GPTConfig(Record):
             object.__setattr__(self, name, variants.pattern(name.replace("_", "-"), getattr(self, name), table))
             for entry in getattr(self, name):
                 entry.check(self)
+        if self.num_labels is not None:
+            whole(self, "num_labels", 2, math.inf, "a whole number > 1, or none")
+        if self.pooling not in POOLINGS:
+            raise unknown("pooling", str(self.pooling), POOLINGS)
+        flag(self, "causal")
+        for entry in self.attention if not self.causal else ():
+            if entry.kind not in FREE_ORDER:
+                kinds = " and ".join(FREE_ORDER)
+                raise UserError(f"Attention of the kind {entry.kind!r} is causal; causal=False is for {kinds}.")
+        object.__setattr__(self, "adapters", low_rank.read(self.adapters))
 
     @property
     def head_dim(self) -> int:
@@ -112,7 +135,23 @@ class GPTConfig(Record):
 
     @property
     def has_dropout(self) -> bool:
-        return max(self.dropout_embed, self.dropout_attn, self.dropout_shortcut) > 0
+        rates = self.dropout_embed, self.dropout_attn, self.dropout_shortcut
+        return max(*rates, *(adapter.dropout for adapter in self.adapters)) > 0
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the head gives for a position: one for every token id, or for every label."""
+        return self.num_labels or self.vocab_size
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the token embedding."""
+        return self.tie_embeddings and self.num_labels is None
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether what a token gives depends on earlier ones alone, so that these can be kept."""
+        return self.causal and self.pooling == "none"
 
 
 ModelConfig = GPTConfig  # becomes a union as families are added

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Parameter:
     """One tensor: its name, shape, initial distribution ("normal", "zeros", "ones",
-    "log_uniform": the logarithm of U(0, 16)) and whether AdamW decays it.
+    "log_uniform": the logarithm of U(0, 16), "uniform": U(-std, std), "norms": those of the rows of the linear map that
+    an adapter's magnitudes belong to) and whether AdamW decays it.
 
     `part` says what the module that owns it does with it: "linear", "router", "experts" (as many linear maps),
-    "embedding", "layer_norm", "rms_norm", or "scale" (numbers that are added or multiplied one by one). `dead` marks a
+    "embedding", "layer_norm", "rms_norm", "lora" (of an adapter), or "scale" (numbers that are added or multiplied one
+    by one). `dead` marks a
     parameter whose gradient is exactly zero in theory, so that what arrives is rounding noise: softmax ignores what is
     the same for all keys, hence a key bias without rotary positions. `chooses` marks a dead one on which outputs depend
     all the same, in jumps.

@@ -8,12 +8,14 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
 
 import ml_dtypes
 import numpy as np
 
-from common.config import GPTConfig, ModelConfig
-from common.errors import UserError
+from common import adapters
+from common.config import GPTConfig, ModelConfig, TrainConfig
+from common.errors import UserError, unknown
 from common.parameter import NORMS, Parameter, embedding, is_matrix, linear
 
 
@@ -29,16 +31,23 @@ def _gpt(config: GPTConfig) -> Iterator[Parameter]:
         yield from norm(f"{layer}.post_attention_layernorm", embed)
         yield from config.feed_forward_of(index).parameters(config, f"{layer}.mlp")
     yield from norm("model.norm", embed)
-    if not config.tie_embeddings:
+    if config.num_labels is not None:
+        yield from linear("score", config.num_labels, embed, bias=True)
+    elif not config.tie_embeddings:
         yield from linear("lm_head", config.vocab_size, embed, bias=False)
 
+
+EVERYTHING = TrainConfig()  # a run that trains whatever there is to train
 
 TABLES: dict[str, Callable[[ModelConfig], Iterator[Parameter]]] = {"gpt": _gpt}
 
 
 def table(config: ModelConfig) -> dict[str, Parameter]:
-    """Every parameter of the model by name, in the order in which the model uses them."""
-    return {parameter.name: parameter for parameter in TABLES[config.family](config)}
+    """Every parameter of the model by name, in the order in which the model uses them; those of adapters behind the
+    linear maps that they change. A target that the model lacks is refused, and a rank that is none of a map."""
+    base = tuple(TABLES[config.family](config))
+    every = adapters.parameters(config.adapters, base) if config.adapters else base
+    return {parameter.name: parameter for parameter in every}
 
 
 def modules(config: ModelConfig) -> list[str]:
@@ -52,24 +61,38 @@ def modules(config: ModelConfig) -> list[str]:
 
 def count(config: ModelConfig) -> int:
     """Number of parameters; a tied head counts once."""
-    return sum(parameter.size for parameter in TABLES[config.family](config))
+    return sum(parameter.size for parameter in table(config).values())
+
+
+def trained(config: ModelConfig, train: TrainConfig) -> dict[str, bool]:
+    """Which parameters a run trains: those that its patterns name; without patterns the adapters alone if the model has
+    any, and all else. A pattern that names nothing is refused, with near matches."""
+    names = list(table(config))
+    for pattern in train.trained:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise unknown("parameter to be trained", pattern, names)
+    if train.trained:
+        return {name: any(fnmatchcase(name, pattern) for pattern in train.trained) for name in names}
+    return {name: not config.adapters or adapters.belongs(name) is not None for name in names}
 
 
 def turned(config: ModelConfig, optimizer: str) -> frozenset[str]:
-    """The parameters that Muon moves, if it is the optimizer: linear maps inside layers, also those of experts; not
-    embeddings, heads, routers, vectors and convolutions. Source: Jordan et al. 2024."""
+    """The parameters that Muon moves, if it is the optimizer: linear maps inside layers, also those of experts and of
+    adapters; not embeddings, heads, routers, vectors and convolutions. Source: Jordan et al. 2024."""
     inside = [one for one in table(config).values() if one.name.startswith("model.layers.")]
-    linear = [one for one in inside if one.part in ("linear", "experts") and is_matrix(one.name, len(one.shape))]
+    kinds = "linear", "experts", "lora"
+    linear = [one for one in inside if one.part in kinds and is_matrix(one.name, len(one.shape))]
     return frozenset(one.name for one in linear) if optimizer == "muon" else frozenset()
 
 
-def slots(config: ModelConfig, optimizer: str = "adamw") -> dict[str, tuple[int, ...]]:
-    """Name and shape of everything that an optimizer remembers: a parameter's `.momentum`, or its `.exp_avg` and
-    `.exp_avg_sq`."""
-    moved = turned(config, optimizer)
+def slots(config: ModelConfig, train: TrainConfig = EVERYTHING) -> dict[str, tuple[int, ...]]:
+    """Name and shape of everything that the optimizer of a run remembers of what it trains: a parameter's `.momentum`,
+    or its `.exp_avg` and `.exp_avg_sq`."""
+    moved, chosen = turned(config, train.optimizer), trained(config, train)
     return {
         f"{name}.{slot}": one.shape
         for name, one in table(config).items()
+        if chosen[name]
         for slot in (("momentum",) if name in moved else ("exp_avg", "exp_avg_sq"))
     }
 
@@ -116,6 +139,9 @@ def initial(parameter: Parameter, seed: int) -> np.ndarray:
         return np.ones(parameter.shape, np.float32)
     if parameter.init == "zeros":
         return np.zeros(parameter.shape, np.float32)
+    if parameter.init == "uniform":
+        unit = 2 * _generator(seed, parameter.name).random(parameter.shape) - 1
+        return (parameter.std * unit).astype(np.float32)
     if parameter.init == "log_uniform":
         return np.log(16 * (1 - _generator(seed, parameter.name).random(parameter.shape))).astype(np.float32)
     return (parameter.std * draw(seed, parameter.name, parameter.shape)).astype(np.float32)
@@ -142,7 +168,14 @@ class LazyWeights(Mapping[str, np.ndarray]):
 
 def initialise(config: ModelConfig, seed: int) -> LazyWeights:
     """Initial weights of a model, float32, keyed by (seed, parameter name)."""
-    return LazyWeights({p.name: lambda p=p: initial(p, seed) for p in table(config).values()})
+    every = table(config)
+
+    def make(parameter: Parameter) -> np.ndarray:
+        if parameter.init == "norms":
+            return adapters.row_norms(initial(every[f"{adapters.base_of(parameter.name)}.weight"], seed))
+        return initial(parameter, seed)
+
+    return LazyWeights({p.name: functools.partial(make, p) for p in every.values()})
 
 
 def randomise(config: ModelConfig, seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:

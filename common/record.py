@@ -3,7 +3,7 @@
 import math
 import numbers
 from dataclasses import fields, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from common.errors import UserError, unknown
 
@@ -43,11 +43,18 @@ def flag(owner: object, *names: str) -> None:
 
 
 class Record:
-    """Dictionary form shared by all configs; unknown keys are refused with their near matches."""
+    """Dictionary form shared by all configs; unknown keys are refused with their near matches.
+
+    Fields named in `LATER` are left out while they have their default, so that what was written before there were such
+    fields is still what would be written now.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: records inside it as dictionaries, tuples as lists."""
-        return {field.name: plain(getattr(self, field.name)) for field in fields(self)}
+        kept = [one for one in fields(self) if one.name not in self.LATER or getattr(self, one.name) != one.default]
+        return {field.name: plain(getattr(self, field.name)) for field in kept}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from common.errors import unknown
-from common.record import Record, number, positive_int, whole
+from common.record import Record, number, positive_int, require, whole
 
 METHODS = ("adamw", "muon")
 SCHEDULES = ("constant", "cosine", "linear")
@@ -20,8 +21,12 @@ class TrainConfig(Record):
 
     `learning_rate` is the peak. Schedules warm up linearly from `initial_rate` over `warmup_steps` and then fall on
     half a cosine ("cosine") or on a line ("linear") to `final_rate` at `steps`; "constant" stays at the peak.
+    `trained` are patterns over names of parameters ("model.layers.11.*"): what they name is trained, all else stays as
+    it is. Without patterns all is, or of a model with adapters these alone.
     Source: Loshchilov and Hutter 2019 (AdamW); Jordan et al. 2024 (Muon); Raschka, appendix D (schedule).
     """
+
+    LATER: ClassVar[tuple[str, ...]] = ("trained",)
 
     steps: int = 300
     batch_size: int = 8
@@ -40,6 +45,7 @@ class TrainConfig(Record):
     decay: str = "matrices"
     clip_norm: float | None = 1.0
     seed: int = 0
+    trained: tuple[str, ...] = ()
 
     def __post_init__(self):
         positive_int(self, "steps", "batch_size", "accumulate")
@@ -58,6 +64,10 @@ class TrainConfig(Record):
         if self.decay not in DECAYS:
             raise unknown("decay", str(self.decay), DECAYS)
         whole(self, "seed", 0, 2**32, "a whole number in [0, 2^32)")
+        patterns = (self.trained,) if isinstance(self.trained, str) else self.trained
+        good = isinstance(patterns, (tuple, list)) and all(isinstance(one, str) and one for one in patterns)
+        require(good, self, "trained", "patterns such as 'model.layers.11.*'")
+        object.__setattr__(self, "trained", tuple(patterns))
 
     def rate(self, step: int) -> float:
         """The learning rate of step 0, 1, 2, …"""

@@ -39,7 +39,10 @@ def build(case: Case) -> dict[str, np.ndarray]:
         return out | {f"expected/grad/{name}": g for name, g in gradients.grads.items()}
     ids, targets = case.tokens()
     forward = model.forward(ids)
-    out |= {"input/ids": ids, "input/targets": targets, "expected/logits": forward.logits[:, -STORED_POSITIONS:]}
+    out |= {"input/ids": ids, "expected/logits": forward.logits[:, -STORED_POSITIONS:]}
+    out |= {"input/targets": getattr(targets, "labels", targets)}
+    if case.preference is not None:
+        out["input/reference"] = targets.reference
     if case.full_gradient:
         gradients = model.gradients(ids, targets, dropout=(case.seed, DROPOUT_STEP))
         out["expected/loss"] = np.array(gradients.value)
@@ -105,6 +108,7 @@ def describe(case: Case) -> dict:
         "prompts": case.prompts() if case.sampling else [],
         "sampling": [sampling.to_dict() for sampling in case.sampling],
         "train": case.train.to_dict() if case.train_steps else None,
+        **({} if case.preference is None else {"preference": case.preference.to_dict()}),
     }
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from common import allocator
+from common import adapters, allocator
 from common import backend as door
 from common import params as parameters
 from common.config import TrainConfig
@@ -46,10 +46,12 @@ class JaxModel(Accounts):
     title = "JAX"
 
     def __init__(self, config, weights, execution, device):
+        door.check_form(config, execution)
         self.config, self.execution, self.device = config, execution, device
         with self.scope():
             self.programs, self.served = programs(config, execution), None
-            self.params = self._folded(parameters.checked(config, weights))
+            shared = isinstance(weights, Shared)
+            self.params = dict(weights) if shared else self._folded(parameters.checked(config, weights))
 
     def scope(self):
         """The context of everything this model does: its device, its width of numbers, no TF32."""
@@ -75,6 +77,13 @@ class JaxModel(Accounts):
         return float(self.programs.loss_sum(self.params, *batch)) / count
 
     @_scoped
+    def log_probs(self, ids, targets):
+        ids, targets, positions, _ = door.loss_inputs(ids, targets, self.config)
+        batch = self._batch(ids), self._batch(targets), self._places(positions)
+        sums, counts = self.programs.log_probs(self.params, *batch)
+        return _numpy(sums).astype(np.float64), _numpy(counts)
+
+    @_scoped
     def gradients(self, ids, targets, dropout=None):
         inputs, targets, positions, count = door.step_inputs(ids, targets, self.config)
         seed, step = (np.uint32(part) for part in dropout or (0, 0))
@@ -92,7 +101,7 @@ class JaxModel(Accounts):
 
     @_scoped
     def new_cache(self, batch, capacity):
-        door.check_size(batch, capacity)
+        door.check_size(batch, capacity, self.config)
         return door.Cache(empty_cache(self.config, batch, capacity, self.execution), self, batch, capacity)
 
     @_scoped
@@ -144,8 +153,9 @@ class JaxModel(Accounts):
     def start_training(self, train, slots=None, step=0):
         self.train, self.step = train, step
         self.recipe = _recipe(train)
-        turned = parameters.turned(self.config, train.optimizer)
-        self.slots = empty_slots(self.params, turned) if slots is None else self._folded(slots)
+        turned, trained = parameters.turned(self.config, train.optimizer), self.programs.trained(train)
+        own = {name: p for name, p in self.params.items() if trained[name]}
+        self.slots = empty_slots(own, turned) if slots is None else self._folded(slots)
 
     def train_step(self, inputs, targets):
         return door.StepResult(*(float(x) for x in self._train_step(inputs, targets)))
@@ -169,6 +179,11 @@ class JaxModel(Accounts):
         self.step += 1
         self.served = None
         return loss, norm
+
+    def base(self):
+        config, _ = adapters.without(self.config, {})
+        own = {name: p for name, p in self.params.items() if adapters.belongs(name) is None}
+        return JaxModel(config, Shared(own), self.execution, self.device)
 
     def weights(self):
         return self._named(self.params)
@@ -203,10 +218,14 @@ class JaxModel(Accounts):
         return prepared
 
     def _places(self, positions):
-        return door.places(positions, self.execution)
+        return door.places(positions, self.config, self.execution)
 
     def _scalar(self, number):
         return np.asarray(number, dtype(self.execution.precision.reduce))
+
+
+class Shared(dict):
+    """Parameters of a model, as its programs take them, that another one is made of: they are the same arrays."""
 
 
 class JaxBackend:
@@ -281,7 +300,7 @@ def _device(name, known):
 
 def _recipe(train):
     """What of a run's settings the compiled step depends on; rates, lengths and the seed are arguments."""
-    kept = ("optimizer", "momentum", "beta1", "beta2", "adam_eps", "weight_decay", "decay", "clip_norm")
+    kept = ("optimizer", "momentum", "beta1", "beta2", "adam_eps", "weight_decay", "decay", "clip_norm", "trained")
     return TrainConfig(**{name: getattr(train, name) for name in kept})
 
 

@@ -1,6 +1,8 @@
 """Linear maps, embeddings, layer normalisation, GELU, dropout."""
 
+import contextlib
 import math
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,9 @@ from .precision import at_least, dtype
 
 
 class Linear(nnx.Module):
-    """y = x W^T + b, with W [out, in]."""
+    """y = x W^T + b, with W [out, in]; `change` adds what adapters do (`lora.py`), where there are some."""
+
+    change = None
 
     def __init__(self, in_dim, out_dim, bias, execution):
         kind = dtype(execution.precision.param)
@@ -23,7 +27,8 @@ class Linear(nnx.Module):
     def __call__(self, x):
         # [1] y = x W^T + b
         bias = None if self.bias is None else self.bias[...]
-        return self.product(x, self.weight[...], bias, self.reduce).astype(x.dtype)
+        y = self.product(x, self.weight[...], bias, self.reduce).astype(x.dtype)
+        return y if self.change is None else self.change(self, x, y)
 
 
 def plain_product(x, weight, bias, reduce):
@@ -142,6 +147,26 @@ def layer_key(key, layer):
     return None if key is None else rng.fold_in(key, layer)
 
 
+class Drawn(threading.local):
+    """The key of what is being computed, for what lies too deep in it to be handed one."""
+
+    key = None
+
+
+DRAWN = Drawn()
+
+
+@contextlib.contextmanager
+def keyed(key):
+    """Adapters of linear maps draw their dropout with this key, or draw none (None)."""
+    # [1] as long as it lasts
+    before, DRAWN.key = DRAWN.key, key
+    try:
+        yield
+    finally:
+        DRAWN.key = before
+
+
 def dropout(x, rate, key, site):
     """Zero each element with probability `rate` and scale the rest; the mask is drawn at address `site` of `key`."""
     # [1] without a key (evaluation) or a rate, nothing happens
@@ -151,3 +176,15 @@ def dropout(x, rate, key, site):
     keep = rng.bernoulli(rng.fold_in(key, site), 1 - rate, x.shape)
     scale = float(np.float32(1 / (1 - rate)))
     return jnp.where(keep, (at_least(x, jnp.float32) * scale).astype(x.dtype), 0.0)
+
+
+def averaged(x_BTE, positions_BT, reduce):
+    """[B, T, E]: at every position the mean over those of its row that are no padding (positions None: all)."""
+    # [1] sum of what counts / how much counts
+    wide_BTE = at_least(x_BTE, reduce)
+    if positions_BT is None:
+        return jnp.broadcast_to(wide_BTE.mean(1, keepdims=True), x_BTE.shape).astype(x_BTE.dtype)
+    counts_BT1 = (positions_BT >= 0)[..., None]
+    total_B1E = jnp.where(counts_BT1, wide_BTE, 0.0).sum(1, keepdims=True)
+    mean_B1E = total_B1E / jnp.maximum(counts_BT1.sum(1, keepdims=True), 1).astype(wide_BTE.dtype)
+    return jnp.broadcast_to(mean_B1E, x_BTE.shape).astype(x_BTE.dtype)

@@ -21,7 +21,7 @@ def plan(config, execution, train, length):
         places, own = Places(config, layout, mesh), programs(config, execution)
         kind = dtype(execution.precision.param)
         params = _shapes(own, places, {name: one.shape for name, one in parameters.table(config).items()}, kind)
-        slots = _shapes(own, places, parameters.slots(config, train.optimizer), kind)
+        slots = _shapes(own, places, parameters.slots(config, train), kind)
         ids = np.zeros((train.accumulate, train.batch_size, length), np.int32)
         batch = jax.ShapeDtypeStruct(ids.shape, ids.dtype, sharding=places.rows(ids.ndim, train.batch_size))
         _, _, positions, count = door.step_inputs(ids, ids, config)
@@ -31,7 +31,7 @@ def plan(config, execution, train, length):
             slots,
             batch,
             batch,
-            door.places(positions, execution),
+            door.places(positions, config, execution),
             np.asarray(count, dtype(execution.precision.reduce)),
             np.array(train.adam_scalars(0), kind),
             np.uint32(train.seed),

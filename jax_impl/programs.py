@@ -8,9 +8,11 @@ import functools
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
 
 from common import backend as door
+from common import params as parameters
 from common.accounting import parts
 from common.errors import UserError
 from common.rng import DROPOUT
@@ -19,6 +21,7 @@ from common.taps import Taps
 from . import generate, rng
 from .kv_cache import emptied
 from .layers import dropout
+from .loss import batch_loss, row_log_probs
 from .models import MODELS
 from .optim import clip_by_global_norm, update
 from .placing import spread_of
@@ -45,6 +48,7 @@ class Programs:
         self.shapes = {".".join(map(str, path)): value.get_value().shape for path, value in nnx.to_flat_state(state)}
         self.forward = jax.jit(self._forward, static_argnums=3)
         self.loss_sum = jax.jit(self._loss_sum)
+        self.log_probs = jax.jit(self._log_probs)
         self.gradients = jax.jit(self._gradients, static_argnums=7)
         self.step = jax.jit(self._step, static_argnums=9, donate_argnums=(0, 1))
         self.part = jax.jit(self._part, static_argnums=0)
@@ -65,6 +69,15 @@ class Programs:
             return nnx.merge(self.graph, nest(params))
         return self.spread.around(nnx.merge(self.graph, nest(self.spread.gathered(params))))
 
+    def trained(self, train):
+        """Which parameters a run trains, by their folded names."""
+        own, found = parameters.trained(self.config, train), {}
+        for name, marks in self.fold({name: np.array(mark) for name, mark in own.items()}):
+            found[name] = bool(marks.all())
+            if marks.any() != marks.all():
+                raise UserError(f"Of what a scan holds together in {name}, a part is trained: use layers='loop'.")
+        return found
+
     def _forward(self, params, ids, positions, wanted):
         taps = Taps(wanted)
         logits, _ = self.rebuild(params)(ids, positions, taps=taps)
@@ -72,7 +85,10 @@ class Programs:
 
     def _loss_sum(self, params, ids, targets, positions):
         model = self.rebuild(params)
-        return model.loss(model, model.model(ids, positions)[0], targets)[0]
+        return batch_loss(model, model.model(ids, positions)[0], targets)[0]
+
+    def _log_probs(self, params, ids, targets, positions):
+        return row_log_probs(self.rebuild(params)(ids, positions)[0], targets)
 
     def _gradients(self, params, inputs, targets, positions, count, seed, step, dropout):
         key = door.step_key(self.config, (seed, step) if dropout else None, self.address)
@@ -87,7 +103,8 @@ class Programs:
         key = door.step_key(self.config, (seed, step), self.address)
         decays = door.decays(self.config, train)
         batch = inputs, targets, positions, count
-        params, slots, *told = train_step(self.rebuild, params, slots, *batch, scalars, train, decays, key)
+        which = decays, self.trained(train), key
+        params, slots, *told = train_step(self.rebuild, params, slots, *batch, scalars, train, *which)
         return self._pinned(params), self._pinned(slots), *told
 
     def _part(self, path, params, x, positions):

@@ -12,7 +12,7 @@ from flax import nnx
 from common.errors import UserError
 from common.taps import Taps
 
-from .layers import layer_key
+from .layers import keyed, layer_key
 
 
 def loop(layers, x_BTE, positions_BT, caches, dropout_key, taps):
@@ -26,7 +26,8 @@ def loop(layers, x_BTE, positions_BT, caches, dropout_key, taps):
         cache = None if caches is None else caches[index]
         key = layer_key(dropout_key, index + 1)
         # [2] x = block(x)
-        x_BTE, cache = layer(x_BTE, positions_BT, cache, key, taps.under(f"layers.{index}"), given)
+        with keyed(key):
+            x_BTE, cache = layer(x_BTE, positions_BT, cache, key, taps.under(f"layers.{index}"), given)
         filled.append(cache)
     return x_BTE, None if caches is None else filled
 
@@ -59,7 +60,8 @@ def scan(layers, x_BTE, positions_BT, caches, dropout_key, taps, wrap=lambda blo
             filled, given = [], {}
             for own, graph, state, cache, key in zip(index, graphs, *every, strict=True):
                 inner = Taps(("*",) if taps.wanted else ())
-                x_BTE, cache = nnx.merge(graph, state)(x_BTE, positions_BT, cache, key, inner, given)
+                with keyed(key):
+                    x_BTE, cache = nnx.merge(graph, state)(x_BTE, positions_BT, cache, key, inner, given)
                 filled.append((cache, _asked(taps, own, inner.found)))
             return x_BTE, filled
 

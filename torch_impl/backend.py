@@ -3,10 +3,11 @@
 import numpy as np
 import torch
 
-from common import allocator
+from common import adapters, allocator
 from common import backend as door
 from common import params as parameters
 from common.errors import UserError
+from common.preference import Pairs
 from common.taps import Taps
 
 from . import pth, rng
@@ -15,6 +16,7 @@ from .attention import empty_cache
 from .generate import generate, serve
 from .kv_cache import emptied
 from .layers import ELEMENTWISE
+from .loss import batch_loss, row_log_probs
 from .models import MODELS
 from .optim import OPTIMIZERS, empty_slots
 from .precision import dtype
@@ -29,11 +31,12 @@ class TorchModel(Accounts):
     title = "PyTorch"
 
     def __init__(self, config, weights, execution):
+        door.check_form(config, execution)
         self.config, self.execution = config, execution
         with torch.device("meta"):
             self.net = MODELS[config.family](config, execution.with_(decode="plain"))
         self.served, self.address = None, rng.GENERATORS[execution.rng]
-        self._fill(parameters.checked(config, weights))
+        self._fill(weights if isinstance(weights, Shared) else parameters.checked(config, weights))
         if execution.compile:
             for block in self.net.model.layers:
                 compile_in_place(block)
@@ -42,7 +45,8 @@ class TorchModel(Accounts):
         """Put the weights into the network, one at a time."""
         for name, array in weights.items():
             module, _, leaf = name.rpartition(".")
-            setattr(self.net.get_submodule(module), leaf, torch.nn.Parameter(self._own(array)))
+            own = array if isinstance(array, torch.nn.Parameter) else torch.nn.Parameter(self._own(array))
+            setattr(self.net.get_submodule(module), leaf, own)
 
     def forward(self, ids, positions=None, taps=()):
         ids = door.check_ids(ids, self.config)
@@ -59,6 +63,12 @@ class TorchModel(Accounts):
     def _loss_sum(self, ids, targets, positions):
         with torch.inference_mode():
             return loss_sum(self.net, self._put(ids), self._put(targets), self._places(positions))
+
+    def log_probs(self, ids, targets):
+        ids, targets, positions, _ = door.loss_inputs(ids, targets, self.config)
+        with torch.inference_mode():
+            sums, counts = log_probs(self.net, self._put(ids), self._put(targets), self._places(positions))
+        return _numpy(sums).astype(np.float64), _numpy(counts)
 
     def gradients(self, ids, targets, dropout=None):
         inputs, targets, positions, count = door.step_inputs(ids, targets, self.config)
@@ -82,7 +92,7 @@ class TorchModel(Accounts):
         return _numpy(out), door.Gradients(value.item(), named)
 
     def new_cache(self, batch, capacity):
-        door.check_size(batch, capacity)
+        door.check_size(batch, capacity, self.config)
         with torch.inference_mode():
             return door.Cache(empty_cache(self.config, batch, capacity, self.execution), self, batch, capacity)
 
@@ -122,8 +132,8 @@ class TorchModel(Accounts):
 
     def start_training(self, train, slots=None, step=0):
         self.train, self.step = train, step
-        self.decays = door.decays(self.config, train)
-        params = dict(self.net.named_parameters())
+        self.decays, self.trained = door.decays(self.config, train), parameters.trained(self.config, train)
+        params = {name: p for name, p in self.net.named_parameters() if self.trained[name]}
         if slots is None:
             self.slots = empty_slots(params, parameters.turned(self.config, train.optimizer))
         else:
@@ -145,12 +155,17 @@ class TorchModel(Accounts):
             self.train.adam_scalars(self.step),
             self.train,
             self.decays,
+            self.trained,
             key,
             OPTIMIZERS[self.execution.optimizer],
         )
         self.step += 1
         self.served = None
         return loss, norm
+
+    def base(self):
+        config, names = adapters.without(self.config, dict(self.net.named_parameters()))
+        return TorchModel(config, Shared(names), self.execution)
 
     def weights(self):
         return {name: self._read(p).copy() for name, p in self.net.named_parameters()}
@@ -181,10 +196,12 @@ class TorchModel(Accounts):
         return _numpy(tensor)
 
     def _put(self, array):
+        if isinstance(array, Pairs):
+            return array.put(self._put)
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.execution.device)
 
     def _places(self, positions):
-        places = door.places(positions, self.execution)
+        places = door.places(positions, self.config, self.execution)
         return None if places is None else self._put(places)
 
     def _wait(self):
@@ -195,7 +212,16 @@ class TorchModel(Accounts):
 def loss_sum(net, ids, targets, positions):
     """The sum of a batch's losses in nats, without dropout."""
     hidden, _ = net.model(ids, positions)
-    return net.loss(net, hidden, targets)[0]
+    return batch_loss(net, hidden, targets)[0]
+
+
+def log_probs(net, ids, targets, positions):
+    """(sums, counts) by row of log p of targets, without dropout."""
+    return row_log_probs(net(ids, positions)[0], targets)
+
+
+class Shared(dict):
+    """Parameters of a network that another one is made of: they are the same numbers in both."""
 
 
 class TorchBackend:

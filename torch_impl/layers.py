@@ -1,5 +1,8 @@
 """Linear maps, embeddings, layer normalisation, GELU, dropout."""
 
+import contextlib
+import threading
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -9,7 +12,9 @@ from .precision import at_least, dtype
 
 
 class Linear(nn.Module):
-    """y = x W^T + b, with W [out, in]."""
+    """y = x W^T + b, with W [out, in]; `change` adds what adapters do (`lora.py`), where there are some."""
+
+    change = None
 
     def __init__(self, in_dim, out_dim, bias, execution):
         super().__init__()
@@ -20,7 +25,8 @@ class Linear(nn.Module):
 
     def forward(self, x):
         # [1] y = x W^T + b
-        return self.product(x, self.weight, self.bias)
+        y = self.product(x, self.weight, self.bias)
+        return y if self.change is None else self.change(self, x, y)
 
 
 def plain_product(x, weight, bias):
@@ -170,6 +176,26 @@ def layer_key(key, layer):
     return None if key is None else rng.fold_in(key, layer)
 
 
+class Drawn(threading.local):
+    """The key of what is being computed, for what lies too deep in it to be handed one."""
+
+    key = None
+
+
+DRAWN = Drawn()
+
+
+@contextlib.contextmanager
+def keyed(key):
+    """Adapters of linear maps draw their dropout with this key, or draw none (None)."""
+    # [1] as long as it lasts
+    before, DRAWN.key = DRAWN.key, key
+    try:
+        yield
+    finally:
+        DRAWN.key = before
+
+
 def dropout(x, rate, key, site):
     """Zero each element with probability `rate` and scale the rest; the mask is drawn at address `site` of `key`."""
     # [1] without a key (evaluation) or a rate, nothing happens
@@ -179,3 +205,14 @@ def dropout(x, rate, key, site):
     keep = rng.bernoulli(rng.fold_in(key, site), 1 - rate, x.shape, x.device)
     scale = torch.tensor(1 / (1 - rate), dtype=torch.float32)
     return torch.where(keep, x * scale, 0.0)
+
+
+def averaged(x_BTE, positions_BT, reduce):
+    """[B, T, E]: at every position the mean over those of its row that are no padding (positions None: all)."""
+    # [1] sum of what counts / how much counts
+    wide_BTE = at_least(x_BTE, reduce)
+    if positions_BT is None:
+        return wide_BTE.mean(1, keepdim=True).expand_as(x_BTE).to(x_BTE.dtype)
+    counts_BT1 = (positions_BT >= 0)[..., None]
+    total_B1E = torch.where(counts_BT1, wide_BTE, 0.0).sum(1, keepdim=True)
+    return (total_B1E / counts_BT1.sum(1, keepdim=True).clamp(min=1)).expand_as(x_BTE).to(x_BTE.dtype)

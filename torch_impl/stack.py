@@ -2,7 +2,7 @@
 
 import torch
 
-from .layers import layer_key
+from .layers import keyed, layer_key
 
 
 def loop(layers, x_BTE, positions_BT, caches, dropout_key, taps):
@@ -16,7 +16,8 @@ def loop(layers, x_BTE, positions_BT, caches, dropout_key, taps):
         cache = None if caches is None else caches[index]
         key = layer_key(dropout_key, index + 1)
         # [2] x = block(x)
-        x_BTE, cache = layer(x_BTE, positions_BT, cache, key, taps.under(f"layers.{index}"), given)
+        with keyed(key):
+            x_BTE, cache = layer(x_BTE, positions_BT, cache, key, taps.under(f"layers.{index}"), given)
         filled.append(cache)
     return x_BTE, None if caches is None else filled
 

@@ -16,6 +16,7 @@ from .attention import empty_cache
 from .generate import fill
 from .generate import go_on as continued
 from .layers import dropout
+from .loss import batch_loss
 from .optim import OPTIMIZERS, clip_by_global_norm, update
 from .sampling import sample
 from .train import loss_and_grads
@@ -65,7 +66,7 @@ def loss(model, inputs, targets, sampling):
     def run():
         with torch.inference_mode():
             hidden, _ = model.net.model(ids, positions)
-            return {"loss": model.net.loss(model.net, hidden, targets)[0] / count}
+            return {"loss": batch_loss(model.net, hidden, targets)[0] / count}
 
     return run
 

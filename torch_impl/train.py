@@ -2,17 +2,19 @@
 
 import torch
 
-from common.backend import IGNORED
+from common.backend import counted
 from common.taps import NO_TAPS, Taps
 
 from . import rng
+from .layers import keyed, layer_key
+from .loss import batch_loss
 from .optim import adamw, clip_by_global_norm, update
 
 TERMS = ("*.self_attn.index_loss", "*.mlp.balance")  # what indexers and mixtures of experts add to the loss
 
 
 def objective(model, inputs_BT, targets_BT, positions_1T, count, dropout_key):
-    """This micro-batch's share of the mean loss: its sum divided by the number of targets of the whole step.
+    """This micro-batch's share of the mean loss: its sum divided by the number of targets (or pairs) of the whole step.
 
     With it goes the same share of what layers add: each micro-batch's terms weigh like its targets.
     """
@@ -22,16 +24,21 @@ def objective(model, inputs_BT, targets_BT, positions_1T, count, dropout_key):
     taps = Taps(TERMS) if any(map(any, weights)) else NO_TAPS
     hidden_BTE, _ = model.model(inputs_BT, positions_1T, dropout_key=dropout_key, taps=taps)
     # [2] sum of losses / global count
-    total, _ = model.loss(model, hidden_BTE, targets_BT)
+    with keyed(layer_key(dropout_key, 0)):
+        total, _ = batch_loss(model, hidden_BTE, targets_BT)
     if taps.found:
-        total = total + (targets_BT != IGNORED).sum() * sum(taps.found.values())
+        total = total + counted(targets_BT) * sum(taps.found.values())
     return total / count
 
 
-def loss_and_grads(model, inputs_ABT, targets_ABT, positions_1T, count, step_key):
-    """(mean loss, gradients) over A micro-batches, which share one denominator."""
+def loss_and_grads(model, inputs_ABT, targets_ABT, positions_1T, count, step_key, trained=None):
+    """(mean loss, gradients) over A micro-batches, which share one denominator. `trained[name]` says of which
+    parameters gradients are wanted; None: of all."""
     # [1] sum the shares of the micro-batches
-    params, shares = dict(model.named_parameters()), 0.0
+    shares = 0.0
+    for name, p in model.named_parameters():
+        p.requires_grad_(trained is None or trained[name])
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for micro, (inputs_BT, targets_BT) in enumerate(zip(inputs_ABT, targets_ABT, strict=True)):
         key = None if step_key is None else rng.fold_in(step_key, micro)
         share = objective(model, inputs_BT, targets_BT, positions_1T, count, key)
@@ -45,14 +52,15 @@ def loss_and_grads(model, inputs_ABT, targets_ABT, positions_1T, count, step_key
 
 
 def train_step(
-    model, slots, inputs_ABT, targets_ABT, positions_1T, count, scalars, train, decays, step_key, adam=adamw
+    model, slots, inputs_ABT, targets_ABT, positions_1T, count, scalars, train, decays, trained, step_key, adam=adamw
 ):
     """One optimizer step, in place. Returns (slots, mean loss, gradient norm before clipping)."""
     # [1] gradients
-    loss, grads = loss_and_grads(model, inputs_ABT, targets_ABT, positions_1T, count, step_key)
+    loss, grads = loss_and_grads(model, inputs_ABT, targets_ABT, positions_1T, count, step_key, trained)
     with torch.no_grad():
         # [2] clip
         grads, norm = clip_by_global_norm(grads, train.clip_norm)
         # [3] move
-        _, slots = update(dict(model.named_parameters()), grads, slots, scalars, train, decays, adam)
+        params = {name: p for name, p in model.named_parameters() if trained[name]}
+        _, slots = update(params, grads, slots, scalars, train, decays, adam)
     return slots, loss, norm

@@ -73,11 +73,11 @@ def _decoder(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
 
 def _model(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
     """A tied head like any linear map; the loss: log-probabilities, where the targets are, and which of them count."""
-    if config.tie_embeddings:
+    if config.tied:
         yield ENDS, " lm_head", at.tokens * config.embed_dim * at.compute
         if at.copies:
             yield COPIES, "lm_head", config.vocab_size * config.embed_dim * at.compute
-    yield LOSS, "log-probabilities", at.tokens * config.vocab_size * at.reduce
+    yield LOSS, "log-probabilities", at.tokens * config.outputs * at.reduce
     yield LOSS, "targets", at.tokens * (INT64 + BOOL)
 
 

@@ -70,7 +70,7 @@ def forward(config: ModelConfig, batch: int, length: int, path: str = "") -> dic
 
 def loss(config: ModelConfig, batch: int, length: int) -> int:
     """Of the cross-entropy of [B, T, V] logits: maximum, subtract, exp and sum for every logit, 4 more a token."""
-    return batch * length * (4 * config.vocab_size + 4)
+    return batch * length * (4 * config.outputs + 4)
 
 
 def optimizer(config: ModelConfig) -> int:

@@ -45,7 +45,7 @@ def _experts(config: ModelConfig, path: str, work: Work, own: Mapping[str, Param
 
 def _tied_head(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
     """A tied head has no parameters of its own, but the whole model multiplies by the token table."""
-    return {HEAD: 2 * work.predicted * config.embed_dim * config.vocab_size} if config.tie_embeddings else {}
+    return {HEAD: 2 * work.predicted * config.embed_dim * config.vocab_size} if config.tied else {}
 
 
 RULES: dict[str, Rule] = {

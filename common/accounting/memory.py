@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from common import params
 from common.accounting.parts import entry, kind
-from common.config import PRECISIONS, ModelConfig
+from common.config import PRECISIONS, ModelConfig, TrainConfig
 from common.parameter import is_matrix
 from common.variants import Attention
 
@@ -30,7 +30,7 @@ def gradients(config: ModelConfig, dtype: str = "float32") -> int:
 def optimizer_slots(config: ModelConfig, dtype: str = "float32", optimizer: str = "adamw") -> int:
     """Bytes of what the optimizer remembers, in the parameters' format: AdamW's two averages, or Muon's one of the
     matrices that it moves."""
-    return sum(map(math.prod, params.slots(config, optimizer).values())) * ITEM_BYTES[dtype]
+    return sum(map(math.prod, params.slots(config, TrainConfig(optimizer=optimizer)).values())) * ITEM_BYTES[dtype]
 
 
 def training(config: ModelConfig, dtype: str = "float32") -> int:
@@ -68,7 +68,7 @@ def decode_bytes(config: ModelConfig, batch: int, slots: int, dtype: str = "floa
     read = 0
     for name, parameter in params.table(config).items():
         module, size = name.rpartition(".")[0], parameter.size
-        if kind(module) in LOOKED_UP and not (config.tie_embeddings and kind(module) == "embed_tokens"):
+        if kind(module) in LOOKED_UP and not (config.tied and kind(module) == "embed_tokens"):
             size = min(batch, parameter.shape[0]) * parameter.shape[1]
         elif parameter.part == "experts":
             layer = entry(config, module.rpartition(".")[0])

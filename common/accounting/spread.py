@@ -52,9 +52,7 @@ def share(
         return math.prod(shape) // math.prod(getattr(layout, axis) for axis in own if axis in axes)
 
     kept = sum(held(name, one.shape, *AXES) for name, one in table.items())
-    slots = sum(
-        held(name.rpartition(".")[0], shape, *AXES) for name, shape in params.slots(config, train.optimizer).items()
-    )
+    slots = sum(held(name.rpartition(".")[0], shape, *AXES) for name, shape in params.slots(config, train).items())
     rows = train.batch_size // layout.rows
     return Share(
         layout,

@@ -52,14 +52,15 @@ def _pydoc() -> Corpus:
 
 
 def _downloaded(name: str) -> Corpus:
-    return _made(name, _read(downloads.obtain(name)), f"{downloads.TEXTS[name].what}, from {downloads.TEXTS[name].url}")
+    known = downloads.TEXTS[name]
+    return _made(name, read_text(downloads.obtain(name)), f"{known.what}, from {known.url}")
 
 
 EMBEDDED: dict[str, Callable[[], Corpus]] = {"pydoc": _pydoc}
 NAMED = EMBEDDED | {name: functools.partial(_downloaded, name) for name in downloads.TEXTS}
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
     """A UTF-8 text file without its byte order mark; bytes that are no text are named with their place."""
     try:
         data = path.read_bytes()
@@ -67,7 +68,7 @@ def _read(path: Path) -> str:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     zero = data.find(b"\0")
     if zero >= 0:
-        raise UserError(f"{path} is binary (a NUL byte at offset {zero}); a corpus is UTF-8 text.")
+        raise UserError(f"{path} is binary (a NUL byte at offset {zero}); give UTF-8 text.")
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -76,7 +77,7 @@ def _read(path: Path) -> str:
 
 
 def _file(path: Path) -> Corpus:
-    return _made(path.name, _read(path), f"file {path.name}")
+    return _made(path.name, read_text(path), f"file {path.name}")
 
 
 def text_files(folder: Path) -> list[Path]:
@@ -98,7 +99,7 @@ def text_files(folder: Path) -> list[Path]:
 
 def _folder(path: Path) -> Corpus:
     files = text_files(path)
-    texts = [text.rstrip("\n") for text in map(_read, files)]
+    texts = [text.rstrip("\n") for text in map(read_text, files)]
     text = "\n\n".join(text for text in texts if text) + "\n"
     return _made(path.resolve().name, text, f"{len(files)} files of folder {path.resolve().name}")
 

@@ -1,11 +1,11 @@
-"""Windows of ids and batches of windows, in an order that is the same for both wings and can be taken up again.
+"""Windows of ids and batches of examples, in an order that is the same for both wings and can be taken up again.
 
 Shape suffixes: A accumulated micro-batches, B batch, T positions.
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -21,12 +21,30 @@ def _positive(name: str, value: Any) -> int:
     return int(value)
 
 
+class Examples(Protocol):
+    """What can be put into batches. `kind` and `source` are the words of error messages, as in "windows" of a
+    "corpus"; `gather` gives inputs and targets of many examples, [*indices.shape, T] unless it says otherwise."""
+
+    kind: str
+    source: str
+
+    def __len__(self) -> int: ...
+
+    def gather(self, indices: np.ndarray | int) -> tuple[np.ndarray, Any]: ...
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies these examples, as plain data that JSON keeps."""
+        ...
+
+
 class Windows(Sequence[tuple[np.ndarray, np.ndarray]]):
     """Window i holds inputs ids[s : s+length] and targets ids[s+1 : s+length+1] with s = i * stride.
 
     Starts lie below len(ids) - length, so every window is full. Raises UserError if not even one fits.
     Source: Raschka, *Build a Large Language Model (From Scratch)*, section 2.6.
     """
+
+    kind, source = "windows", "corpus"
 
     def __init__(self, ids: np.ndarray | Sequence[int], length: int, stride: int | None = None):
         self.length = _positive("Window length", length)
@@ -68,17 +86,18 @@ class Windows(Sequence[tuple[np.ndarray, np.ndarray]]):
         return {"tokens": self.ids.size, "sha256": sha256.hexdigest(), **sizes}
 
 
-class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
-    """Endless steps of (inputs_ABT, targets_ABT) int32; every epoch is a permutation of its own.
+class Batches(Iterator[tuple[np.ndarray, Any]]):
+    """Endless steps of (inputs_ABT, targets_ABT) int32, or what else the examples gather; every epoch is a permutation
+    of its own.
 
-    Epoch e sorts the windows by 64-bit words drawn at the address (seed, DATA, e) of the shared random numbers.
-    Windows that do not fill the last step of an epoch are left out of that epoch. `latest` are the windows of the
-    latest step [A, B]. Raises UserError if there are fewer windows than one step needs.
+    Epoch e sorts the windows (or other examples) by 64-bit words drawn at the address (seed, DATA, e) of the shared
+    random numbers. Those that do not fill the last step of an epoch are left out of that epoch. `latest` are those of
+    the latest step [A, B]. Raises UserError if there are fewer than one step needs.
     """
 
     _STATE = ("epoch", "position", "seed", "shuffle", "batch_size", "accumulate", "windows")
 
-    def __init__(self, windows: Windows, batch_size: int, *, seed: int, shuffle: bool = True, accumulate: int = 1):
+    def __init__(self, windows: Examples, batch_size: int, *, seed: int, shuffle: bool = True, accumulate: int = 1):
         self.windows = windows
         self.batch_size = _positive("Batch size", batch_size)
         self.accumulate = _positive("Number of accumulated batches", accumulate)
@@ -91,8 +110,9 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
         self._identity = windows.describe()
         if self.steps_per_epoch == 0:
             raise UserError(
-                f"One step needs {self._per_step} windows (batch size {self.batch_size} times {self.accumulate}"
-                f" accumulated), but the corpus gives {len(windows)}; use a longer corpus or smaller batches."
+                f"One step needs {self._per_step} {windows.kind} (batch size {self.batch_size} times"
+                f" {self.accumulate} accumulated), but the {windows.source} gives {len(windows)}; use a larger"
+                f" {windows.source} or smaller batches."
             )
 
     @property
@@ -111,7 +131,7 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
         words = rng.bits(rng.address(self.seed, rng.DATA, epoch), (len(self.windows),), 64)
         return np.argsort(words, kind="stable")
 
-    def __next__(self) -> tuple[np.ndarray, np.ndarray]:
+    def __next__(self) -> tuple[np.ndarray, Any]:
         if self._order is None or self._order[0] != self.epoch:
             self._order = self.epoch, self.order(self.epoch)
         start = self.position * self._per_step
@@ -135,8 +155,8 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
         }
 
     @classmethod
-    def resume(cls, windows: Windows, state: Mapping[str, Any]) -> Self:
-        """The iterator that `state` was taken from; refused if its corpus or its windows were others."""
+    def resume(cls, windows: Examples, state: Mapping[str, Any]) -> Self:
+        """The iterator that `state` was taken from; refused if its examples were others."""
         lacking = [name for name in cls._STATE if not isinstance(state, Mapping) or name not in state]
         if lacking or not isinstance(state["windows"], Mapping):
             raise UserError(f"The data state is damaged: it lacks {', '.join(lacking or ['windows'])}.")
@@ -144,7 +164,9 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
         here = windows.describe()
         differs = [f"{k} was {recorded.get(k)}, is {here[k]}" for k in here if recorded.get(k) != here[k]]
         if differs:
-            raise UserError(f"The data state is of another corpus or other windows: {'; '.join(differs)}.")
+            raise UserError(
+                f"The data state is of another {windows.source} or other {windows.kind}: {'; '.join(differs)}."
+            )
         settings = {name: state[name] for name in ("seed", "shuffle", "accumulate")}
         batches = cls(windows, state["batch_size"], **settings)
         whole = all(isinstance(number, int) and number >= 0 for number in (epoch, position))

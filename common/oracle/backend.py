@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from common import adapters, rng
 from common import backend as door
 from common import params as parameters
-from common import rng
 from common.config import STRATEGIES, Execution
 from common.errors import UserError
 from common.taps import Taps
@@ -14,7 +14,7 @@ from .generate import generate
 from .gradient import gradient
 from .kv_cache import emptied
 from .layers import ELEMENTWISE
-from .loss import token_loss
+from .loss import batch_loss, row_log_probs
 from .models import MODELS
 from .optim import empty_slots
 from .train import loss_and_grads, mean_loss, train_step
@@ -28,6 +28,7 @@ class OracleModel:
     title = "NumPy oracle"
 
     def __init__(self, config, weights, execution):
+        door.check_form(config, execution)
         self.config, self.execution = config, execution
         self.params = {
             name: np.asarray(array, np.float64) for name, array in parameters.checked(config, weights).items()
@@ -45,7 +46,11 @@ class OracleModel:
 
     def loss(self, ids, targets):
         ids, targets, positions, count = door.loss_inputs(ids, targets, self.config)
-        return float(token_loss(self.net(ids, positions)[0], targets)[0] / count)
+        return float(batch_loss(self.net, self.net.model(ids, positions)[0], targets)[0] / count)
+
+    def log_probs(self, ids, targets):
+        ids, targets, positions, _ = door.loss_inputs(ids, targets, self.config)
+        return row_log_probs(self.net(ids, positions)[0], targets)
 
     def loss_of(self, params, ids, targets, dropout=None):
         """The mean loss of a step's arrays ([A, B, T] or [B, T]) as a function of the parameters (complex ones too)."""
@@ -76,7 +81,7 @@ class OracleModel:
         return run(variables), door.Gradients(float(scalar(variables)), gradient(scalar, variables))
 
     def new_cache(self, batch, capacity):
-        door.check_size(batch, capacity)
+        door.check_size(batch, capacity, self.config)
         return door.Cache(empty_cache(self.config, batch, capacity), self, batch, capacity)
 
     def reset(self, cache):
@@ -109,9 +114,12 @@ class OracleModel:
     def start_training(self, train, slots=None, step=0):
         self._check_size()
         self.train, self.step = train, step
-        self.decays = door.decays(self.config, train)
-        turned = parameters.turned(self.config, train.optimizer)
-        self.slots = empty_slots(self.params, turned) if slots is None else {k: np.asarray(slots[k]) for k in slots}
+        self.decays, self.trained = door.decays(self.config, train), parameters.trained(self.config, train)
+        turned, own = (
+            parameters.turned(self.config, train.optimizer),
+            {n: p for n, p in self.params.items() if self.trained[n]},
+        )
+        self.slots = empty_slots(own, turned) if slots is None else {k: np.asarray(slots[k]) for k in slots}
 
     def train_step(self, inputs, targets):
         inputs, targets, positions, count = door.step_inputs(inputs, targets, self.config)
@@ -128,6 +136,7 @@ class OracleModel:
             scalars,
             self.train,
             self.decays,
+            self.trained,
             key,
         )
         self.net, self.step = self.rebuild(self.params), self.step + 1
@@ -138,6 +147,9 @@ class OracleModel:
         if size > DIFFERENTIABLE:
             limit = f"at most {DIFFERENTIABLE:,} parameters, not {size:,}"
             raise UserError(f"The oracle differentiates one number at a time: it takes models of {limit}.")
+
+    def base(self):
+        return OracleModel(*adapters.without(self.config, self.params), self.execution)
 
     def weights(self):
         return dict(self.params)

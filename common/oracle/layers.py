@@ -1,6 +1,8 @@
 """Linear maps, embeddings, layer normalisation, GELU, dropout."""
 
+import contextlib
 import math
+import threading
 
 import numpy as np
 
@@ -10,7 +12,9 @@ from .module import Module, Slot
 
 
 class Linear(Module):
-    """y = x W^T + b, with W [out, in]."""
+    """y = x W^T + b, with W [out, in]; `change` adds what adapters do (`lora.py`), where there are some."""
+
+    change = None
 
     def __init__(self, in_dim, out_dim, bias):
         self.weight = Slot(out_dim, in_dim)
@@ -18,7 +22,8 @@ class Linear(Module):
 
     def __call__(self, x):
         # [1] y = x W^T + b
-        return plain_product(x, self.weight, self.bias)
+        y = plain_product(x, self.weight, self.bias)
+        return y if self.change is None else self.change(self, x, y)
 
 
 def plain_product(x, weight, bias):
@@ -116,6 +121,26 @@ def layer_key(key, layer):
     return None if key is None else rng.fold_in(key, layer)
 
 
+class Drawn(threading.local):
+    """The key of what is being computed, for what lies too deep in it to be handed one."""
+
+    key = None
+
+
+DRAWN = Drawn()
+
+
+@contextlib.contextmanager
+def keyed(key):
+    """Adapters of linear maps draw their dropout with this key, or draw none (None)."""
+    # [1] as long as it lasts
+    before, DRAWN.key = DRAWN.key, key
+    try:
+        yield
+    finally:
+        DRAWN.key = before
+
+
 def dropout(x, rate, key, site):
     """Zero each element with probability `rate` and scale the rest; the mask is drawn at address `site` of `key`."""
     # [1] without a key (evaluation) or a rate, nothing happens
@@ -124,6 +149,14 @@ def dropout(x, rate, key, site):
     # [2] keep with probability 1 - rate, multiply by the float32 number 1 / (1 - rate)
     keep = rng.bernoulli(rng.fold_in(key, site), 1 - rate, x.shape)
     return np.where(keep, x * float(np.float32(1 / (1 - rate))), 0.0)
+
+
+def averaged(x_BTE, positions_BT):
+    """[B, T, E]: at every position the mean over those of its row that are no padding."""
+    # [1] sum of what counts / how much counts
+    counts_BT1 = (positions_BT >= 0)[..., None]
+    total_B1E = np.where(counts_BT1, x_BTE, 0.0).sum(1, keepdims=True)
+    return np.broadcast_to(total_B1E / np.maximum(counts_BT1.sum(1, keepdims=True), 1), x_BTE.shape)
 
 
 def _erf(x):

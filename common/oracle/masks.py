@@ -1,11 +1,20 @@
 """Who may attend to whom: boolean, True means attend, derived from absolute positions."""
 
+import numpy as np
+
 
 def causal_mask(query_positions_BT, key_positions_BS):
     """[B, 1, T, S]: a query sees keys at its own position and before; position -1 is padding or an empty slot."""
     # [1] not later than the query, and not empty
     query, key = query_positions_BT[:, None, :, None], key_positions_BS[:, None, None, :]
     return (key <= query) & (key >= 0)
+
+
+def full_mask(query_positions_BT, key_positions_BS):
+    """[B, 1, T, S]: a query sees all keys, later ones too; position -1 is padding or an empty slot."""
+    # [1] not empty
+    seen_B1TS = np.ones_like(query_positions_BT[:, None, :, None], bool)
+    return seen_B1TS & (key_positions_BS[:, None, None, :] >= 0)
 
 
 def local_mask(query_positions_BT, key_positions_BS, window):

@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Module:
-    """An object whose attributes are parameters (`Slot`), modules, or lists of modules."""
+    """An object whose attributes are parameters (`Slot`), modules, or lists and dictionaries of modules."""
 
     def load(self, params: Mapping[str, np.ndarray], path: str = "") -> "Module":
         """Put `params[path + name]` into every parameter's place. Returns itself."""
@@ -17,6 +17,9 @@ class Module:
             elif isinstance(value, list):
                 for index, child in enumerate(value):
                     child.load(params, f"{path}{name}.{index}.")
+            elif isinstance(value, dict):
+                for key, child in value.items():
+                    child.load(params, f"{path}{name}.{key}.")
             elif isinstance(value, Slot):
                 array = np.asarray(params[path + name])
                 if array.shape != value.shape:
@@ -28,7 +31,10 @@ class Module:
         """The submodule at a dotted path; "" is the module itself."""
         module = self
         for name in filter(None, path.split(".")):
-            module = module[int(name)] if isinstance(module, list) else getattr(module, name)
+            if isinstance(module, (list, dict)):
+                module = module[int(name) if isinstance(module, list) else name]
+            else:
+                module = getattr(module, name)
         return module
 
 

@@ -1,6 +1,6 @@
 """The blocks of a model, one after the other: how they are run, chosen by name."""
 
-from .layers import layer_key
+from .layers import keyed, layer_key
 
 
 def loop(layers, x_BTE, positions_BT, caches, dropout_key, taps):
@@ -14,7 +14,8 @@ def loop(layers, x_BTE, positions_BT, caches, dropout_key, taps):
         cache = None if caches is None else caches[index]
         key = layer_key(dropout_key, index + 1)
         # [2] x = block(x)
-        x_BTE, cache = layer(x_BTE, positions_BT, cache, key, taps.under(f"layers.{index}"), given)
+        with keyed(key):
+            x_BTE, cache = layer(x_BTE, positions_BT, cache, key, taps.under(f"layers.{index}"), given)
         filled.append(cache)
     return x_BTE, None if caches is None else filled
 

@@ -52,11 +52,13 @@ def declared(trial: Trial) -> set[tuple[str, str]]:
     names += [f"grad/{name}" for name in _table(trial) if judged or trial.truth.dead(name)]
     names += [f"slope/{name}" for name in live]
     names += [f"slope/all/{number}" for number in range(GLOBAL_DIRECTIONS)]
-    names += ["cache/logits", "padded/logits"]
-    names += [f"cache/{name}" for name in trial.truth.model.cache_contents(trial.truth.model.new_cache(1, 1))]
+    names += ["padded/logits"]
+    if trial.case.config.cacheable:
+        names += ["cache/logits"]
+        names += [f"cache/{name}" for name in trial.truth.model.cache_contents(trial.truth.model.new_cache(1, 1))]
     names += ["train/losses", "train/norms", "train/oracle"]
     names += [f"train/weight/{name}" for name in live]
-    slots = params.slots(trial.case.config, trial.case.optimizer)
+    slots = params.slots(trial.case.config, trial.case.train)
     names += [f"train/slot/{slot}" for slot in slots if slot.rpartition(".")[0] in live]
     return {(name, TIER) for name in names} | stored
 
@@ -190,8 +192,10 @@ def _cached(trial: Trial, ids: np.ndarray) -> Iterator[Row]:
 
     models = trial.each()
     full = trial.truth.once("padded/logits", lambda: trial.truth.model.forward(ids, positions).logits[visible])
-    contents = trial.truth.once("cache", lambda: through_cache(trial.truth.model)[1])
     yield _row(trial, "padded/logits", {n: m.forward(ids, positions).logits[visible] for n, m in models.items()}, full)
+    if not trial.case.config.cacheable:
+        return
+    contents = trial.truth.once("cache", lambda: through_cache(trial.truth.model)[1])
     found = {name: through_cache(model) for name, model in models.items()}
     yield _row(trial, "cache/logits", {name: logits for name, (logits, _) in found.items()}, full)
     for part, want in contents.items():

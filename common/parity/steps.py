@@ -17,6 +17,7 @@ from common.cases import CASES, Case
 from common.config import Execution, TrainConfig
 from common.oracle.gradient import slope
 from common.oracle.optim import clip_by_global_norm, empty_slots, update
+from common.preference import Pairs
 
 STEPS = 100
 MICRO_BATCHES = 2
@@ -41,14 +42,12 @@ def recipe(case: Case) -> TrainConfig:
     return case.train.with_(steps=STEPS, warmup_steps=10, learning_rate=1e-3, accumulate=MICRO_BATCHES)
 
 
-def batch(case: Case, step: int) -> tuple[np.ndarray, np.ndarray]:
+def batch(case: Case, step: int) -> tuple[np.ndarray, np.ndarray | Pairs]:
     """(inputs, targets) int32 [A, B, T] of a step; the micro-batches count unequal numbers of targets."""
     length = min(LENGTH, case.length)
-    uniform = np.abs(params.draw(case.seed, f"steps/{case.name}/{step}", (MICRO_BATCHES, case.batch, length + 1)))
-    ids = ((uniform * 1e6).astype(np.int64) % case.config.vocab_size).astype(np.int32)
-    inputs, targets = ids[..., :-1].copy(), ids[..., 1:].copy()
+    inputs, targets = case.batch_of("steps", step, (MICRO_BATCHES, case.batch, length + 1))
     targets[0, 0, : length // 2] = IGNORED
-    return inputs, targets
+    return inputs, case.aimed(targets)
 
 
 def train(model: door.Model, case: Case) -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +64,8 @@ def course(name: str, guide: str) -> Course:
     settings, execution = recipe(case), Execution(dtype="float64")
     oracle = door.load("numpy").build(case.config, case.weights(), execution)
     weights, decays = oracle.weights(), door.decays(case.config, settings)
-    slots = empty_slots(weights, params.turned(case.config, settings.optimizer))
+    trained = [name for name, wanted in params.trained(case.config, settings).items() if wanted]
+    slots = empty_slots({n: weights[n] for n in trained}, params.turned(case.config, settings.optimizer))
     losses, norms, gaps = [], [], []
     for step in range(STEPS):
         inputs, targets = batch(case, step)
@@ -73,8 +73,11 @@ def course(name: str, guide: str) -> Course:
         grads = door.load(guide).build(case.config, weights, execution).gradients(inputs, targets, dropout).grads
         losses.append(float(oracle.loss_of(weights, inputs, targets, dropout)))
         gaps.append(_gap(oracle, weights, grads, inputs, targets, dropout, step))
-        grads, norm = clip_by_global_norm({n: g.astype(np.float64) for n, g in grads.items()}, settings.clip_norm)
-        weights, slots = update(weights, grads, slots, settings.adam_scalars(step), settings, decays)
+        own = {name: grads[name].astype(np.float64) for name in trained}
+        own, norm = clip_by_global_norm(own, settings.clip_norm)
+        moving = {name: weights[name] for name in trained}
+        moving, slots = update(moving, own, slots, settings.adam_scalars(step), settings, decays)
+        weights = {**weights, **moving}
         norms.append(float(norm))
     return Course(np.array(losses), np.array(norms), weights, slots, np.array(gaps))
 

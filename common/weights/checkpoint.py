@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from common import params
-from common.config import ModelConfig, dumps, model_from_dict, model_to_dict
+from common.config import ModelConfig, TrainConfig, dumps, model_from_dict, model_to_dict
 from common.errors import UserError
 from common.files import replacing_folder
 from common.weights import gpt2_names, safetensors_io
@@ -36,7 +36,8 @@ def _check_slots(
     config: ModelConfig, tensors: Mapping[str, Stored], where: object, training: Mapping[str, Any] | None
 ) -> None:
     train = (training or {}).get("train")
-    want = params.slots(config, train.get("optimizer", "adamw") if isinstance(train, dict) else "adamw")
+    known = {name: train[name] for name in ("optimizer", "trained") if name in train} if isinstance(train, dict) else {}
+    want = params.slots(config, TrainConfig(**known))
     faults = [f"{name} is missing" for name in want if name not in tensors]
     faults += [f"{name} is not part of it" for name in tensors if name not in want]
     faults += [

@@ -11,7 +11,7 @@ from common.taps import NO_TAPS
 
 from ..kv_cache import NoCache, layer_cache
 from ..layers import NORMS, Linear, at_least, dropout, matmul
-from ..masks import causal_mask, local_mask
+from ..masks import causal_mask, full_mask, local_mask
 from ..positions import Rotary, alibi, alibi_slopes
 from ..precision import dtype
 from .multi_head import join_heads, split_heads
@@ -34,7 +34,7 @@ class GroupedQueryAttention(nnx.Module):
         only_plain("Grouped-query", execution)
         self.heads, self.groups, dim = entry.heads(config)
         self.rate, self.softcap, self.whole = config.dropout_attn, entry.softcap, entry.whole
-        self.window, self.reach = entry.window, entry.reach(config)
+        self.window, self.reach, self.causal = entry.window, entry.reach(config), config.causal
         self.scale = 1 / math.sqrt(dim) if entry.scale is None else entry.scale
         precision, norm = execution.precision, NORMS["rms_norm"][execution.norm]
         kind, self.reduce = dtype(precision.param), dtype(precision.reduce)
@@ -63,8 +63,10 @@ class GroupedQueryAttention(nnx.Module):
             cache, k_BKSD, v_BKSD, key_positions_BS = self._keys(x_BTE, positions_BT, cache, taps)
             if given is not None:
                 given[self.window] = k_BKSD, v_BKSD, key_positions_BS
-        # [3] a query sees keys that are not later than itself, and no further back than its window
+        # [3] a query sees keys that are not later than itself, and no further back than its window (or all)
         mask_B1TS = causal_mask(positions_BT, key_positions_BS)
+        if not self.causal:
+            mask_B1TS = full_mask(positions_BT, key_positions_BS)
         if self.reach is not None:
             mask_B1TS = mask_B1TS & local_mask(positions_BT, key_positions_BS, self.reach)
         # [4] scores, bent and lowered; softmax attention

@@ -7,10 +7,11 @@ from common.taps import NO_TAPS
 
 from ..attention import attention
 from ..feed_forward import feed_forward
-from ..layers import NORMS, PRODUCTS, Embedding, Linear, dropout, layer_key
+from ..layers import NORMS, PRODUCTS, Embedding, Linear, averaged, dropout, layer_key
+from ..lora import adapt
 from ..loss import LOSSES
 from ..positions import POSITIONS
-from ..precision import dtype
+from ..precision import at_least, dtype
 from ..stack import STACKS
 
 
@@ -42,7 +43,8 @@ class Decoder(nnx.Module):
     """Embeddings, blocks and the final norm. ids [B, T] -> (hidden [B, T, E], caches). Positions None are 0, 1, 2, …"""
 
     def __init__(self, config, execution):
-        self.rate, self.run = config.dropout_embed, STACKS[execution.layers]
+        self.rate, self.run, self.pooling = config.dropout_embed, STACKS[execution.layers], config.pooling
+        self.reduce = dtype(execution.precision.reduce)
         self.embed_tokens = Embedding(config.vocab_size, config.embed_dim, execution.precision)
         self.embed_positions = POSITIONS[config.positions](config, execution)
         self.layers = nnx.List([Block(config, layer, execution) for layer in range(config.num_layers)])
@@ -57,16 +59,22 @@ class Decoder(nnx.Module):
         # [2] the blocks
         x_BTE, caches = self.run(self.layers, x_BTE, positions_BT, caches, dropout_key, taps)
         # [3] the final norm
-        return taps("norm", self.norm(x_BTE)), caches
+        x_BTE = taps("norm", self.norm(x_BTE))
+        # [4] the mean over the text, if the model pools
+        return x_BTE if self.pooling == "none" else averaged(x_BTE, positions_BT, self.reduce), caches
 
 
 class GPT(nnx.Module):
-    """Decoder and head. ids [B, T], positions [B or 1, T] -> (logits [B, T, V], caches)."""
+    """Decoder and head. ids [B, T], positions [B or 1, T] -> (logits [B, T, V], caches); of a classifier its
+    labels stand in the place of V."""
 
     def __init__(self, config, execution):
         self.model, self.reduce = Decoder(config, execution), dtype(execution.precision.reduce)
         self.product, self.loss = PRODUCTS[execution.decode], LOSSES[execution.loss]
-        self.lm_head = None if config.tie_embeddings else Linear(config.embed_dim, config.vocab_size, False, execution)
+        own = config.num_labels is None and not config.tie_embeddings
+        self.lm_head = Linear(config.embed_dim, config.vocab_size, False, execution) if own else None
+        self.score = None if config.num_labels is None else Linear(config.embed_dim, config.num_labels, True, execution)
+        adapt(self, config, execution)
 
     def __call__(self, ids_BT, positions_BT, caches=None, dropout_key=None, taps=NO_TAPS):
         # [1] hidden states
@@ -83,4 +91,7 @@ class GPT(nnx.Module):
     def head(self, hidden_BTE):
         """Logits from hidden states."""
         # [1] hidden W^T, handed on in the precision of reductions
-        return self.product(hidden_BTE, self.head_weight, None, self.reduce)
+        linear = self.lm_head if self.score is None else self.score
+        if linear is None or (self.score is None and linear.change is None):
+            return self.product(hidden_BTE, self.head_weight, None, self.reduce)
+        return at_least(linear(hidden_BTE), self.reduce)

@@ -209,7 +209,7 @@ def test_a_run_by_muon_continues_in_the_other_wing(call, tmp_path, file, first, 
     assert call("train", "--settings", path, "--backend", first, "--until", 3, "--out", split)[0] == 0
     assert call("train", "--resume", split, "--backend", second, "--dtype", "float64")[0] == 0
     found = [load_checkpoint(one / "checkpoint") for one in (whole, split)]
-    assert set(found[1].slots) == set(params.slots(BYTES, "muon"))
+    assert set(found[1].slots) == set(params.slots(BYTES, TrainConfig(optimizer="muon")))
     for name, parameter in params.table(BYTES).items():
         if not parameter.dead:
             assert difference(name, found[1].weights[name], found[0].weights[name]).relative <= 1e-11, name

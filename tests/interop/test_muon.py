@@ -100,6 +100,6 @@ def test_muon_moves_linear_maps_inside_layers_alone():
     assert {"model.embed_tokens.weight", "model.layers.1.mlp.router.weight"} <= set(left)
     assert all("norm" in n or "embed" in n or "router" in n or table[n].part == "scale" or "bias" in n for n in left)
     assert params.turned(config, "adamw") == frozenset()
-    slots = params.slots(config, "muon")
+    slots = params.slots(config, TrainConfig(optimizer="muon"))
     assert [name for name in slots if name.endswith(".momentum")] == [f"{n}.momentum" for n in table if n in moved]
     assert len(slots) == 2 * len(table) - len(moved)

@@ -7,7 +7,7 @@ from common.taps import NO_TAPS
 
 from ..kv_cache import layer_cache
 from ..layers import Linear
-from ..masks import causal_mask
+from ..masks import causal_mask, full_mask
 from ..precision import dtype
 from .kernels import KERNELS
 
@@ -24,7 +24,7 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, config, entry, execution):
         super().__init__()
         embed = config.embed_dim
-        self.num_heads, self.rate = config.num_heads, config.dropout_attn
+        self.num_heads, self.rate, self.causal = config.num_heads, config.dropout_attn, config.causal
         self.kernel, self.reduce = KERNELS.get(execution.attention), dtype(execution.precision.reduce)
         self.project = PROJECTIONS[execution.projections]
         self.q_proj = Linear(embed, embed, config.qkv_bias, execution)
@@ -40,8 +40,10 @@ class MultiHeadAttention(nn.Module):
         # [2] with a cache: append k, v and their positions, then attend to every slot
         if cache is not None:
             cache, k_BHSD, v_BHSD, key_positions_BS = cache.take(k_BHSD, v_BHSD, positions_BT)
-        # [3] a query sees keys that are not later than itself
+        # [3] a query sees keys that are not later than itself (all, if the model is not causal)
         mask_B1TS = causal_mask(positions_BT, key_positions_BS)
+        if not self.causal:
+            mask_B1TS = full_mask(positions_BT, key_positions_BS)
         # [4] softmax attention
         context_BHTD = self.kernel(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, self.reduce, self.rate, dropout_key, taps)
         # [5] join the heads, project

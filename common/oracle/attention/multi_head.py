@@ -6,7 +6,7 @@ from common.taps import NO_TAPS
 
 from ..kv_cache import layer_cache
 from ..layers import Linear
-from ..masks import causal_mask
+from ..masks import causal_mask, full_mask
 from ..module import Module
 from .kernels import KERNELS
 
@@ -22,7 +22,7 @@ class MultiHeadAttention(Module):
 
     def __init__(self, config, entry):
         embed = config.embed_dim
-        self.num_heads, self.rate = config.num_heads, config.dropout_attn
+        self.num_heads, self.rate, self.causal = config.num_heads, config.dropout_attn, config.causal
         self.kernel, self.project = KERNELS["plain"], PROJECTIONS["plain"]
         self.q_proj = Linear(embed, embed, bias=config.qkv_bias)
         self.k_proj = Linear(embed, embed, bias=config.qkv_bias)
@@ -37,8 +37,10 @@ class MultiHeadAttention(Module):
         # [2] with a cache: append k, v and their positions, then attend to every slot
         if cache is not None:
             cache, k_BHSD, v_BHSD, key_positions_BS = cache.take(k_BHSD, v_BHSD, positions_BT)
-        # [3] a query sees keys that are not later than itself
+        # [3] a query sees keys that are not later than itself (all, if the model is not causal)
         mask_B1TS = causal_mask(positions_BT, key_positions_BS)
+        if not self.causal:
+            mask_B1TS = full_mask(positions_BT, key_positions_BS)
         # [4] softmax attention
         context_BHTD = self.kernel(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, self.rate, dropout_key, taps)
         # [5] join the heads, project

@@ -6,7 +6,8 @@ from common.taps import NO_TAPS
 
 from ..attention import attention
 from ..feed_forward import feed_forward
-from ..layers import NORMS, PRODUCTS, Embedding, Linear, dropout, layer_key
+from ..layers import NORMS, PRODUCTS, Embedding, Linear, averaged, dropout, layer_key
+from ..lora import adapt
 from ..loss import LOSSES
 from ..module import Module
 from ..positions import POSITIONS
@@ -41,7 +42,7 @@ class Decoder(Module):
     """Embeddings, blocks and the final norm. ids [B, T] -> (hidden [B, T, E], caches)."""
 
     def __init__(self, config):
-        self.rate, self.run = config.dropout_embed, STACKS["loop"]
+        self.rate, self.run, self.pooling = config.dropout_embed, STACKS["loop"], config.pooling
         self.embed_tokens = Embedding(config.vocab_size, config.embed_dim)
         self.embed_positions = POSITIONS[config.positions](config)
         self.layers = [Block(config, layer) for layer in range(config.num_layers)]
@@ -56,15 +57,21 @@ class Decoder(Module):
         # [2] the blocks
         x_BTE, caches = self.run(self.layers, x_BTE, positions_BT, caches, dropout_key, taps)
         # [3] the final norm
-        return taps("norm", self.norm(x_BTE)), caches
+        x_BTE = taps("norm", self.norm(x_BTE))
+        # [4] the mean over the text, if the model pools
+        return x_BTE if self.pooling == "none" else averaged(x_BTE, positions_BT), caches
 
 
 class GPT(Module):
-    """Decoder and head. ids [B, T], positions [B or 1, T] -> (logits [B, T, V], caches)."""
+    """Decoder and head. ids [B, T], positions [B or 1, T] -> (logits [B, T, V], caches); of a classifier its
+    labels stand in the place of V."""
 
     def __init__(self, config):
         self.model, self.product, self.loss = Decoder(config), PRODUCTS["plain"], LOSSES["plain"]
-        self.lm_head = None if config.tie_embeddings else Linear(config.embed_dim, config.vocab_size, bias=False)
+        own = config.num_labels is None and not config.tie_embeddings
+        self.lm_head = Linear(config.embed_dim, config.vocab_size, bias=False) if own else None
+        self.score = None if config.num_labels is None else Linear(config.embed_dim, config.num_labels, bias=True)
+        adapt(self, config)
 
     def __call__(self, ids_BT, positions_BT, caches=None, dropout_key=None, taps=NO_TAPS):
         # [1] hidden states
@@ -81,4 +88,7 @@ class GPT(Module):
     def head(self, hidden_BTE):
         """Logits from hidden states."""
         # [1] hidden W^T, handed on in the precision of reductions
-        return self.product(hidden_BTE, self.head_weight, None)
+        linear = self.lm_head if self.score is None else self.score
+        if linear is None or (self.score is None and linear.change is None):
+            return self.product(hidden_BTE, self.head_weight, None)
+        return linear(hidden_BTE)

@@ -1,0 +1,68 @@
+"""Low-rank adapters of linear maps (Hu et al. 2021), with other scales (Kalajdzievski 2023) and magnitudes (Liu et al.
+2024); see `common/adapters.py`."""
+
+import torch
+from torch import nn
+
+from common.adapters import placed
+
+from .layers import DRAWN, dropout
+from .precision import at_least, dtype
+
+
+class LowRank(nn.Module):
+    """One tensor of an adapter: A [R, in], B [out, R], or the magnitudes [out]."""
+
+    def __init__(self, *shape, execution):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(*shape, dtype=dtype(execution.precision.param)))
+
+
+def changed(linear, x, y):
+    """[..., out]: what adapters make of y = W x + b. Each adds scale B A x; with DoRA the rows of W + scale B A get
+    lengths that are learned. x [..., in]."""
+    plain = y
+    for adapter, site in linear.adapters:
+        # [1] x on its way to A, where some numbers are dropped
+        a_RI, b_OR = linear.lora_A[adapter.name].weight, linear.lora_B[adapter.name].weight
+        dropped = dropout(x, adapter.dropout, DRAWN.key, site)
+        # [2] scale B A x
+        change = adapter.scale * linear.product(linear.product(dropped, a_RI, None), b_OR, None)
+        # [3] DoRA: all of W + scale B A times m / |W + scale B A|
+        if adapter.dora:
+            gain_O = linear.lora_magnitude_vector[adapter.name].weight / row_norms(linear, adapter)
+            if dropped is x:
+                own = plain if linear.bias is None else plain - linear.bias.to(plain.dtype)
+            else:
+                own = linear.product(dropped, linear.weight, None)
+            change = ((gain_O - 1) * own + gain_O * change).to(plain.dtype)
+        y = y + change
+    return y
+
+
+def row_norms(linear, adapter):
+    """|W + scale B A| of every row [out], a constant for gradients. Source: Liu et al. 2024, section 4.3."""
+    # [1] the matrix as if it were merged
+    a_RI, b_OR = linear.lora_A[adapter.name].weight.detach(), linear.lora_B[adapter.name].weight.detach()
+    wide = (at_least(part, linear.reduce) for part in (linear.weight.detach(), b_OR, a_RI))
+    weight_OI, b_OR, a_RI = wide
+    moved_OI = weight_OI + adapter.scale * (b_OR @ a_RI)
+    # [2] the lengths of its rows
+    return moved_OI.square().sum(-1).sqrt()
+
+
+def adapt(model, config, execution):
+    """Give the linear maps of a model what the adapters of its config change them by. Returns the model."""
+    for path, adapter, out_dim, in_dim, site in placed(config):
+        # [1] places for A, B and magnitudes, by the adapter's name
+        linear = model.get_submodule(path)
+        if linear.change is None:
+            linear.change, linear.adapters, linear.reduce = changed, (), dtype(execution.precision.reduce)
+            linear.lora_A, linear.lora_B, linear.lora_magnitude_vector = (nn.ModuleDict() for _ in range(3))
+        linear.lora_A[adapter.name] = LowRank(adapter.rank, in_dim, execution=execution)
+        linear.lora_B[adapter.name] = LowRank(out_dim, adapter.rank, execution=execution)
+        if adapter.dora:
+            linear.lora_magnitude_vector[adapter.name] = LowRank(out_dim, execution=execution)
+        # [2] one after the other
+        linear.adapters += ((adapter, site),)
+    return model
