@@ -27,6 +27,8 @@ def classify(
     """Say of which class texts are, and how probable that is, by a model that was trained to."""
     from json import dumps
 
+    import numpy as np
+
     from common import backend as door
     from common import run as runs
     from common.commands.finetune import tuning
@@ -34,8 +36,6 @@ def classify(
     from common.data.labelled import TextExamples
     from common.errors import UserError
     from common.tuning import classes
-
-    import numpy as np  # isort: skip
 
     if batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}; allowed is a whole number > 0.")

@@ -213,7 +213,7 @@ class Running:
             f" {task.words}; steps {start.step} to {until}"
         )
         alone = folder.alone() if folder is not None else contextlib.nullcontext()
-        with alone, options.Patience(layouts.processes()[1] == 1) as patience, board as shown:
+        with alone, board as shown:
             if self.resumed is None and self.leads:
                 write_text(out / settings.FILE, settings.text(self.context, **own))
             if task.prepare is not None:
@@ -234,33 +234,35 @@ class Running:
                 epoch=task.epoch,
             )
             label = (lambda step: f"loss {step.loss:.4f}{speed}") if self.leads else None
-            for step in options.progress(steps_of, until - start.step, label):
-                done = step.step + 1
-                speed.add(step.seconds, step.tokens)
-                line = {**step.to_dict(), "backend": run.backend, "tokens_per_second": speed.tokens_per_second}
-                if task.sample_every and done % task.sample_every == 0:
-                    line["sample"] = task.sample(model)
-                    show(f"step {done:>6}  {line['sample']!r}")
-                log.append({name: value for name, value in line.items() if value is not None})
-                if shown is not None:
-                    shown(done, log[-1])
-                better = step.held_out is not None and step.held_out < best
-                if step.held_out is not None:
-                    best = min(best, step.held_out)
-                if step.found:
-                    show(f"step {done:>6}  loss {step.loss:.4f}  {task.told(step.found)}{speed}")
-                if patience.asked and done < until:
+            with options.Patience(layouts.processes()[1] == 1) as patience:
+                for step in options.progress(steps_of, until - start.step, label):
+                    done = step.step + 1
+                    speed.add(step.seconds, step.tokens)
+                    line = {**step.to_dict(), "backend": run.backend, "tokens_per_second": speed.tokens_per_second}
+                    if task.sample_every and done % task.sample_every == 0:
+                        line["sample"] = task.sample(model)
+                        show(f"step {done:>6}  {line['sample']!r}")
+                    log.append({name: value for name, value in line.items() if value is not None})
+                    if shown is not None:
+                        shown(done, log[-1])
+                    better = step.held_out is not None and step.held_out < best
+                    if step.held_out is not None:
+                        best = min(best, step.held_out)
+                    if step.found:
+                        show(f"step {done:>6}  loss {step.loss:.4f}  {task.told(step.found)}{speed}")
+                    if patience.asked and done < until:
+                        save(done, better)
+                        show(f"Stopped after {done} steps; go on with: {self.command} --resume {out}")
+                        raise KeyboardInterrupt
+                    if done < until and (done % run.save_every == 0 or (better and run.keep_best)):
+                        save(done, better)
+                if done > start.step:
                     save(done, better)
-                    show(f"Stopped after {done} steps; go on with: {self.command} --resume {out}")
-                    raise KeyboardInterrupt
-                if done < until and (done % run.save_every == 0 or (better and run.keep_best)):
-                    save(done, better)
-            if done > start.step:
-                save(done, better)
             if task.finish is not None and done == plan.steps:
                 results = {"kind": task.kind, "steps": done, "before": task.record.get("before"), **task.finish(model)}
                 if self.leads:
                     write_text(out / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+                    show(f"What it found out at its end is in {out / RESULTS}.")
         if execution.layout:
             model.close()
         if not self.leads:

@@ -35,7 +35,8 @@ def answers(
 ) -> Iterator[dict[str, Any]]:
     """Every row with the model's answer as "model_response", without prompt and heading; `batch` rows at once.
 
-    A prompt that leaves no room for so many new tokens gets as many as fit; one that fills the context gets none.
+    Rows at once get as many new tokens as fit behind the longest of their prompts; a prompt that fills the context gets
+    none.
     """
     context = model.config.context_length
     prompts = [tokenizer.encode(instructions.prompt(row, style)).tolist() for row in rows]

@@ -19,16 +19,22 @@ FILE = "reference.safetensors"
 
 
 def log_probs(
-    model: door.Model, examples: PreferenceExamples, batch: int, count: int | None = None
+    model: door.Model,
+    examples: PreferenceExamples,
+    batch: int,
+    count: int | None = None,
+    moved: Callable[[int, int], object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(sums of log p over the tokens that count, numbers of these) [n, 2] of the chosen and rejected answers of the
-    first `count` pairs (None: all), `batch` pairs at once."""
+    first `count` pairs (None: all), `batch` pairs at once; `moved` is told (done, of how many)."""
     count = len(examples) if count is None else min(count, len(examples))
     sums, counts = [], []
     for start in range(0, count, batch):
         found = model.log_probs(*examples.rows(np.arange(start, min(start + batch, count))))
         sums.append(found[0].reshape(-1, 2))
         counts.append(found[1].reshape(-1, 2))
+        if moved is not None:
+            moved(min(start + batch, count), count)
     return np.concatenate(sums), np.concatenate(counts)
 
 

@@ -117,6 +117,7 @@ def bad(tmp_path, data):
 REFUSED = {
     "one class": ("classify", ["--data", "one class"], "All 20 texts of one class.json have the label 'ham'"),
     "no label": ("classify", ["--data", "no label"], "Row 5 of no label.json lacks the field 'label'"),
+    "label outside": ("classify", ["--classes", "ham,spamm"], "Row 21 of texts.json: Unknown label 'spam'"),
     "empty part": ("classify", ["--data", "few"], "a part is empty"),
     "no such data": ("classify", ["--data", "sms-spamm"], "did you mean 'sms-spam'"),
     "no shares": ("classify", ["--shares", "many"], "--shares many are no numbers"),

@@ -24,6 +24,9 @@ class Texts:
     data: Annotated[
         str, typer.Option(help="sms-spam, movie-reviews, or a .csv, .tsv, .jsonl, .json file with text and label.")
     ] = "sms-spam"
+    classes: Annotated[
+        str | None, typer.Option(help="Names of the classes, as in ham,spam (default: the labels there are, sorted).")
+    ] = None
     balance: Annotated[bool, typer.Option(help="Take as many texts of every class as the rarest has.")] = True
     shares: Annotated[str, typer.Option(help="Shares of training, validation and test.")] = "0.7,0.1,0.2"
     split_seed: Annotated[int, typer.Option(help="Seed of balancing and splitting.")] = 123
@@ -154,7 +157,8 @@ def _parts(texts: Texts) -> Any:
         shares = tuple(float(one) for one in texts.shares.split(","))
     except ValueError as error:
         raise UserError(f"--shares {texts.shares} are no numbers; write three, as in 0.7,0.1,0.2.") from error
-    found = labelled.read_labelled(texts.data)
+    names = None if texts.classes is None else [one.strip() for one in texts.classes.split(",")]
+    found = labelled.read_labelled(texts.data, names)
     found = labelled.balance(found, texts.split_seed) if texts.balance else found
     return labelled.split(found, shares, texts.split_seed)
 

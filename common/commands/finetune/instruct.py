@@ -86,6 +86,13 @@ def instruct(
         names = {"train_loss": "train", "held_out": "validation"}
         return {name: answers.loss(model, parts[part], batch, count) for name, part in names.items()}
 
+    def finish(model: Any) -> dict[str, Any]:
+        losses = {name: answers.loss(model, one, batch) for name, one in parts.items()}
+        if here.leads:
+            print("loss  " + "  ".join(f"{name} {value:.4f}" for name, value in losses.items()))
+            print(f"Have it answer the test set: parallax respond --weights {here.out}")
+        return {"loss": losses, "instructions": {name: len(one) for name, one in parts.items()}, "cut": cut}
+
     task = running.Task(
         kind="instruct",
         batches=batches,
@@ -101,11 +108,7 @@ def instruct(
         evaluate=evaluate,
         told=lambda found: f"train loss {found['train_loss']:.4f}  held-out {found['held_out']:.4f}",
         before=True,
-        finish=lambda model: {
-            "loss": {name: answers.loss(model, one, batch) for name, one in parts.items()},
-            "instructions": {name: len(one) for name, one in parts.items()},
-            "cut": cut,
-        },
+        finish=finish,
         files=tuning.files_of(encoder),
     )
     here.go(task, start, settings, backend, tuning.own_settings(here, settings, model))

@@ -117,7 +117,10 @@ def prefer(
             return
         path = out / preferences.FILE
         if here.start is None:
-            told = {name: preferences.log_probs(_original(learner), one, batch) for name, one in parts.items()}
+            told, original = {}, learner.base() if start.config.adapters else learner
+            for name, one in parts.items():
+                with options.bar(f"reference, {name}") as moved:
+                    told[name] = preferences.log_probs(original, one, batch, moved=moved)
             if here.leads:
                 record["reference"] = preferences.write(path, told)
             found = {name: preferences.reduced(*one, preference.reduction) for name, one in told.items()}
@@ -139,6 +142,12 @@ def prefer(
         own = {name if name == "train_loss" else f"train_{name}": value for name, value in train.items()}
         return {**own, **held_out}
 
+    def finish(model: Any) -> dict[str, Any]:
+        found = {name: measured(model, name, None) for name in parts}
+        for name, one in found.items() if here.leads else ():
+            print(f"{name:<10}" + "".join(f"  {key} {value:.4f}" for key, value in one.items()))
+        return {**found, "pairs": {name: len(one) for name, one in parts.items()}, "cut": cut, "left out": left_out}
+
     task = running.Task(
         kind="prefer",
         batches=batches,
@@ -153,12 +162,7 @@ def prefer(
         ),
         before=True,
         prepare=prepare,
-        finish=lambda model: {
-            **{name: measured(model, name, None) for name in parts},
-            "pairs": {name: len(one) for name, one in parts.items()},
-            "cut": cut,
-            "left out": left_out,
-        },
+        finish=finish,
         files=tuning.files_of(encoder),
     )
     here.go(task, start, settings, backend, tuning.own_settings(here, settings, model))
@@ -187,11 +191,6 @@ def _examples(pairs: Preferences, preference: Any, encoder: Any, length: int) ->
         name: PreferenceExamples(one, encoder, preference=preference, **layout) for name, one in data._asdict().items()
     }
     return parts, len(rows) - len(fits)
-
-
-def _original(model: Any) -> Any:
-    """The model as it was before it learnt: without its adapters, if these are what learns."""
-    return model.base() if model.config.adapters else model
 
 
 def _frozen(
