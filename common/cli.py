@@ -15,6 +15,9 @@ ORDER = (
     "report",
     "diverge",
     "train",
+    "finetune",
+    "classify",
+    "respond",
     "curves",
     "search",
     "generate",
@@ -40,7 +43,11 @@ def app(arguments: list[str]) -> typer.Typer:
         raise unknown("command", arguments[0], points)
     called = [arguments[0]] if arguments and arguments[0] in points else list(points)
     for name in sorted(called, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
-        tool.command(name)(points[name].load())
+        command = points[name].load()
+        if isinstance(command, typer.Typer):  # a command that has commands
+            tool.add_typer(command, name=name)
+        else:
+            tool.command(name)(command)
     return tool
 
 

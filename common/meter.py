@@ -16,23 +16,25 @@ SIZE, CALLS = 1024, 5  # of the matrix product whose best time is a CPU's peak
 @dataclass
 class Meter:
     """Rates over the latest steps; the first step, which compiles, is left out. `most` is the device's peak in FLOP/s,
-    or None where nobody knows it."""
+    or None where nobody knows it, or what a step's work is."""
 
-    tokens: int  # of a step
+    tokens: int  # of a step, where it says nothing else
     work: int  # FLOPs of a step, by the closed form
     most: float | None
     _seconds: deque = field(default_factory=lambda: deque(maxlen=LATEST))
+    _tokens: deque = field(default_factory=lambda: deque(maxlen=LATEST))
     _warm: bool = False
 
-    def add(self, seconds: float) -> None:
-        """Another step has taken so long."""
+    def add(self, seconds: float, tokens: int | None = None) -> None:
+        """Another step has taken so long for so many tokens."""
         if self._warm:
             self._seconds.append(seconds)
+            self._tokens.append(tokens or self.tokens)
         self._warm = True
 
     @property
     def tokens_per_second(self) -> float | None:
-        return self.tokens * len(self._seconds) / sum(self._seconds) if self._seconds else None
+        return sum(self._tokens) / sum(self._seconds) if self._seconds else None
 
     @property
     def mfu(self) -> float | None:

@@ -11,8 +11,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,8 @@ from common.weights import formats
 from common.weights.checkpoint import load_checkpoint, save_checkpoint
 
 CHECKPOINT, OLDER, BEST, LOG, LOCK = "checkpoint", "checkpoints", "best", "log.jsonl", ".lock"
+# by the kind of a run, as its record has it
+COMMANDS = {"pretrain": "train"} | {kind: f"finetune {kind}" for kind in ("classify", "instruct", "prefer")}
 HELD_OUT = 0.1
 EVALUATED = 8  # windows of held-out text per evaluation, and at once
 PROMPT = 16  # tokens of held-out text that a sample goes on from
@@ -69,50 +71,61 @@ def held_out_loss(model: door.Model, windows: Windows, count: int = EVALUATED) -
     return total / count
 
 
+def perplexity(loss: float) -> float:
+    """exp of a loss: the size of an equally uncertain uniform choice."""
+    return float(np.exp(loss))
+
+
 @dataclass
 class Step:
-    """One line of the log; `seconds` are those of the step itself, without evaluation."""
+    """One line of the log; `seconds` are those of the step itself, without evaluation, in which its `tokens` were seen.
+    `found` is what an evaluation after it gave: "held_out", the loss on held-out data, and whatever else."""
 
     step: int
     loss: float
     grad_norm: float
     rate: float
     seconds: float
-    held_out: float | None = None
+    tokens: int = 0
+    found: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def perplexity(self) -> float | None:
-        """exp of the held-out loss: the size of an equally uncertain uniform choice."""
-        return None if self.held_out is None else float(np.exp(self.held_out))
+    def held_out(self) -> float | None:
+        return self.found.get("held_out")
 
     def to_dict(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if value is not None}
+        own = {"step": self.step, "loss": self.loss, "grad_norm": self.grad_norm, "rate": self.rate}
+        return {**own, "seconds": self.seconds, **self.found}
 
 
 def train(
     model: door.Model,
-    data: Data,
+    batches: Batches,
     settings: TrainConfig,
     *,
     start: int,
     until: int,
     eval_every: int,
-    eval_windows: int = EVALUATED,
+    evaluate: Callable[[door.Model], Mapping[str, float]],
+    epoch: Callable[[door.Model], Mapping[str, float]] | None = None,
 ) -> Iterator[Step]:
-    """Train from step `start` up to `until`; the model has been told with `start_training`."""
+    """Train from step `start` up to `until`; the model has been told with `start_training`. `evaluate` is asked every
+    so many steps and after the last one, `epoch` when all data have been seen once more."""
     for index in range(start, until):
-        inputs, targets = next(data.batches)
+        inputs, targets = next(batches)
         begun = time.perf_counter()
         result = model.train_step(inputs, targets)
         seconds = time.perf_counter() - begun
         for what, number in (("loss", result.loss), ("gradient norm", result.grad_norm)):
             if not np.isfinite(number):
-                windows = ", ".join(map(str, data.batches.latest.ravel().tolist()))
+                windows = ", ".join(map(str, batches.latest.ravel().tolist()))
                 told = f"The {what} of step {index} is {number} (windows {windows} of the data)"
                 raise UserError(f"{told}; lower the learning rate, clip more, or look at this text.")
         due = (index + 1) % eval_every == 0 or index + 1 == until
-        held_out = held_out_loss(model, data.held_out, eval_windows) if due else None
-        yield Step(index, result.loss, result.grad_norm, settings.rate(index), seconds, held_out)
+        found = dict(evaluate(model)) if due else {}
+        if epoch is not None and batches.position == 0:
+            found |= epoch(model)
+        yield Step(index, result.loss, result.grad_norm, settings.rate(index), seconds, inputs.size, found)
 
 
 def sample(model: door.Model, tokenizer, data: Data, prompt: str | None, count: int, seed: int) -> str:
@@ -212,15 +225,18 @@ class Start:
         return self.record["step"] if self.record else 0
 
 
-def resume(folder: Path) -> Start:
-    """What a run's folder holds."""
+def resume(folder: Path, kind: str = "pretrain") -> Start:
+    """What a run's folder holds; a run of another kind is refused."""
     inner = folder / CHECKPOINT
     if not inner.is_dir():
         raise UserError(f"{folder} holds no run to resume: there is no folder {CHECKPOINT!r} in it.")
     found = load_checkpoint(inner)
     if found.slots is None or found.training is None:
         raise UserError(f"{inner} holds weights but no training state; start from it with --weights instead.")
-    wrong = [key for key, kind in RECORD.items() if not isinstance(found.training.get(key), kind)]
+    other = found.training.get("kind", "pretrain")
+    if other != kind and other in COMMANDS:
+        raise UserError(f"{folder} holds a run of `parallax {COMMANDS[other]}`; go on with that command.")
+    wrong = [key for key, type_ in RECORD.items() if not isinstance(found.training.get(key), type_)]
     if wrong or found.training["step"] < 0:
         raise UserError(f"The training record in {inner} is damaged: see {', '.join(wrong) or 'step'}.")
     log = read_log(folder / LOG, found.training["step"]) if (folder / LOG).is_file() else ()

@@ -39,11 +39,14 @@ def generate(
 
     from common import backend as door
     from common.config import SamplingConfig
+    from common.errors import UserError
     from common.run import weights_of
     from common.tokenizers import Stream
 
     run = options.execution(backend, device, dtype, attention, compile, threads, layers, mode, more)
     found, text = weights_of(weights, heads=heads)
+    if found.config.num_labels is not None:
+        raise UserError(f"{weights} classifies texts; `parallax classify` asks it.")
     encoder = options.tokenizer_for(tokenizer or text.get("tokenizer"), vocab, found.config.vocab_size, weights)
     sampling = SamplingConfig(
         max_new_tokens=max_new_tokens,

@@ -42,7 +42,7 @@ def read(context: typer.Context, path: Path) -> dict[str, Any]:
 def text(context: typer.Context, **resolved: Any) -> str:
     """All that this call was told or took for granted, as a file that says the same; `resolved` goes before it."""
     own = {key: {**context.params, **resolved}[one.name] for key, one in _options(context).items()}
-    return "".join(f"{key} = {_plain(value)}\n" for key, value in own.items() if value not in (None, []))
+    return "".join(f"{key} = {_plain(value)}\n" for key, value in own.items() if value not in (None, [], ()))
 
 
 def _options(context: typer.Context) -> dict[str, Any]:

@@ -12,7 +12,7 @@ def curves(
     run: Annotated[list[Path], typer.Argument(help="Folders of runs: one, or several on the same axes.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the plots (default: that of the first run).")] = None,
 ) -> None:
-    """Draw what training runs logged: loss, learning rate, gradient norm, tokens per second."""
+    """Draw what runs logged: loss, accuracy, margins, learning rate, gradient norm, tokens per second."""
     from common.files import output_folder, replacing
     from reports.curves import plots
 
@@ -24,5 +24,7 @@ def curves(
     for name, lines in runs.items():
         held_out = [line["held_out"] for line in lines if "held_out" in line]
         best = f", lowest held-out loss {min(held_out):.4f}" if held_out else ""
+        accuracy = [line["accuracy"] for line in lines if "accuracy" in line]
+        best += f", held-out accuracy {accuracy[-1]:.1%}" if accuracy else ""
         print(f"{name}: {lines[-1]['step'] + 1} steps, loss {lines[-1]['loss']:.4f}{best}")
     options.show(f"Plots: {folder / 'curves.png'}, curves.svg")

@@ -10,10 +10,18 @@ from common.errors import UserError
 from reports.perf.ink import DASHES, LETTER, Ink, on_paper
 
 PANELS = {  # a number of the log, and what it is
-    "loss": "loss in nats: of every step (thin), smoothed, and held out (dots)",
+    "loss": "loss: of every step (thin), smoothed, and held out (dots)",
+    "accuracy": "accuracy: held out (dots), and on data that are trained on (thin)",
+    "epoch_accuracy": "accuracy on all data after an epoch: held out (dots), and trained on (thin)",
+    "margin": "margin of rewards: held out (dots), and on data that are trained on (thin)",
     "rate": "learning rate",
     "grad_norm": "norm of the gradient, before clipping",
     "tokens_per_second": "tokens per second",
+}
+TRAINED = {  # what is beside a held-out number that evaluations give
+    "accuracy": "train_accuracy",
+    "epoch_accuracy": "epoch_train_accuracy",
+    "margin": "train_margin",
 }
 HEIGHT = 2.7  # inches of a panel
 SMOOTHED = 0.9  # of the mean before, where a step's own loss has the rest
@@ -67,20 +75,32 @@ def drawn(found: Mapping[str, Log]) -> dict[str, bytes]:
 def _panel(axes: Any, name: str, found: Mapping[str, Log], ink: Ink) -> None:
     for number, (run, log) in enumerate(found.items()):
         look = {"color": _colour(number, log, found, ink), "linestyle": DASHES[number % len(DASHES)]}
-        steps, values = zip(*((line["step"], line[name]) for line in log if name in line), strict=True)
+        steps, values = _points(log, name)
+        if not steps:  # a run of another kind
+            continue
+        if name in TRAINED:
+            axes.plot(*_points(log, TRAINED[name]), linewidth=0.8, alpha=0.6, **look)
+            axes.plot(steps, values, "o-", markersize=3.5, linewidth=1.2, color=look["color"], label=run)
+            continue
         if name != "loss":
             axes.plot(steps, values, linewidth=1.2, label=run, **look)
             continue
         axes.plot(steps, values, linewidth=0.5, alpha=0.35, color=look["color"])
         axes.plot(steps, smoothed(values), linewidth=1.4, label=run, **look)
-        held_out = [(line["step"], line["held_out"]) for line in log if "held_out" in line]
-        if held_out:
-            axes.plot(*zip(*held_out, strict=True), "o", markersize=3.5, color=look["color"])
+        axes.plot(*_points(log, "held_out"), "o", markersize=3.5, color=look["color"])
     axes.set_title(PANELS[name], loc="left", fontsize=LETTER + 0.5)
     axes.set_xlabel("step", fontsize=LETTER)
     axes.tick_params(labelsize=LETTER)
     if name in ("rate", "tokens_per_second"):
         axes.set_ylim(bottom=0)
+    elif name in ("accuracy", "epoch_accuracy"):
+        axes.set_ylim(0, 1.03)
+
+
+def _points(log: Log, name: str) -> tuple[list[int], list[float]]:
+    """The steps whose lines have a number, and the number."""
+    lines = [line for line in log if name in line]
+    return [line["step"] for line in lines], [line[name] for line in lines]
 
 
 def _colour(number: int, log: Log, found: Mapping[str, Log], ink: Ink) -> str:

@@ -38,8 +38,9 @@ class Breaks:
 )
 def test_training_stops_at_what_is_no_number_and_names_the_windows(loss, norm, told):
     batches = Batches(WINDOWS, 2, seed=4, accumulate=2)
-    model, data = Breaks(loss, norm), SimpleNamespace(batches=batches, held_out=WINDOWS)
-    steps = run.train(model, data, TrainConfig(steps=5), start=0, until=5, eval_every=2)
+    model = Breaks(loss, norm)
+    more = {"eval_every": 2, "evaluate": lambda model: {"held_out": model.loss(*WINDOWS.gather(np.arange(2)))}}
+    steps = run.train(model, batches, TrainConfig(steps=5), start=0, until=5, **more)
     with pytest.raises(UserError, match=told) as stopped:
         list(steps)
     named = [int(word) for word in str(stopped.value).split("windows ")[1].split(" of")[0].split(", ")]

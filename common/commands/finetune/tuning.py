@@ -1,0 +1,172 @@
+"""What the commands that fine-tune share: which parameters learn, from which weights, and what their records keep."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from common.commands import groups
+
+T = TypeVar("T")
+TRAINED = ("last-layer", "last-block", "last-two-blocks", "all", "lora")
+
+
+@dataclass
+class Learning:
+    """Which parameters learn, and the adapter if it is one that does."""
+
+    train: Annotated[str, typer.Option(help="What learns: " + ", ".join(TRAINED) + ".")] = "all"
+    rank: Annotated[int, typer.Option(help="lora: rank of the adapters.")] = 8
+    alpha: Annotated[float, typer.Option(help="lora: alpha; adapters are scaled by alpha / rank.")] = 8.0
+    lora_dropout: Annotated[float, typer.Option(help="lora: dropout before the adapters.")] = 0.0
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(help="lora: linear maps, as in '*.q_proj' (may be given again; default: all, as in the book)."),
+    ] = None
+    rslora: Annotated[bool, typer.Option("--rslora", help="lora: scale by alpha / sqrt(rank).")] = False
+    dora: Annotated[bool, typer.Option("--dora", help="lora: DoRA, whose rows have lengths that learn.")] = False
+
+
+def learns(config: Any, weights: Mapping[str, Any], asked: Learning, seed: int) -> tuple[Any, Any, tuple[str, ...]]:
+    """(config, weights, patterns of the parameters that learn) of a model that is fine-tuned."""
+    from common import adapters, params
+    from common.errors import UserError, unknown
+
+    if asked.train not in TRAINED:
+        raise unknown("choice of what learns (--train)", asked.train, TRAINED)
+    if asked.train == "lora":
+        targets = tuple(asked.targets or ("*",))
+        own = {"rank": asked.rank, "alpha": asked.alpha, "dropout": asked.lora_dropout}
+        adapter = adapters.Adapter(targets=targets, rslora=asked.rslora, dora=asked.dora, **own)
+        config, weights = adapters.add(config, weights, adapter, seed)
+        names = params.table(config)
+        # a new head that no adapter changes learns itself
+        new = "score.weight" in names and not any(one.startswith("score.lora_") for one in names)
+        return config, weights, ("*.lora_*", "score.*") if new else ()
+    given = [name for name in ("targets", "rslora", "dora") if getattr(asked, name)]
+    if given:
+        raise UserError(f"--{given[0]} is for --train lora; this is --train {asked.train}.")
+    if asked.train == "all":
+        return config, weights, ()
+    names = params.table(config)
+    head = next((f"{path}.*" for path in ("score", "lm_head") if f"{path}.weight" in names), None)
+    if asked.train == "last-layer":
+        if head is None:
+            raise UserError("The head of this model is its token embedding; choose another --train than last-layer.")
+        return config, weights, (head,)
+    blocks = range(config.num_layers)[-1 if asked.train == "last-block" else -2 :]
+    layers = [f"model.layers.{index}.*" for index in blocks]
+    return config, weights, (*layers, "model.norm.*", *([head] if head else []))
+
+
+def language_model(here: Any, model: groups.Model, seed: int) -> Any:
+    """What a new run starts from: a model of tokens, whose earlier adapters have become part of it."""
+    from common import adapters
+    from common.errors import UserError
+
+    start = here.model(model, seed, model.tokenizer, model.vocab)
+    if start.config.adapters:
+        names = ", ".join(one.name for one in start.config.adapters)
+        here.show(f"The adapters of {model.weights} ({names}) are merged into its weights first.")
+        start.config, start.weights = adapters.merge(start.config, start.weights)
+    if start.config.num_labels is not None and here.kind != "classify":
+        raise UserError(f"{model.weights} classifies texts; give weights that predict tokens.")
+    return start
+
+
+def fingerprint(weights: Mapping[str, Any]) -> str:
+    """The SHA-256 of names and numbers."""
+    import hashlib
+
+    import numpy as np
+
+    sha256 = hashlib.sha256()
+    for name in sorted(weights):
+        sha256.update(name.encode())
+        sha256.update(np.ascontiguousarray(weights[name], np.float32).tobytes())
+    return sha256.hexdigest()
+
+
+def end_of(encoder: Any) -> int:
+    """The id that ends an answer, and pads: that of the tokenizer, or a byte that no text has."""
+    from common.errors import UserError
+
+    if encoder.end_token is None and encoder.name != "bytes":
+        raise UserError(f"Tokenizer {encoder.name!r} has no token that ends a text; choose one that has.")
+    return 0 if encoder.end_token is None else int(encoder.end_token)
+
+
+def by_steps(here: Any, plan: groups.Plan) -> groups.Plan:
+    """The plan without its epochs, where steps are told and epochs are not."""
+    from common.errors import UserError
+
+    if here.said("steps"):
+        if here.said("epochs"):
+            raise UserError(f"--epochs {plan.epochs} stands in place of --steps; give one of them.")
+        plan.epochs = None
+    elif plan.epochs is None or plan.epochs < 1:
+        raise UserError(f"--epochs is {plan.epochs}; allowed is a whole number > 0.")
+    return plan
+
+
+def kept(*asked: Any) -> dict[str, Any]:
+    """Options as plain data for a run's record."""
+    plain = {name: value for one in asked for name, value in asdict(one).items()}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in plain.items()}
+
+
+def again(kind: type[T], record: Mapping[str, Any]) -> T:
+    """Options as a run's record keeps them."""
+    from common.errors import UserError
+
+    options = record.get("options")
+    names = [one.name for one in fields(kind)]
+    if not isinstance(options, dict) or any(name not in options for name in names):
+        raise UserError("The training record of this run is damaged: see options.")
+    return kind(**{name: options[name] for name in names})
+
+
+def own_settings(here: Any, plan: Any, model: groups.Model) -> dict[str, Any]:
+    """What is resolved in the file of settings."""
+    named = model.config is not None or model.weights is not None
+    return {"steps": plan.steps, "epochs": None, "preset": None if named else model.preset}
+
+
+def batches_of(here: Any, examples: Any, plan: Any) -> Any:
+    """Batches of examples, from the start or from where the run was."""
+    from common.data.windows import Batches
+
+    if here.start is not None:
+        return Batches.resume(examples, here.start.record["data"])
+    return Batches(examples, plan.batch_size, seed=plan.seed, accumulate=plan.accumulate)
+
+
+def split_rows(rows: list[Any], shares: str) -> Any:
+    """(train, validation, test) in the order of the rows, by the shares of training and test."""
+    from common.data.instructions import split_in_order
+    from common.errors import UserError
+
+    try:
+        train, test = map(float, shares.split(","))
+    except ValueError as error:
+        raise UserError(f"--shares {shares} are no two numbers; write them as in 0.85,0.1.") from error
+    return split_in_order(rows, train, test)
+
+
+def show_learning(here: Any, config: Any, plan: Any) -> None:
+    """How many of the parameters learn, if not all do."""
+    from common import params
+
+    table, chosen = params.table(config), params.trained(config, plan)
+    count = sum(one.size for name, one in table.items() if chosen[name])
+    if count < params.count(config):
+        here.show(f"{count:,} of {params.count(config):,} parameters learn")
+
+
+def files_of(encoder: Any) -> Callable[[Path], None] | None:
+    """What keeps a tokenizer's vocabulary in a run's folder, where it comes from files."""
+    from common.tokenizers import FROM_FILES
+
+    return encoder.save if encoder.name in FROM_FILES else None

@@ -1,0 +1,294 @@
+"""Fine-tuning from the command line: classes, instructions, preferences; resumed in the other framework; refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from common import params
+from common.config import GPTConfig
+from common.weights.checkpoint import load_checkpoint, save_checkpoint
+
+BYTES = GPTConfig(256, 96, 16, 2, 2, ff_dim=32)
+EVALUATED = ["--eval-every", 2, "--eval-batches", 1]
+FEW = ["--steps", 4, "--batch-size", 2, "--learning-rate", 0.01, *EVALUATED]
+WINGS = [("torch", "jax"), ("jax", "torch")]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights") / "model"
+    save_checkpoint(folder, BYTES, params.randomise(BYTES, 0, 0.5))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Small files of each kind by name."""
+    folder = tmp_path_factory.mktemp("data")
+    words = ["see you at home", "are you there", "on my way now", "call me later", "thank you so much"]
+    rows = [{"text": f"{words[i % 5]} {i}", "label": "ham"} for i in range(20)]
+    rows += [{"text": f"WIN cash {i} now!!", "label": "spam"} for i in range(12)]
+    (folder / "texts.json").write_text(json.dumps(rows))
+    pairs = [
+        {"instruction": f"Add {i} and 1.", "input": "" if i % 2 else "as a number", "output": f"It is {i + 1}."}
+        for i in range(20)
+    ]
+    pairs = [{**row, "chosen": row["output"], "rejected": "Go away."} for row in pairs]
+    (folder / "pairs.json").write_text(json.dumps(pairs))
+    return folder
+
+
+@pytest.fixture
+def asked(weights, data):
+    """The words of each command, without --out."""
+    phi3 = ["--style", "phi3", "--length", 96, "--pad-multiple", 96]  # one shape, so JAX compiles once
+    return {
+        "classify": ["--weights", weights, "--data", data / "texts.json", *FEW],
+        "instruct": ["--weights", weights, "--data", data / "pairs.json", *phi3, *FEW],
+        "prefer": ["--weights", weights, "--data", data / "pairs.json", *phi3, *FEW],
+    }
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").open()]
+
+
+MORE = {
+    "classify": ["--train", "last-block", "--read", "flexible", "--dropout", 0.1],
+    "classify lora": ["--train", "lora", "--rank", 2, "--targets", "*.q_proj", "--lora-dropout", 0.1, "--no-causal"],
+    "instruct": ["--mask-instruction", "--accumulate", 2],
+    "instruct lora": ["--train", "lora", "--rank", 2, "--dora"],
+    "prefer": ["--loss", "dpo", "--reduction", "mean"],
+    "prefer online": ["--loss", "ipo", "--reference", "online"],
+    "prefer lora": ["--train", "lora", "--rank", 2, "--rslora"],
+}
+
+
+@pytest.mark.full_for("jax-torch", "instruct lora", "classify lora", "prefer-", "online")
+@pytest.mark.parametrize(("first", "second"), WINGS)
+@pytest.mark.parametrize("name", MORE)
+def test_a_run_continues_in_the_other_wing(call, tmp_path, asked, name, first, second):
+    kind, exact = name.split()[0], ["--dtype", "float64"]
+    own = [*asked[kind], *MORE[name], *exact]
+    last = [*exact, *EVALUATED, *(["--no-baseline"] if kind == "classify" else [])]
+    whole, split = tmp_path / "whole", tmp_path / "split"
+    assert call("finetune", kind, *own, *last, "--backend", first, "--out", whole)[0] == 0
+    assert call("finetune", kind, *own, "--backend", first, "--until", 2, "--out", split)[0] == 0
+    code, out, _ = call("finetune", kind, "--resume", split, "--backend", second, *last)
+    assert (code, "Step 4 of 4" in out) == (0, True)
+    one, two = (load_checkpoint(folder / "checkpoint") for folder in (whole, split))
+    start = load_checkpoint(asked[kind][1]).weights
+    for weight, parameter in params.table(one.config).items():
+        a, b = (np.asarray(found.weights[weight], np.float64) for found in (one, two))
+        if not parameter.dead:
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-9, err_msg=weight)
+    moved = {weight for weight in start if weight in one.weights and (one.weights[weight] != start[weight]).any()}
+    block = {weight for weight in start if weight.startswith(("model.layers.1.", "model.norm."))}
+    assert moved == (set() if "lora" in name else block if name == "classify" else set(start))
+    logs = log_of(whole), log_of(split)
+    assert [line["backend"] for line in logs[1]] == [first, first, second, second]
+    for left, right in zip(*logs, strict=True):
+        for number in set(left) - {"backend", "seconds", "tokens_per_second"}:
+            assert left[number] == pytest.approx(right[number], rel=1e-8, abs=1e-10), number
+    results = [json.loads((folder / "results.json").read_text()) for folder in (whole, split)]
+    assert results[0]["before"] == pytest.approx(results[1]["before"])
+    assert call("curves", whole, split)[0] == 0
+
+
+@pytest.fixture
+def bad(tmp_path, data):
+    """Data that are wrong in one place, by name."""
+    rows, pairs = (json.loads((data / name).read_text()) for name in ("texts.json", "pairs.json"))
+    made = {
+        "one class": [row for row in rows if row["label"] == "ham"],
+        "no label": [*rows[:4], {"text": "x", "labl": "ham"}],
+        "few": [rows[0], rows[-1]],
+        "wrong field": [*pairs[:2], {**pairs[2], "output": 3}],
+        "no rejected": [*pairs[:2], {"instruction": "x", "input": "", "chosen": "y", "rejectd": "z"}],
+        "two": pairs[:2],
+        "empty": [],
+    }
+    for name, value in made.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    return {name: tmp_path / f"{name}.json" for name in made}
+
+
+REFUSED = {
+    "one class": ("classify", ["--data", "one class"], "All 20 texts of one class.json have the label 'ham'"),
+    "no label": ("classify", ["--data", "no label"], "Row 5 of no label.json lacks the field 'label'"),
+    "label outside": ("classify", ["--classes", "ham,spamm"], "Row 21 of texts.json: Unknown label 'spam'"),
+    "empty part": ("classify", ["--data", "few"], "a part is empty"),
+    "no such data": ("classify", ["--data", "sms-spamm"], "did you mean 'sms-spam'"),
+    "no shares": ("classify", ["--shares", "many"], "--shares many are no numbers"),
+    "unknown position": ("classify", ["--read", "lst"], "did you mean 'last'"),
+    "length beyond context": ("classify", ["--length", "97"], "a whole number from 1 to 96"),
+    "what learns": ("classify", ["--train", "last-blok"], "did you mean 'last-block'"),
+    "tied head": ("instruct", ["--train", "last-layer"], "The head of this model is its token embedding"),
+    "unknown target": ("classify", ["--train", "lora", "--targets", "*.q_prj"], "did you mean 'q_proj'"),
+    "rank too large": ("instruct", ["--train", "lora", "--rank", 17], "its rank is at most 16"),
+    "targets without lora": ("prefer", ["--targets", "*.q_proj"], "--targets is for --train lora"),
+    "steps and epochs": ("classify", ["--epochs", 2], "give one of them"),
+    "wrong field": ("instruct", ["--data", "wrong field"], "Row 3 of wrong field.json has the number 3 in the field"),
+    "unknown style": ("instruct", ["--style", "alpacca"], "did you mean 'alpaca'"),
+    "empty data": ("instruct", ["--data", "empty"], "has no rows"),
+    "empty split": ("instruct", ["--data", "two"], "a part is empty"),
+    "no rejected": ("prefer", ["--data", "no rejected"], "lacks the field 'rejected': is 'rejectd' meant?"),
+    "unknown loss": ("prefer", ["--loss", "dpoo"], "did you mean 'dpo'"),
+    "smoothing of another": ("prefer", ["--smoothing", 0.1], "cdpo's"),
+    "unknown reference": ("prefer", ["--reference", "on"], "did you mean 'online'"),
+    "wrong label option": ("classify", ["--stepz", 3], "No such option"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_mistakes_get_one_sentence_and_exit_code_2(call, tmp_path, asked, bad, name):
+    kind, words, sentence = REFUSED[name]
+    own = [bad.get(word, word) if words[0] == "--data" else word for word in words]
+    code, out, err = call("finetune", kind, *asked[kind], *own, "--out", tmp_path / "run")
+    assert (code, out) == (2, "")
+    assert sentence in err
+    assert err.splitlines()[-1].startswith("parallax: ")
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_subcommand_that_is_none_is_refused(call):
+    code, _, err = call("finetune", "clasify")
+    assert (code, "No such command 'clasify'" in err, err.count("\n")) == (2, True, 1)
+
+
+def test_a_resumed_run_keeps_its_settings_and_its_kind(call, tmp_path, asked):
+    run = tmp_path / "run"
+    assert call("finetune", "classify", *asked["classify"], "--until", 2, "--out", run)[0] == 0
+    code, _, err = call("finetune", "classify", "--resume", run, "--read", "first", "--rank", 4)
+    assert (code, "leave out" in err, "--read" in err, "--rank" in err) == (2, True, True, True)
+    code, _, err = call("finetune", "instruct", "--resume", run)
+    assert (code, "a run of `parallax finetune classify`" in err) == (2, True)
+    code, _, err = call("train", "--resume", run)
+    assert (code, "a run of `parallax finetune classify`" in err) == (2, True)
+    code, _, err = call("finetune", "classify", *asked["classify"], "--auto-resume", "--pad-to", "batch", "--out", run)
+    assert (code, "--pad-to is batch, and was length" in err) == (2, True)
+    again = ["--auto-resume", "--no-baseline", "--out", run]
+    assert call("finetune", "classify", *asked["classify"], *again)[0] == 0
+    assert load_checkpoint(run / "checkpoint").training["step"] == 4
+    (run / "results.json").unlink()  # as if it had been stopped after its last checkpoint
+    assert call("finetune", "classify", "--resume", run, "--no-baseline")[0] == 0
+    assert (run / "results.json").is_file()
+    code, _, err = call("finetune", "classify", "--resume", run)
+    assert (code, "nothing left to do" in err) == (2, True)
+
+
+@pytest.mark.full_for("jax")
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_a_trained_classifier_tells_the_classes_of_texts(call, tmp_path, asked, monkeypatch, backend):
+    pytest.importorskip("sklearn")
+    run, how = tmp_path / "run", ["--backend", backend]
+    more = ["--steps", 60, "--batch-size", 8, "--train", "all", "--read", "flexible", "--eval-every", 60]
+    code, out, err = call("finetune", "classify", *asked["classify"], *more, *how, "--out", run)
+    assert code == 0
+    results = json.loads((run / "results.json").read_text())
+    accuracy = results["accuracy"]
+    assert accuracy["model"]["train"] >= 0.9
+    assert accuracy["majority class"]["train"] <= 0.7 < accuracy["bag of words"]["train"]
+    confusion, texts = np.array(results["confusion"]), results["texts"]["test"]
+    assert confusion.sum(1).tolist() == [texts["ham"], texts["spam"]]
+    assert accuracy["model"]["test"] == pytest.approx(confusion.trace() / confusion.sum())
+    assert "bag of words" in out
+    assert "at the start" in err
+    epochs = [line for line in log_of(run) if "epoch_accuracy" in line]
+    assert len(epochs) == 60 // (sum(results["texts"]["train"].values()) // 8)
+    (tmp_path / "file.txt").write_text("see you at home 3\n\nWIN cash 5 now!!\n")
+    code, out, _ = call("classify", "--weights", run, "--file", tmp_path / "file.txt", *how)
+    assert code == 0
+    assert [line.split("\t")[0] for line in out.splitlines()] == ["ham", "spam"]
+    monkeypatch.setattr("sys.stdin", (tmp_path / "file.txt").open())
+    code, out, _ = call("classify", "--weights", run, "WIN cash 7 now!!", "-", "--json", *how)
+    rows = json.loads(out)["rows"]
+    assert [row["label"] for row in rows] == ["spam", "ham", "spam"]
+    assert all(sum(row["probabilities"].values()) == pytest.approx(1) for row in rows)
+    code, _, err = call("classify", "--weights", run, "x" * 200, *how)
+    assert (code, "1 texts are longer" in err) == (0, True)
+    for words, told in (([], "no text to classify"), (["--file", tmp_path / "none"], "Cannot read")):
+        code, _, err = call("classify", "--weights", run, *words)
+        assert (code, told in err) == (2, True)
+    code, _, err = call("classify", "--weights", asked["classify"][1], "x")
+    assert (code, "holds no run of `parallax finetune classify`" in err) == (2, True)
+    for command in (("generate", "--prompt", "x"), ("respond", "--data", tmp_path / "x.json")):
+        code, _, err = call(*command, "--weights", run)
+        assert (code, "`parallax classify` asks it" in err) == (2, True)
+
+
+@pytest.mark.full_for("jax")
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_answers_are_kept_and_taken_up_again(call, tmp_path, asked, monkeypatch, backend):
+    from common.tuning import answers
+
+    run, how = tmp_path / "run", ["--backend", backend]
+    more = ["--steps", 150, "--learning-rate", 0.02, "--eval-every", 150, "--mask-instruction", "--batch-size", 4]
+    assert call("finetune", "instruct", *asked["instruct"], *more, *how, "--out", run)[0] == 0
+    lines = log_of(run)
+    assert lines[-1]["held_out"] < load_checkpoint(run / "checkpoint").training["before"]["held_out"]
+    whole = ["respond", "--weights", run, *how, "--max-new-tokens", 26, "--batch-size", 2, "--part", "train"]
+    code, out, _ = call(*whole, "--out", tmp_path / "whole.json")
+    assert (code, "17 answers" in out) == (0, True)
+    rows = json.loads((tmp_path / "whole.json").read_text())
+    assert all(set(row) == {"instruction", "input", "output", "model_response"} for row in rows)
+    assert any(row["model_response"].startswith("It is") for row in rows)
+    assert not any("<|assistant|>" in row["model_response"] for row in rows)
+    real, made = answers.answers, []
+
+    def stopped(*given):
+        for row in real(*given):
+            if len(made) == 5:
+                raise KeyboardInterrupt
+            made.append(row)
+            yield row
+
+    with monkeypatch.context() as patched:
+        patched.setattr(answers, "answers", stopped)
+        assert call(*whole, "--out", tmp_path / "split.json")[0] == 130
+    assert not (tmp_path / "split.json").exists()
+    code, _, err = call(*whole, "--out", tmp_path / "split.json")
+    assert (code, "4 of 17 answers are there already" in err) == (0, True)
+    assert json.loads((tmp_path / "split.json").read_text()) == rows
+    assert [one.name for one in tmp_path.iterdir() if "partial" in one.name] == []
+
+
+def test_answers_longer_than_the_context_are_counted(call, tmp_path, weights, data, asked):
+    short = ["--length", 20, "--pad-multiple", 8]
+    code, _, err = call("finetune", "instruct", *asked["instruct"], *short, "--out", tmp_path / "one")
+    assert (code, "20 answers go beyond 20 tokens and are cut there; of 20 nothing is left." in err) == (0, True)
+    short = ["--length", 56, "--pad-multiple", 8]
+    code, _, err = call("finetune", "prefer", *asked["prefer"], *short, "--out", tmp_path / "two")
+    assert code == 0, err
+    results = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert f"{results['cut']} answers go beyond 56 tokens" in err
+    assert results["cut"] > 0
+
+
+def test_what_the_reference_said_is_kept_and_held_against_the_run(call, tmp_path, asked, monkeypatch):
+    """Precomputed and online references train the same model; the file is not computed again, and must be the one."""
+    from common.tuning import preferences
+
+    one, two = tmp_path / "precomputed", tmp_path / "online"
+    assert call("finetune", "prefer", *asked["prefer"], "--until", 2, "--out", one)[0] == 0
+    again = call("finetune", "prefer", *asked["prefer"], "--reference", "online", "--out", two)
+    assert again[0] == 0
+    reference = one / preferences.FILE
+    before = reference.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(preferences, "write", None)
+        assert call("finetune", "prefer", "--resume", one)[0] == 0
+    for line, other in zip(log_of(one), log_of(two), strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    assert log_of(two)[0]["loss"] == pytest.approx(np.log(2), rel=1e-5)
+    found = json.loads((two / "results.json").read_text())
+    assert found["train"]["margin"] > found["before"]["train_margin"]
+    assert call("finetune", "prefer", *asked["prefer"], "--until", 2, "--out", tmp_path / "x")[0] == 0
+    (tmp_path / "x" / preferences.FILE).write_bytes(before + b" ")
+    code, _, err = call("finetune", "prefer", "--resume", tmp_path / "x")
+    assert (code, "is not what this run wrote there" in err) == (2, True)
+    (tmp_path / "x" / preferences.FILE).unlink()
+    code, _, err = call("finetune", "prefer", "--resume", tmp_path / "x")
+    assert (code, "is missing" in err) == (2, True)
