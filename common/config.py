@@ -34,6 +34,7 @@ PRODUCTS = ("plain", "wide")
 DECODES = ("plain", "streamed")
 GENERATORS = ("shared", "native")
 ALLOCATORS = ("plain", "kept")
+GRAPHS = ("none", "cuda")
 OVERFLOWS = ("error", "crop")
 
 
@@ -190,6 +191,7 @@ STRATEGIES = {
     "recurrence": RECURRENCES,
     "rng": GENERATORS,
     "allocator": ALLOCATORS,
+    "graphs": GRAPHS,
 }
 
 
@@ -215,7 +217,9 @@ class Execution(Record):
     `decode="streamed"` multiplies a single row by a product of its own. `rng="native"` draws dropout and sampling noise
     from the framework's own generator: other numbers in every framework. Only this field changes results, and only
     where numbers are drawn. `allocator="kept"` is a process that keeps its memory, in large pages
-    (`common/allocator.py`). `layout` spreads training over devices, as in "data=2,tensor=4" (`common/layout.py`).
+    (`common/allocator.py`). `graphs="cuda"` launches at once what a call of PyTorch launches on a GPU: forward passes,
+    losses, gradients, steps of decoding; prompts, the caller's own caches, taps and components run without.
+    `layout` spreads training over devices, as in "data=2,tensor=4" (`common/layout.py`).
     """
 
     dtype: str = "float32"
@@ -235,6 +239,7 @@ class Execution(Record):
     recurrence: str = "recurrent"
     rng: str = "shared"
     allocator: str = "plain"
+    graphs: str = "none"
     layout: str = ""
 
     def __post_init__(self):
@@ -292,6 +297,7 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
     "streamed": {_PLAIN: {"decode": "streamed"}},
     "native rng": {_PLAIN: {"rng": "native"}},
     "kept": {_PLAIN: {"allocator": "kept"}},
+    "graphs": {_PLAIN: {"graphs": "cuda"}},
     "wide": {"torch": {"products": "wide"}, _PLAIN: {}},
     # what pays on a CPU in each wing and can be looked into: the ablation suite of `parallax bench` measures each entry
     "fast": {
