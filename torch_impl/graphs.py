@@ -184,7 +184,9 @@ def _flat(inputs):
     """(leaves, form) of inputs, with whole numbers as tensors."""
     leaves, form = trees.tree_flatten(inputs)
     if any(isinstance(leaf, np.ndarray) for leaf in leaves):  # a key
-        raise UserError("A CUDA graph draws no dropout, whose keys are made on the host: use graphs='none', or rates 0.")
+        raise UserError(
+            "A CUDA graph draws no dropout, whose keys are made on the host: use graphs='none', or rates 0."
+        )
     return [torch.tensor(leaf) if type(leaf) is int else leaf for leaf in leaves], form
 
 
