@@ -184,9 +184,8 @@ def _flat(inputs):
     """(leaves, form) of inputs, with whole numbers as tensors."""
     leaves, form = trees.tree_flatten(inputs)
     if any(isinstance(leaf, np.ndarray) for leaf in leaves):  # a key
-        raise UserError(
-            "A CUDA graph draws no dropout, whose keys are made on the host: use graphs='none', or rates 0."
-        )
+        advice = "use graphs='none', or rates of 0"
+        raise UserError(f"A CUDA graph draws no dropout, whose keys are made on the host: {advice}.")
     return [torch.tensor(leaf) if type(leaf) is int else leaf for leaf in leaves], form
 
 
