@@ -38,6 +38,7 @@ DECODES = ("plain", "streamed")
 GENERATORS = ("shared", "native")
 BASES = ("plain", "nf4", "nf4_double")
 ALLOCATORS = ("plain", "kept")
+GRAPHS = ("none", "cuda")
 OVERFLOWS = ("error", "crop")
 
 
@@ -231,6 +232,7 @@ STRATEGIES = {
     "rng": GENERATORS,
     "allocator": ALLOCATORS,
     "base": BASES,
+    "graphs": GRAPHS,
 }
 
 
@@ -257,8 +259,10 @@ class Execution(Record):
     from the framework's own generator: other numbers in every framework. `base="nf4"` keeps the matrices of linear
     maps inside layers, which are not trained then, in 4 bits (`common/nf4.py`); "nf4_double" keeps what these are
     multiplied by in 8. Only these two fields change results: one where numbers are drawn, the other as rounding does.
-    `allocator="kept"` is a process that keeps its memory, in large pages (`common/allocator.py`). `layout` spreads
-    training over devices, as in "data=2,tensor=4" (`common/layout.py`).
+    `allocator="kept"` is a process that keeps its memory, in large pages (`common/allocator.py`). `graphs="cuda"`
+    launches at once what a call of PyTorch launches on a GPU: forward passes, losses, gradients, steps of decoding;
+    prompts, the caller's own caches, taps and components run without. `layout` spreads training over devices, as in
+    "data=2,tensor=4" (`common/layout.py`).
     """
 
     dtype: str = "float32"
@@ -279,6 +283,7 @@ class Execution(Record):
     rng: str = "shared"
     allocator: str = "plain"
     base: str = "plain"
+    graphs: str = "none"
     layout: str = ""
 
     def __post_init__(self):
@@ -340,6 +345,7 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
     "kept": {_PLAIN: {"allocator": "kept"}},
     "nf4": {_PLAIN: {"base": "nf4"}},
     "nf4 double": {_PLAIN: {"base": "nf4_double"}},
+    "graphs": {_PLAIN: {"graphs": "cuda"}},
     "wide": {"torch": {"products": "wide"}, _PLAIN: {}},
     # what pays on a CPU in each wing and can be looked into: the ablation suite of `parallax bench` measures each entry
     "fast": {

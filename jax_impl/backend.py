@@ -305,6 +305,8 @@ class JaxBackend:
         for name in ("norm", "optimizer", "products"):
             if getattr(execution, name) != "plain":
                 raise UserError(f"XLA fuses and widens by itself; {name}={getattr(execution, name)!r} is PyTorch's.")
+        if execution.graphs != "none":
+            raise UserError(f"JAX compiles whole programs; graphs={execution.graphs!r} is PyTorch's.")
         if execution.layout:
             from .layout import SpreadModel  # it may have to join other processes first
 

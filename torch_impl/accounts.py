@@ -115,7 +115,7 @@ class Accounts:
     def _decoder(self):
         """What decodes, in its forms, but by matrix products, for those are counted, and not compiled."""
         forms = parts.decoding(self.config, self.execution)
-        plain = self.execution.with_(decode="plain", compile=False, **forms)
+        plain = self.execution.with_(decode="plain", compile=False, graphs="none", **forms)
         return serve(self.net, self.config, plain).requires_grad_()  # MemTracker knows no other parameters
 
     def _batch(self, batch, length):

@@ -1,5 +1,7 @@
 """The PyTorch wing behind the door (`common/backend.py`): arrays come in and go out as NumPy."""
 
+import functools
+
 import numpy as np
 import torch
 
@@ -10,7 +12,7 @@ from common.errors import UserError
 from common.preference import Pairs
 from common.taps import Taps
 
-from . import pth, rng
+from . import graphs, pth, rng
 from .accounts import Accounts
 from .attention import empty_cache
 from .generate import generate, serve
@@ -24,7 +26,7 @@ from .preference import row_log_probs
 from .quantise import Quantised, QuantisedLinear, quantise
 from .stack import compile_in_place
 from .tasks import TASKS
-from .train import loss_and_grads, train_step
+from .train import clipped_gradients, loss_and_grads, train_step
 
 
 class TorchModel(Accounts):
@@ -38,6 +40,9 @@ class TorchModel(Accounts):
         with torch.device("meta"):
             self.net = MODELS[config.family](config, execution.with_(decode="plain"))
         self.served, self.address = None, rng.GENERATORS[execution.rng]
+        call = functools.partial(graphs.GRAPHS[execution.graphs].call, device=execution.device)
+        self.hidden, self.summed, self.differentiated = map(call, (hidden_states, loss_sum, loss_and_grads))
+        self.clipped = call(clipped_gradients, lends=True)  # to the optimizer
         self._fill(weights if isinstance(weights, Shared) else parameters.checked(config, weights))
         if execution.compile:
             for block in self.net.model.layers:
@@ -68,8 +73,14 @@ class TorchModel(Accounts):
         positions = door.positions_of(ids, positions, 0, self.config)
         found = Taps(taps)
         with torch.inference_mode():
-            logits, _ = self.net(self._put(ids), self._places(positions), taps=found)
+            if taps:
+                logits, _ = self.net(self._put(ids), self._places(positions), taps=found)
+            else:
+                logits = self._logits(self._put(ids), self._places(positions))
         return door.Forward(_numpy(logits), {name: _numpy(value) for name, value in found.found.items()})
+
+    def _logits(self, ids, positions):
+        return self.net.head(self.hidden(self.net, ids, positions))
 
     def loss(self, ids, targets):
         ids, targets, positions, count = door.loss_inputs(ids, targets, self.config)
@@ -77,7 +88,7 @@ class TorchModel(Accounts):
 
     def _loss_sum(self, ids, targets, positions):
         with torch.inference_mode():
-            return loss_sum(self.net, self._put(ids), self._put(targets), self._places(positions))
+            return self.summed(self.net, self._put(ids), self._put(targets), self._places(positions))
 
     def log_probs(self, ids, targets):
         ids, targets, positions, _ = door.loss_inputs(ids, targets, self.config)
@@ -92,7 +103,8 @@ class TorchModel(Accounts):
         return door.Gradients(loss.item(), {name: self._read(g) for name, g in grads.items()})
 
     def _gradients(self, inputs, targets, positions, count, key):
-        return loss_and_grads(self.net, self._put(inputs), self._put(targets), self._places(positions), count, key)
+        arrays = self._put(inputs), self._put(targets), self._places(positions)
+        return self.differentiated(self.net, *arrays, count, key)
 
     def component(self, path, inputs, cotangent):
         module = self.net.get_submodule(path)
@@ -174,6 +186,7 @@ class TorchModel(Accounts):
             self.trained,
             key,
             OPTIMIZERS[self.execution.optimizer],
+            self.clipped,
         )
         self.step += 1
         self.served = None
@@ -224,6 +237,11 @@ class TorchModel(Accounts):
     def _wait(self):
         if self.execution.device.startswith("cuda"):
             torch.cuda.synchronize(self.execution.device)
+
+
+def hidden_states(net, ids, positions):
+    """What the head makes logits of."""
+    return net.model(ids, positions)[0]
 
 
 def loss_sum(net, ids, targets, positions):
@@ -301,6 +319,7 @@ class TorchBackend:
             raise UserError(f"PyTorch runs its layers in a loop; layers={execution.layers!r} is JAX's.")
         if execution.device not in [*self.devices(), *(["cuda"] if torch.cuda.is_available() else [])]:
             raise UserError(f"PyTorch sees no device {execution.device!r}; it sees {', '.join(self.devices())}.")
+        graphs.check(execution)
         allocator.check(execution)
         if execution.threads is not None:
             torch.set_num_threads(execution.threads)

@@ -9,6 +9,7 @@ from common.decoding import Progress, context_window, crop_prompts, padded
 from common.parameter import is_matrix
 
 from .attention import empty_cache
+from .graphs import GRAPHS
 from .layers import streamed_product
 from .models import MODELS
 from .precision import dtype
@@ -45,7 +46,8 @@ def serve(model, config, execution):
     elif execution.compile:
         for block in served.model.layers:
             compile_in_place(block)
-    return served
+    # [3] launch kernels one by one, or all of a step at once
+    return GRAPHS[execution.graphs].decoder(served, execution.device)
 
 
 def generate(model, decoder, config, execution, prompts, sampling):

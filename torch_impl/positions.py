@@ -51,7 +51,9 @@ def alibi(scores_BHTS, slopes_H, query_positions_BT, key_positions_BS):
     # [1] distance from key to query
     distance_B1TS = (query_positions_BT[:, None, :, None] - key_positions_BS[:, None, None, :]).to(scores_BHTS.dtype)
     # [2] subtract
-    slopes_H11 = torch.tensor(slopes_H, dtype=scores_BHTS.dtype, device=scores_BHTS.device)[:, None, None]
+    # filled where they lie, for what is copied from the host could not be recorded as a graph
+    where = {"dtype": scores_BHTS.dtype, "device": scores_BHTS.device}
+    slopes_H11 = torch.stack([torch.full((1, 1), slope, **where) for slope in slopes_H])
     return scores_BHTS - slopes_H11 * distance_B1TS
 
 

@@ -16,10 +16,8 @@ from .attention import empty_cache
 from .generate import fill
 from .generate import go_on as continued
 from .layers import dropout
-from .loss import batch_loss
 from .optim import OPTIMIZERS, clip_by_global_norm, update
 from .sampling import sample
-from .train import loss_and_grads
 
 RATE, SEED = 0.1, 0  # of the task "dropout"
 
@@ -31,7 +29,7 @@ def forward(model, inputs, targets, sampling):
 
     def run():
         with torch.inference_mode():
-            return {"logits": model.net(ids, positions)[0]}
+            return {"logits": model._logits(ids, positions)}
 
     return run
 
@@ -52,7 +50,7 @@ def gradients(model, inputs, targets, sampling):
     arrays = model._put(inputs), model._put(targets), model._places(positions)
 
     def run():
-        value, grads = loss_and_grads(model.net, *arrays, count, None)
+        value, grads = model.differentiated(model.net, *arrays, count, None)
         return {"loss": value, **{f"grad/{name}": g for name, g in grads.items()}}
 
     return run
@@ -65,8 +63,7 @@ def loss(model, inputs, targets, sampling):
 
     def run():
         with torch.inference_mode():
-            hidden, _ = model.net.model(ids, positions)
-            return {"loss": batch_loss(model.net, hidden, targets)[0] / count}
+            return {"loss": model.summed(model.net, ids, targets, positions) / count}
 
     return run
 

@@ -52,15 +52,36 @@ def loss_and_grads(model, inputs_ABT, targets_ABT, positions_1T, count, step_key
     return shares, grads
 
 
-def train_step(
-    model, slots, inputs_ABT, targets_ABT, positions_1T, count, scalars, train, decays, trained, step_key, adam=adamw
-):
-    """One optimizer step, in place. Returns (slots, mean loss, gradient norm before clipping)."""
+def clipped_gradients(model, inputs_ABT, targets_ABT, positions_1T, count, step_key, trained, limit):
+    """(mean loss, gradients clipped by their common norm, that norm before)."""
     # [1] gradients
     loss, grads = loss_and_grads(model, inputs_ABT, targets_ABT, positions_1T, count, step_key, trained)
+    # [2] clip
     with torch.no_grad():
-        # [2] clip
-        grads, norm = clip_by_global_norm(grads, train.clip_norm)
+        grads, norm = clip_by_global_norm(grads, limit)
+    return loss, grads, norm
+
+
+def train_step(
+    model,
+    slots,
+    inputs_ABT,
+    targets_ABT,
+    positions_1T,
+    count,
+    scalars,
+    train,
+    decays,
+    trained,
+    step_key,
+    adam=adamw,
+    clipped=clipped_gradients,
+):
+    """One optimizer step, in place. Returns (slots, mean loss, gradient norm before clipping)."""
+    # [1] gradients  [2] clip
+    batch = inputs_ABT, targets_ABT, positions_1T, count
+    loss, grads, norm = clipped(model, *batch, step_key, trained, train.clip_norm)
+    with torch.no_grad():
         # [3] move
         params = {name: p for name, p in model.named_parameters() if trained[name]}
         _, slots = update(params, grads, slots, scalars, train, decays, adam)

@@ -25,12 +25,14 @@ def cells(scope: Scope) -> Iterator[Cell]:
     def after(batch, length, new=SHORT, chosen=best, **options) -> Cell:
         return Cell("decode", "continue", model, config, batch, length, "float32", chosen, new, **options)
 
-    every = (wing("torch"), wing("torch", FASTEST), wing("jax"), *held, *transformers(kept=bool(held)))
+    recorded = tuple(wing("torch", how) for how in scope.graphs)
+    every = (wing("torch"), wing("torch", FASTEST), *recorded, wing("jax"), *held, *transformers(kept=bool(held)))
     yield cell(1, prompt, every, new, memory=True)
     narrow = (*(wing("torch", how, "bfloat16") for how in scope.narrow), wing("jax", FASTEST, "bfloat16"))
-    yield cell(1, prompt, (*fast, *narrow), new, mixed=True)
+    recorded_narrow = tuple(wing("torch", how, "bfloat16") for how in scope.graphs)
+    yield cell(1, prompt, (*fast, *narrow, *recorded, *recorded_narrow), new, mixed=True)
     yield cell(1, prompt, (*best, *transformers()), FEW, cached=False, part="no cache")
-    yield after(1, prompt, new, part="filled cache")
+    yield after(1, prompt, new, (*best, *recorded), part="filled cache")
     for length in CONTEXTS.get(model, (32, 256)):
         yield after(1, length, part="context", axis=("context", length), memory=True)
     for batch in BATCHES[: 2 if scope.quick else None]:

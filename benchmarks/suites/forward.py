@@ -19,6 +19,7 @@ def contenders(scope: Scope, model: str, dtype: str) -> tuple:
     else:
         ours += [wing("torch", how) for how in (*scope.narrow, *scope.flash)]
         more += [wing("jax", how) for how in scope.flash]
+    ours += [wing("torch", how) for how in scope.graphs]
     return (*ours, wing("jax"), wing("jax", "scan"), *more, *transformers())
 
 

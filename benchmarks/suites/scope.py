@@ -42,6 +42,11 @@ class Scope:
         return () if self.device == "cpu" else (f"{FASTEST}+fused",)
 
     @property
+    def graphs(self) -> tuple[str, ...]:
+        """PyTorch's fast mode with its launches recorded, as JAX's programs are compiled whole: on a GPU."""
+        return () if self.device == "cpu" else (f"{FASTEST}+graphs",)
+
+    @property
     def multiplies_16_bits(self) -> bool:
         """Whether the device has instructions for products of bfloat16."""
         return self.device != "cpu" or machine.has_bfloat16()

@@ -24,7 +24,10 @@ def cells(scope: Scope) -> Iterator[Cell]:
             single = dtype == "float32"
             flash = () if single else scope.flash
             fast = ((FASTEST,) if single else scope.narrow) + flash
-            best = (*(wing("torch", how) for how in fast), *(wing("jax", how) for how in (FASTEST, *flash)))
+            best = (
+                *(wing("torch", how) for how in (*fast, *scope.graphs)),
+                *(wing("jax", how) for how in (FASTEST, *flash)),
+            )
             held = kept(scope, **BEST) if single else ()
             best = (*best, *held) if small or not held else held
             # theirs would keep bfloat16 parameters

@@ -46,6 +46,7 @@ UNREAD = {
     "Execution.recurrence": "the same recurrence, some tokens at once",
     "Execution.latent": "the same products in another order",
     "Execution.allocator": "the same work in other memory",
+    "Execution.graphs": "the same kernels, launched at once",
     "Execution.rng": "only training and sampling draw",
 }
 SLOW = ("Execution.compile",)  # PyTorch's compiler takes half a minute
@@ -106,6 +107,8 @@ def _applies(session: Session, key: str) -> bool:
         return any(_device(session, subject) for subject in session.subjects)
     if key == "Execution.allocator":  # chosen when a process starts
         return allocator.is_kept()
+    if key == "Execution.graphs":
+        return session.device != "cpu"
     return not (session.quick and key in SLOW)
 
 

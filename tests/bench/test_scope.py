@@ -36,7 +36,19 @@ def test_large_models_run_in_16_bits_where_the_device_multiplies_them(told, flag
         assert narrow
         for cell in narrow:
             fast = [one.mode for one in cell.contenders if one.wing == "torch" and one.mode.startswith("fast")]
-            assert [mode for mode in fast if mode not in scope.flash] == list(modes), cell.name
+            assert [mode for mode in fast if mode not in (*scope.flash, *scope.graphs)] == list(modes), cell.name
+
+
+@pytest.mark.parametrize(("device", "dtypes"), [("cpu", set()), ("cuda", {"float32", "bfloat16"})])
+def test_pytorchs_launches_are_recorded_on_a_gpu(device, dtypes):
+    """Where JAX compiles a program: in forward passes, training steps and decoding, in both precisions."""
+    for suite in ("forward", "train", "decode"):
+        found = [
+            (one, cell) for cell in SUITES[suite](Scope(device)) for one in cell.contenders if "graphs" in one.mode
+        ]
+        assert {(one.wing, one.mode) for one, _ in found} == ({("torch", "fast+graphs")} if dtypes else set()), suite
+        assert {cell.dtype_of(one) for one, cell in found} == dtypes, suite
+        assert all(one.options["graphs"] == "cuda" for one, _ in found)
 
 
 @pytest.mark.parametrize(("device", "asked"), [("cpu", []), ("cuda", ["torch", "jax"]), ("cuda:1", ["torch", "jax"])])
@@ -68,6 +80,7 @@ def test_decoding_meets_itself_in_both_precisions(device, flags, narrow, monkeyp
         ("jax", "fast", "float32"),
         *(("torch", how, "bfloat16") for how in narrow),
         ("jax", "fast", "bfloat16"),
+        *(("torch", "fast+graphs", own) for own in ("float32", "bfloat16") if device == "cuda"),
     ]
     assert (cell.model, cell.config.num_layers) == ("gpt2-124m", 12)
     assert cell.name.endswith("/both precisions")

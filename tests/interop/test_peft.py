@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from common.adapters import Adapter
 from torch.nn import functional as F
 
 from common import adapters, backend, compare, heads, params
+from common.adapters import Adapter
 from common.config import Execution, GPTConfig
 from common.weights import huggingface
 from common.weights.peft import load_adapter, save_adapter

@@ -36,7 +36,7 @@ def test_honest_wings_pass_and_no_field_is_left_out(torch_alone):
     assert [(row.what, row.note) for row in rows if not row.passed] == []
     assert {(row.what, row.tier) for row in rows} == fields.declared(torch_alone)
     missing = keys() - {row.what.removeprefix("field/") for row in rows}
-    assert missing <= {"Execution.device", "Execution.compile", "Execution.allocator"}
+    assert missing <= {"Execution.device", "Execution.compile", "Execution.allocator", "Execution.graphs"}
     assert len(exhibit.data) == len(rows) == len({row.key for row in rows})
     for entry in exhibit.data:
         assert entry["unread"] or float(entry["change"]) > fields.READ

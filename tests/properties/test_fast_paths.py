@@ -20,6 +20,8 @@ REFUSED = {
     ("torch", "cudnn"),
     ("torch", "pallas"),
     ("jax", "cudnn"),  # on a CPU
+    ("torch", "graphs"),  # likewise
+    ("jax", "graphs"),
 }  # what only the other wing has
 
 

@@ -48,6 +48,7 @@ ONE_SIDED_FILES = {
     "jax_impl/layout.py": "the oracle is not spread",
     "jax_impl/placing.py": "a compiled program is told where arrays lie; PyTorch's tensors know it",
     "jax_impl/plan.py": "PyTorch compiles no program of several devices",
+    "torch_impl/graphs.py": "JAX compiles whole programs",
     "torch_impl/memory.py": "the oracle counts nothing",
     "jax_impl/memory.py": "the oracle counts nothing",
 }
@@ -91,6 +92,7 @@ ONE_SIDED_NAMES = {
     "jax_impl/quantise.py:Bits": "PyTorch's are buffers",
     "common/oracle/layers.py:sigmoid": "the frameworks bring their own",
     "torch_impl/optim.py:fused_adamw": "XLA fuses the plain one",
+    "torch_impl/train.py:clipped_gradients": "JAX compiles whole programs; here a graph ends before the optimizer",
     "torch_impl/generate.py:serve": "the oracle has one precision",
     "torch_impl/generate.py:fill": "the oracle is not timed: nobody continues one cache again and again",
     "torch_impl/generate.py:go_on": "JAX's loop is decode, on the device",
@@ -127,7 +129,7 @@ ONE_SIDED_NAMES = {
 }
 FORCED = {  # arguments that one framework needs and another does not
     "self", "execution", "precision", "reduce", "device", "params", "programs", "model", "rebuild", "block", "dtype",
-    "decoder", "adam", "several",
+    "decoder", "adam", "clipped", "several",
 }  # fmt: skip
 
 

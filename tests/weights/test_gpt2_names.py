@@ -5,11 +5,11 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-from common.adapters import Adapter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common import params
+from common.adapters import Adapter
 from common.config import GPTConfig
 from common.weights import gpt2_names, safetensors_io
 from common.weights.gpt2_names import BOOK, CANONICAL, HF, HF_BARE, OPENAI, SCHEMES

@@ -5,9 +5,9 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-from common.adapters import Adapter
 
 from common import adapters, heads, params
+from common.adapters import Adapter
 from common.config import GPTConfig
 from common.variants import GatedMLP, GroupedQuery
 from common.weights import safetensors_io
