@@ -7,6 +7,7 @@ from jax.experimental import multihost_utils
 from common import layout as layouts
 from common import params as parameters
 from common.errors import UserError
+from common.preference import Pairs
 
 from .backend import JaxModel, _numpy, _recipe
 from .placing import Places, mesh_of
@@ -44,9 +45,15 @@ class SpreadModel(JaxModel):
         return jax.make_array_from_callback(array.shape, self.where.of(name, array.shape), array.__getitem__)
 
     def _batch(self, array):
-        """Every process has the whole batch, and hands on the rows of its devices."""
+        """Every process has the whole batch, and hands on the rows of its devices; of pairs XLA finds those of both."""
+        if isinstance(array, Pairs):
+            reference = np.asarray(array.reference, dtype(self.execution.precision.reduce))
+            return Pairs(self._batch(array.labels), self._batch(reference[..., None])[..., 0], array.preference)
         rows = self.where.rows(array.ndim, array.shape[-2])
         return jax.make_array_from_callback(array.shape, rows, array.__getitem__)
+
+    def _host(self, array):
+        return _whole(array)
 
     def _named(self, arrays):
         return self.programs.unfold({name: _whole(value) for name, value in arrays.items()})
@@ -66,7 +73,10 @@ class SpreadModel(JaxModel):
     def _nothing(self):
         """Zeros for what the optimizer remembers, made where they lie."""
         turned, found = parameters.turned(self.config, self.train.optimizer), {}
+        trained = self.programs.trained(self.train)
         for name, p in self.params.items():
+            if not trained[name]:
+                continue
             for slot in ("momentum",) if name in turned else ("exp_avg", "exp_avg_sq"):
                 where = self.where.of(name, p.shape)
                 zeros = np.zeros(where.shard_shape(p.shape), p.dtype)
@@ -79,17 +89,25 @@ class SpreadModel(JaxModel):
         """The model in this process alone, with the weights of now."""
         return JaxModel(self.config, self.weights(), self.execution.with_(layout=""), self.device)
 
+    def base(self):
+        return self.whole().base()
+
+    def _serving(self):
+        """The whole model of now, put together once between steps of training."""
+        self.served = self.served or self.whole()
+        return self.served
+
     def forward(self, ids, positions=None, taps=()):
-        return self.whole().forward(ids, positions, taps)
+        return self._serving().forward(ids, positions, taps)
 
     def component(self, path, inputs, cotangent):
         return self.whole().component(path, inputs, cotangent)
 
     def stream(self, prompts, sampling):
-        yield from self.whole().stream(prompts, sampling)
+        yield from self._serving().stream(prompts, sampling)
 
     def generate(self, prompts, sampling):
-        return self.whole().generate(prompts, sampling)
+        return self._serving().generate(prompts, sampling)
 
     def new_cache(self, batch, capacity):
         raise UserError("A model in a layout has no caches; take its weights into a model without one.")

@@ -19,6 +19,7 @@ from common import backend as door
 from common import layout as layouts
 from common import params as parameters
 from common.errors import UserError
+from common.preference import Pairs
 
 from . import rng
 from .backend import TorchModel, _numpy, loss_sum
@@ -87,12 +88,16 @@ class SpreadModel(TorchModel):
         with torch.no_grad():
             for name, array in weights.items():
                 _local(own[name]).copy_(_part_of(self._own(array), own[name]))
+        self._gather()
+
+    def _gather(self):
+        """Have DDP add the gradients of what is trained, where batches alone are cut."""
         if self.layout.data > 1 and self.layout.shard == self.layout.tensor == 1:
             unused = any(entry.kind == "sparse" for entry in self.config.attention)
             unused |= any(getattr(entry, "choice_bias", False) for entry in self.config.feed_forward)
             group = self.mesh.get_group("data")
             self.engine = DistributedDataParallel(
-                self.engine, process_group=group, find_unused_parameters=unused, gradient_as_bucket_view=True
+                Network(self.net), process_group=group, find_unused_parameters=unused, gradient_as_bucket_view=True
             )
 
     # --- rows of a batch ---
@@ -120,7 +125,7 @@ class SpreadModel(TorchModel):
     # --- training ---
 
     def _loss_sum(self, ids, targets, positions):
-        dealt = len(ids) % self.layout.rows == 0
+        dealt = _units(ids, targets, 0) % self.layout.rows == 0
         own, _ = self._rows([ids, targets], 0) if dealt else ([self._put(ids), self._put(targets)], 0)
         with torch.no_grad():
             total = self.engine(loss_sum, *own, self._places(positions))
@@ -130,8 +135,10 @@ class SpreadModel(TorchModel):
 
     def _gradients(self, inputs, targets, positions, count, key):
         """(mean loss, gradients cut like parameters) over micro-batches of whole batches."""
-        if inputs.shape[1] % self.layout.rows:
-            raise UserError(f"{inputs.shape[1]} rows cannot be dealt out equally to {self.layout.rows} processes.")
+        if _units(inputs, targets, 1) % self.layout.rows:
+            what = "pairs" if isinstance(targets, Pairs) else "rows"
+            told = f"{_units(inputs, targets, 1)} {what}"
+            raise UserError(f"{told} cannot be dealt out equally to {self.layout.rows} processes.")
         (inputs, targets), first = self._rows([inputs, targets], 1)
         places, shares = self._places(positions), 0.0
         averaged = isinstance(self.engine, DistributedDataParallel)
@@ -143,7 +150,7 @@ class SpreadModel(TorchModel):
                 share = self.engine(objective, inputs_BT, targets_BT, places, count / scale, own)
                 share.backward()
             shares = shares + share.detach() / scale
-        own = dict(self.net.named_parameters())
+        own = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
         grads = {name: torch.zeros_like(p) if p.grad is None else _added(p.grad, p) for name, p in own.items()}
         for p in own.values():
             p.grad = None
@@ -151,7 +158,11 @@ class SpreadModel(TorchModel):
 
     def start_training(self, train, slots=None, step=0):
         self.layout.check(self.config, train)
-        own = dict(self.net.named_parameters())
+        self.trained = parameters.trained(self.config, train)
+        for name, p in self.net.named_parameters():
+            p.requires_grad_(self.trained[name])
+        self._gather()
+        own = {name: p for name, p in self.net.named_parameters() if self.trained[name]}
         self.train, self.step, self.decays = train, step, door.decays(self.config, train)
         self.slots = empty_slots(own, parameters.turned(self.config, train.optimizer))
         if slots is not None:
@@ -169,8 +180,10 @@ class SpreadModel(TorchModel):
                 scale = torch.clamp(limit / (norm + 1e-6), max=1.0)
                 for grad in grads.values():
                     _local(grad).mul_(scale)
-            self._move(dict(self.net.named_parameters()), grads, self.train.adam_scalars(self.step))
+            own = {name: p for name, p in self.net.named_parameters() if name in grads}
+            self._move(own, grads, self.train.adam_scalars(self.step))
         self.step += 1
+        self.served = None
         return loss, norm
 
     def _norm(self, grads):
@@ -206,17 +219,28 @@ class SpreadModel(TorchModel):
         """The model in this process alone, with the weights of now."""
         return TorchModel(self.config, self.weights(), self.execution.with_(layout=""))
 
+    def base(self):
+        return self.whole().base()
+
+    def _serving(self):
+        """The whole model of now, put together once between steps of training."""
+        self.served = self.served or self.whole()
+        return self.served
+
+    def log_probs(self, ids, targets):
+        return self._serving().log_probs(ids, targets)
+
     def forward(self, ids, positions=None, taps=()):
-        return self.whole().forward(ids, positions, taps)
+        return self._serving().forward(ids, positions, taps)
 
     def component(self, path, inputs, cotangent):
         return self.whole().component(path, inputs, cotangent)
 
     def stream(self, prompts, sampling):
-        yield from self.whole().stream(prompts, sampling)
+        yield from self._serving().stream(prompts, sampling)
 
     def generate(self, prompts, sampling):
-        return self.whole().generate(prompts, sampling)
+        return self._serving().generate(prompts, sampling)
 
     def new_cache(self, batch, capacity):
         raise UserError("A model in a layout has no caches; take its weights into a model without one.")
@@ -238,6 +262,8 @@ def _refuse(config, execution, layout):
         raise UserError("An indexer's loss is a mean over all rows; in PyTorch a layout cannot cut them (data, shard).")
     if layout.tensor > 1 and config.dropout_attn:
         raise UserError("Dropout on attention weights is drawn for all heads; with tensor > 1 it must be 0 in PyTorch.")
+    if layout.tensor > 1 and config.adapters:
+        raise UserError("Tensor parallelism cuts no matrices with adapters in PyTorch; merge them, or leave it out.")
     if execution.rng == "native":
         raise UserError("PyTorch's own generator draws the same for the rows of every process; leave out rng='native'.")
     if execution.compile:
@@ -246,6 +272,11 @@ def _refuse(config, execution, layout):
         raise UserError(
             f"projections={execution.projections!r} reads matrices that tensor parallelism cuts; leave it out."
         )
+
+
+def _units(inputs, targets, axis):
+    """What of a batch is dealt out: rows, or pairs of them."""
+    return inputs.shape[axis] // 2 if isinstance(targets, Pairs) else inputs.shape[axis]
 
 
 def _mesh(layout, execution):

@@ -1,7 +1,7 @@
 """A process of a run that is spread over several: trains, and says how far it is from a run in one process.
 
-`python follow.py SETTINGS`, a JSON object: backend, config, train, execution, steps, context. The first process prints
-the largest errors, relative to the largest number of what is compared.
+`python follow.py SETTINGS`, a JSON object: backend, config, train, execution, steps, length, and the preference that is
+learned, or none. The first process prints the largest errors, relative to the largest number of what is compared.
 """
 
 import json
@@ -13,32 +13,38 @@ from common import backend as door
 from common import params
 from common.accounting import spread
 from common.config import Execution, SamplingConfig, TrainConfig, model_from_dict
+from common.preference import Pairs, Preference
 
 NOISE = 1e-10  # of the largest average of a parameter's gradient
 
 
-def batch(config, train, length, step):
+def batch(config, train, length, step, preference=None):
     rng = np.random.default_rng(step)
-    shape = train.accumulate, train.batch_size, length + 1
+    shape = train.accumulate, train.batch_size * (2 if preference else 1), length + 1
     ids = rng.integers(0, config.vocab_size, shape, dtype=np.int32)
-    targets = ids[..., 1:].copy()
+    targets = ids[..., 1:] % config.outputs
     targets[:, 0, : length // 3] = door.IGNORED  # rows count differently
+    if preference is not None:
+        targets = Pairs(targets, -rng.uniform(20, 40, targets.shape[:-1]), preference)
     return ids[..., :-1], targets
 
 
-def trained(backend, config, execution, train, steps, length):
+def trained(backend, config, execution, train, steps, length, preference):
     model = backend.build(config, params.randomise(config, 3), execution)
     model.start_training(train)
     told = []
     for step in range(steps):
-        result = model.train_step(*batch(config, train, length, step))
+        result = model.train_step(*batch(config, train, length, step, preference))
         told += [result.loss, result.grad_norm]
-    inputs, targets = batch(config, train, length, 99)
+    inputs, targets = batch(config, train, length, 99, preference)
     found = {"told": np.array(told), "held out": np.array(model.loss(inputs[0], targets[0]))}
     found |= {f"weight {name}": value for name, value in model.weights().items()}
     found |= {f"slot {name}": value for name, value in model.optimizer_slots().items()}
-    more = model.gradients(*batch(config, train, length, 7), (5, 2))
-    found |= {f"grad {name}": value for name, value in more.grads.items()}
+    asked = inputs[0], getattr(targets, "labels", targets)[0]
+    found["held out log-probabilities"] = model.log_probs(*asked)[0]
+    more = model.gradients(*batch(config, train, length, 7, preference), (5, 2))
+    chosen = params.trained(config, train)
+    found |= {f"grad {name}": value for name, value in more.grads.items() if chosen[name]}
     return model, found
 
 
@@ -46,12 +52,14 @@ def main(asked):
     config, train = model_from_dict(asked["config"]), TrainConfig.from_dict(asked["train"])
     execution = Execution.from_dict(asked["execution"])
     backend = door.load(asked["backend"])
-    model, found = trained(backend, config, execution, train, asked["steps"], asked["length"])
+    preference = None if asked.get("preference") is None else Preference.from_dict(asked["preference"])
+    rest = train, asked["steps"], asked["length"], preference
+    model, found = trained(backend, config, execution, *rest)
     leads = model.leads
     held = sum(np.prod(shape) for shape in model.local_shapes().values()) * np.dtype(execution.dtype).itemsize
     own = spread.share(config, execution.spread, train, asked["length"], execution.dtype)
-    sample = model.generate([[1, 2, 3]], SamplingConfig(max_new_tokens=4))
-    _, due = trained(backend, config, execution.with_(layout=""), train, asked["steps"], asked["length"])
+    sample = model.generate([[1, 2, 3]], SamplingConfig(max_new_tokens=4)) if config.num_labels is None else []
+    _, due = trained(backend, config, execution.with_(layout=""), *rest)
     errors: dict[str, float] = {}
     dead = {name for name, one in params.table(config).items() if one.dead}
     assert found.keys() == due.keys()

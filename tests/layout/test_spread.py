@@ -48,7 +48,7 @@ def environment(**more):
     return found | {name: value for name, value in more.items() if name == "XLA_FLAGS"}
 
 
-def follow(backend, layout, processes=1, *, model=None, execution=None, train=None, dtype="float64"):
+def follow(backend, layout, processes=1, *, model=None, execution=None, train=None, dtype="float64", preference=None):
     """Run it; what the first process says."""
     settings = {"steps": 5, "batch_size": 4, "accumulate": 2, "warmup_steps": 1, "learning_rate": 0.01, **(train or {})}
     asked = {
@@ -58,6 +58,7 @@ def follow(backend, layout, processes=1, *, model=None, execution=None, train=No
         "execution": {"dtype": dtype, "layout": layout, **(execution or {})},
         "steps": 3,
         "length": 12,
+        "preference": preference,
     }
     sizes = [int(part.split("=")[1]) for part in layout.split(",")]
     devices = 1
@@ -120,6 +121,31 @@ def test_pytorchs_fast_forms_follow_one_in_float32(layout, train):
     check(follow("torch", layout, processes, execution=FAST["torch"], train=train, dtype="float32"), SINGLE)
 
 
+LORA = {"adapters": [{"targets": ["*.q_proj", "*.down_proj"], "rank": 4, "alpha": 6.0, "dropout": 0.2}], **DROPPING}
+DORA = {"adapters": [{"targets": ["*"], "rank": 4, "dora": True}], "tie_embeddings": False}
+LABELS = {"num_labels": 3, "pooling": "mean", "causal": False}
+LAST = {"trained": ["model.layers.1.*", "model.norm.*", "score.*"]}
+TUNING = {
+    "lora data=2": ("data=2", LORA, {}, None),
+    "dora shard=2": ("shard=2", DORA, {}, None),
+    "labels data=2": ("data=2", LABELS, LAST, None),
+    "labels shard=2": ("shard=2", LABELS, LAST, None),
+    "pairs data=2": ("data=2", LORA, {}, {"loss": "dpo"}),
+    "pairs shard=2": ("shard=2", {}, {}, {"loss": "simpo", "beta": 2.0}),
+}
+
+
+@pytest.mark.full_for("dora", "labels", "shard=2", "torch-lora")
+@pytest.mark.parametrize("name", TUNING)
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_fine_tuning_follows_one(backend, name):
+    layout, model, train, preference = TUNING[name]
+    processes = 2 if backend == "torch" else 1
+    found = follow(backend, layout, processes, model=model, train=train, preference=preference)
+    assert set(found["errors"]) == {"told", "held", "weight", "slot", "grad"}
+    assert max(found["errors"].values()) < EXACT, found["errors"]
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("layout", "model", "execution", "train"),
@@ -160,6 +186,10 @@ def test_two_processes_of_jax_follow_one(layout):
             "torch", "data=2",
             {"feed_forward": [{"kind": "mixture_of_experts", "num_experts": 4, "top_k": 2, "balance": 0.1}]}, {},
             "A balance loss is of all rows",
+        ),
+        (
+            "torch", "tensor=2", {"adapters": [{"targets": ["*.q_proj"]}]}, {},
+            "Tensor parallelism cuts no matrices with adapters",
         ),
         ("jax", "data=64", {}, {}, "needs 64 devices, and JAX sees"),
         ("jax", "data=2", {}, {"rng": "native"}, "rng='native' is for one device"),
