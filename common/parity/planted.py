@@ -136,13 +136,14 @@ def loaded(made: World, name: str) -> Backend:
 def load_mutants(folder: Path = FOLDER) -> dict[str, Mutant]:
     """All mutants of a folder by id, equivalent ones included."""
     found: dict[str, Mutant] = {}
+    known = (COMMON, *door.names())
     for path in sorted(folder.glob("*.toml")):
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except tomllib.TOMLDecodeError as error:
             raise UserError(f"{path.name} is no TOML: {error}.") from error
         for entry in table.get("mutant", []):
-            mutant = _read(entry, table.get("component", path.stem), path.name)
+            mutant = _read(entry, table.get("component", path.stem), path.name, known)
             if mutant.id in found:
                 raise UserError(f"{path.name} has a second mutant {mutant.id!r}; ids must differ.")
             found[mutant.id] = mutant
@@ -163,13 +164,15 @@ def check(mutant: Mutant) -> list[str]:
     return faults
 
 
-def _read(entry: Mapping[str, Any], component: str, where: str) -> Mutant:
-    """A mutant from its table. `file`, `find` and `replace` of the mutant itself are the default of all its places."""
+def _read(entry: Mapping[str, Any], component: str, where: str, known: tuple[str, ...]) -> Mutant:
+    """A mutant from its table. `file`, `find` and `replace` of the mutant itself are the default of all its places,
+    whose names must be known.
+    """
     name = entry.get("id", "?")
     places = {key: value for key, value in entry.items() if key not in FIELDS}
     for place in places:
-        if place not in (COMMON, *door.names()):
-            raise unknown(f"place or field of mutant {name!r} in {where}", place, (COMMON, *door.names(), *FIELDS))
+        if place not in known:
+            raise unknown(f"place or field of mutant {name!r} in {where}", place, (*known, *FIELDS))
     default = {key: entry[key] for key in ("file", "find", "replace") if key in entry}
     try:
         edits = {
