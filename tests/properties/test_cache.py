@@ -44,7 +44,7 @@ def test_any_split(cuts, seed, case, case_model, late):
 
 
 @settings(max_examples=8, deadline=None)
-@example(slots=[set(range(SHORT - 3, SHORT)), set(range(SHORT))], split=4, filler=1, seed=0)  # padding on the left
+@example(slots=[set(range(SHORT - 4, SHORT)), set(range(SHORT))], split=4, filler=1, seed=0)  # padding on the left
 @example(slots=[set(range(3)), set(range(SHORT))], split=3, filler=1, seed=0)  # on the right
 @example(slots=[{5}, set()], split=3, filler=0, seed=0)  # a row of nothing but padding
 @given(
@@ -56,7 +56,7 @@ def test_any_split(cuts, seed, case, case_model, late):
 def test_a_padded_batch_equals_its_rows(slots, split, filler, seed, case, case_model, row_by_row, late):
     """Rows padded anywhere, in one forward and through a cache in two parts, equal each row alone.
 
-    What stands in the padding changes no bit.
+    What stands in the padding changes no bit. JAX takes halves, so that it compiles one length of a part.
     """
     tokens, places = late(case, 2, SHORT, seed)
     ids, positions = np.zeros((2, SHORT), np.int32), np.full((2, SHORT), -1, np.int32)
@@ -70,7 +70,8 @@ def test_a_padded_batch_equals_its_rows(slots, split, filler, seed, case, case_m
         model = case_model(name, case, **row_by_row(name, case))
         whole = model.forward(ids, positions).logits
         cache = model.new_cache(2, CAPACITY)
-        parts = [model.extend(cache, ids[:, p], positions[:, p]) for p in (slice(split), slice(split, SHORT))]
+        at = SHORT // 2 if name == "jax" else split
+        parts = [model.extend(cache, ids[:, p], positions[:, p]) for p in (slice(at), slice(at, SHORT))]
         other = model.forward(np.where(positions < 0, filler % case.config.vocab_size, ids), positions).logits
         np.testing.assert_array_equal(other[positions >= 0], whole[positions >= 0])
         for got in (whole, np.concatenate(parts, axis=1)):
@@ -84,11 +85,11 @@ def test_a_write_past_the_end_is_refused_and_the_cache_lives_on(model_of, tokens
     """Also: the last slot can be used, one more cannot."""
     model, ids = model_of(name), tokens(2, 10)
     cache = model.new_cache(2, CAPACITY)
-    parts = [model.extend(cache, ids[:, :7])]
-    with pytest.raises(UserError, match="holds 7 of 10 tokens; 4 more do not fit"):
-        model.extend(cache, ids[:, :4])
-    assert cache.used == 7
-    parts += [model.extend(cache, ids[:, 7:9]), model.extend(cache, ids[:, 9:])]
+    parts = [model.extend(cache, ids[:, :5])]
+    with pytest.raises(UserError, match="holds 5 of 10 tokens; 6 more do not fit"):
+        model.extend(cache, ids[:, :6])
+    assert cache.used == 5
+    parts += [model.extend(cache, ids[:, a:b]) for a, b in ((5, 8), (8, 9), (9, 10))]
     close(np.concatenate(parts, axis=1), model.forward(ids).logits)
     with pytest.raises(UserError, match="holds 10 of 10"):
         model.extend(cache, ids[:, :1])

@@ -45,8 +45,8 @@ def through_cache(model, ids, positions, chunk):
     return np.concatenate([model.extend(cache, ids[:, p], positions[:, p]) for p in parts], axis=1)
 
 
-@pytest.mark.full_for("jax-4")
-@pytest.mark.parametrize("chunk", [LENGTH, 4, 1])
+@pytest.mark.full_for("jax-6", "jax-4", "jax-1")  # halves are both inside of a chunk and after another one
+@pytest.mark.parametrize("chunk", [LENGTH, 4, LENGTH // 2, 1])
 def test_through_the_cache(case, case_model, row_by_row, late, name, chunk):
     """A chunk in a cache must be causal inside itself too, and may not see empty slots."""
     model, (ids, positions) = case_model(name, case, **row_by_row(name, case)), late(case, 2, LENGTH)

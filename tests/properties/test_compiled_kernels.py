@@ -188,10 +188,11 @@ def test_small_heads_are_refused_on_a_gpu(small, wing, kernel):
         compiled_of(wing).CompiledAttention(config, MultiHead(), execution)
 
 
-def test_flex_attention_refuses_gradients_on_a_cpu(model_of, small, tokens):
-    """And computes as before afterwards."""
-    model, (ids, targets) = model_of("torch", dtype="float32", attention="flex"), tokens(2, 2, 8)
-    before, ones = model.forward(ids).logits, np.ones((2, 8, small.embed_dim))
+def test_flex_attention_refuses_gradients_on_a_cpu(model_of):
+    """And computes as before afterwards. With model and shape of what is compiled above."""
+    model = model_of("torch", LONG, "float32", attention="flex", device="cpu")
+    ids, targets = np.random.default_rng(6).integers(0, LONG.vocab_size, (2, 3, 6)).astype(np.int32)
+    before, ones = model.forward(ids).logits, np.ones((3, 6, LONG.embed_dim))
     for attempt in (
         lambda: model.gradients(ids, targets),
         lambda: model.component("model.layers.0.self_attn", ones, ones),
