@@ -26,7 +26,7 @@ def pytest_generate_tests(metafunc):
             and cell.dtype_of(one) == "float32"
             and not (SLOW & set(one.mode.split("+")))
             and not cell.axis
-            and not (one.lower_bound and cell.task == "train")
+            and not ((one.lower_bound or one.mode == "scan") and cell.task == "train")
         )
         slow = not (option.parallax_run or quick)
         marks = [pytest.mark.full] if slow else []

@@ -24,6 +24,7 @@ def test_the_cache(wing, dtype):
         assert cache.nbytes == memory.kv_cache(config, batch, slots, dtype)
 
 
+@pytest.mark.full_for("jax-float64")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 def test_parameters_gradients_and_averages(wing, dtype):

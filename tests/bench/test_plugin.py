@@ -91,6 +91,7 @@ def test_without_the_flag_every_task_is_checked_and_none_is_timed(call, tmp_path
     assert (measured(tmp_path), runs(tmp_path)) == ([], [])
 
 
+@pytest.mark.full_for("words1", "words2")
 @pytest.mark.parametrize(("words", "due"), [
     (("--benchmark-device=cuda:99",), "There is no GPU 'cuda:99' here"),
     (("--benchmark-device=tpu",), "Unknown device 'tpu'"),

@@ -252,7 +252,7 @@ def test_a_second_run_in_the_same_folder_is_refused(call, tmp_path, weights, tex
     assert "leave out --learning-rate" in err
 
 
-@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.full)])
 def test_an_interrupted_run_loses_nothing(call, tmp_path, weights, text, monkeypatch, backend):
     """Ctrl-C in the middle of a step: the step is finished, saved, and the resumed run equals an unbroken one."""
     asked = ["--weights", weights, "--data", text, "--steps", 6, "--backend", backend, *FAST]

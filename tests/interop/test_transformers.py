@@ -138,6 +138,7 @@ def test_logits_and_loss_in_float64(case, built, wing):
     assert model.loss(case.ids, case.targets) == pytest.approx(case.loss, rel=1e-12)
 
 
+@pytest.mark.full_for("float32-1e-05-jax")
 @pytest.mark.parametrize("wing", WINGS)
 @pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-10), ("float32", 1e-5)])
 def test_every_gradient(case, built, wing, dtype, bound):
@@ -152,6 +153,7 @@ def test_every_gradient(case, built, wing, dtype, bound):
             assert compare.difference(name, got.grads[name], case.grads[name]).relative < bound, name
 
 
+@pytest.mark.full_for("untied-exact gelu-jax")
 @pytest.mark.parametrize("wing", WINGS)
 def test_logits_and_loss_in_float32(case, built, wing):
     model = built(case, wing, "float32")

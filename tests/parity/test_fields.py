@@ -84,7 +84,7 @@ class Deaf:
         ("GPTConfig.dropout_attn", 0.0),
         ("GPTConfig.context_length", 16),
         ("TrainConfig.beta2", probes.TRAIN.beta2),
-        ("TrainConfig.final_rate", probes.TRAIN.final_rate),
+        pytest.param("TrainConfig.final_rate", probes.TRAIN.final_rate, marks=pytest.mark.full),
         ("TrainConfig.decay", "matrices"),
         ("SamplingConfig.top_k", None),
         ("SamplingConfig.overflow", "error"),

@@ -65,7 +65,7 @@ def check_training(models, ids):
 
 
 @pytest.mark.full_for(
-    "untied", "wide", "dropout", "muon", "latent", "sparse", "experts", "balance", "sharing", "today", "hybrid"
+    "untied", "wide", "dropout", "muon", "latent", "sparse", "experts", "balance", "sharing", "today", "hybrid", "long"
 )
 def test_forward_and_cache_by_scan(case, case_model, late):
     plain, scan = (case_model("jax", case, layers=layers) for layers in ("loop", "scan"))

@@ -62,7 +62,7 @@ def test_another_kernel_is_as_accurate_as_the_plain_one(model_of, batch, truth, 
     two_sided(other, plain, compare.UNIT_ROUNDOFF[dtype] * compare.rms(truth))
 
 
-@pytest.mark.full_for("jax-bfloat16-loop", "jax-bfloat16-m", "jax-bfloat16-blockwise", "jax-float32")
+@pytest.mark.full_for("jax")  # test_implementations.py holds JAX's fused attention, gradients too, to the plain one
 @pytest.mark.parametrize("kernel", OTHERS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gradients_of_another_kernel_are_as_accurate(model_of, tokens, small, wing, dtype, kernel):

@@ -14,6 +14,7 @@ from common.weights.grow import grown
 SENTENCE = "Sample text with MyNewToken_1 and MyNewToken_2. <|endoftext|>"
 
 
+@pytest.mark.full_for("untied-jax")
 @pytest.mark.parametrize("wing", ["numpy", "torch", "jax"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_old_rows_and_logits_stay_to_the_bit(wing, tied):
