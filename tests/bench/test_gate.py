@@ -60,7 +60,7 @@ def test_a_forward_pass_that_forgets_a_vector_is_refused(forgotten):
     assert verdict.error > 10 * verdict.bound
 
 
-@pytest.mark.full_for("mode1-torch")
+@pytest.mark.full_for("mode0-jax", "mode1-torch")
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 @pytest.mark.parametrize("mode", [{}, {"decode": "streamed"}])
 def test_a_filled_cache_is_continued_as_often_as_one_likes(wing, mode):

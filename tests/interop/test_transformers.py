@@ -153,7 +153,7 @@ def test_every_gradient(case, built, wing, dtype, bound):
             assert compare.difference(name, got.grads[name], case.grads[name]).relative < bound, name
 
 
-@pytest.mark.full_for("untied-exact gelu-jax")
+@pytest.mark.full_for("jax")  # in float32 tests/diverge/test_honest_pairs.py compares it with their folder
 @pytest.mark.parametrize("wing", WINGS)
 def test_logits_and_loss_in_float32(case, built, wing):
     model = built(case, wing, "float32")

@@ -43,6 +43,7 @@ def unequal():
     return ids, targets
 
 
+@pytest.mark.full_for("jax")  # its steps over unequal micro-batches are the oracle's: C2 in tests/parity/test_cases.py
 @pytest.mark.parametrize("counted", [(6, 2), (4, 0)])
 def test_micro_batches_with_unequal_counts_equal_one_batch(costly_case, case_model, late, wing, counted):
     """The sum of losses divided by their common number, not the mean of two means."""
@@ -166,6 +167,7 @@ def check_resumed(wing, case, dtype, build, late):
             np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
+@pytest.mark.full_for("jax")  # C5 in tests/parity/test_trajectories.py, and tests/cli/test_commands.py with dropout
 def test_saved_and_continued_is_straight_on_to_the_bit(costly_case, fresh_case_model, late, wing):
     """Within a wing, with every dropout that the model has."""
     check_resumed(wing, costly_case, "float32", fresh_case_model, late)
