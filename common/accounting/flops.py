@@ -7,8 +7,9 @@ their sums; whoever publishes a rate says which one it is. Source: PaLM (Chowdhe
 
 from collections.abc import Callable, Mapping
 
-from common.accounting.parts import entry, holder, kind, rules_under
-from common.accounting.work import FEED_FORWARD, HEAD, Component, Work
+from common.accounting.parts import HEADS, entry, holder, kind, low_rank, rules_under
+from common.accounting.work import ADAPTERS, FEED_FORWARD, HEAD, ROW_NORMS, Component, Work
+from common.adapters import PARTS
 from common.backend import pick
 from common.config import ModelConfig
 from common.errors import unknown
@@ -25,8 +26,13 @@ def _nothing(config: ModelConfig, path: str, work: Work, own: Mapping[str, Param
     return {}
 
 
+def _tokens(path: str, work: Work) -> int:
+    """How many vectors a linear map is given."""
+    return work.predicted if kind(path) in HEADS else work.tokens
+
+
 def _linear(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
-    tokens = work.predicted if kind(path) == "lm_head" else work.tokens
+    tokens = _tokens(path, work)
     layer = holder(config, path)
     component = HEAD if layer is None else layer.component(kind(path))
     return {component: 2 * tokens * own["weight"].size}
@@ -43,6 +49,15 @@ def _experts(config: ModelConfig, path: str, work: Work, own: Mapping[str, Param
     return {FEED_FORWARD: 2 * work.tokens * chosen * sum(p.size // p.shape[0] for p in matrices)}
 
 
+def _low_rank(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
+    """A and B multiply what the map gets; DoRA multiplies them by each other once a call, however many tokens there
+    are, and nothing flows back through that."""
+    changed, (out_dim, in_dim), adapter = low_rank(config, path)
+    if kind(path.rpartition(".")[0]) == PARTS[2]:
+        return {ROW_NORMS: 2 * out_dim * adapter.rank * in_dim}
+    return {ADAPTERS: 2 * _tokens(changed, work) * own["weight"].size}
+
+
 def _tied_head(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
     """A tied head has no parameters of its own, but the whole model multiplies by the token table."""
     return {HEAD: 2 * work.predicted * config.embed_dim * config.vocab_size} if config.tied else {}
@@ -51,6 +66,8 @@ def _tied_head(config: ModelConfig, path: str, work: Work, own: Mapping[str, Par
 RULES: dict[str, Rule] = {
     "": _tied_head,
     **dict.fromkeys(("model", "layers", "layers.#", "embedding", "layer_norm", "rms_norm"), _nothing),
+    **dict.fromkeys(PARTS, _nothing),
+    "lora": _low_rank,
     "self_attn": _entry,
     "mlp": _entry,
     **dict.fromkeys(("linear", "router"), _linear),
@@ -61,7 +78,7 @@ RULES: dict[str, Rule] = {
 
 def components(config: ModelConfig) -> dict[str, Component]:
     """What a model's products count as, in order: as its layers have them, what one kind alone has behind what it
-    follows there; then the head."""
+    follows there; then the head, and adapters."""
     found: list[Component] = []
     for layer in (*config.attention, *config.feed_forward):
         at = len(found)
@@ -72,7 +89,8 @@ def components(config: ModelConfig) -> dict[str, Component]:
             else:
                 found.insert(at, own)
             at += 1
-    return {one.name: one for one in (*found, Component(HEAD))}
+    more = [Component(HEAD), *([Component(ADAPTERS), Component(ROW_NORMS, backward=0)] if config.adapters else [])]
+    return {one.name: one for one in (*found, *more)}
 
 
 def _count(config: ModelConfig, path: str, work: Work) -> dict[str, int]:
