@@ -7,12 +7,13 @@ their sums; whoever publishes a rate says which one it is. Source: PaLM (Chowdhe
 
 from collections.abc import Callable, Mapping
 
+from common.accounting.flow import Flow
 from common.accounting.parts import HEADS, entry, holder, kind, low_rank, rules_under
 from common.accounting.work import ADAPTERS, FEED_FORWARD, HEAD, ROW_NORMS, Component, Work
 from common.adapters import PARTS
 from common.backend import pick
 from common.config import ModelConfig
-from common.errors import unknown
+from common.errors import UserError, unknown
 from common.params import Parameter
 
 KERNELS = ("plain", "loop", "blockwise", "fused", "masked", "checkpointed")  # of training; the last one: of blocks
@@ -93,11 +94,13 @@ def components(config: ModelConfig) -> dict[str, Component]:
     return {one.name: one for one in (*found, *more)}
 
 
-def _count(config: ModelConfig, path: str, work: Work) -> dict[str, int]:
+def _count(config: ModelConfig, path: str, work: Work, times: Callable | None = None) -> dict[str, int]:
+    """By component; `times(module, its parameters, component)` is how often each product is made, None: once."""
     found: dict[str, int] = {}
     for module, rule, own in rules_under(config, path, RULES, "common/accounting/flops.py"):
         for component, flops in rule(config, module, work, own).items():
-            found[component] = found.get(component, 0) + flops
+            made = flops if times is None else round(times(module, own, component) * flops)
+            found[component] = found.get(component, 0) + made
     order = [*components(config), *found]  # what no layer declares comes last
     return {name: found[name] for name in sorted(found, key=order.index)}
 
@@ -121,17 +124,59 @@ def training(
     path: str = "",
     attention: str = "plain",
     forms: Forms = PLAIN,
+    trained: Mapping[str, bool] | None = None,
 ) -> dict[str, int]:
     """FLOPs of forward and backward: every product again for its input and for its weight, so three times forward.
 
     `attention="fused"` is a kernel that computes its scores again on the way back: 3.5 times forward for these;
-    "checkpointed" blocks compute attention again, 4 times.
+    "checkpointed" blocks compute attention again, 4 times. `trained` says by name which parameters are
+    (`params.trained`), if not all: a frozen matrix has no gradient, and none flows below the first trained parameter.
+    In JAX's scan (and so in checkpointed blocks) it flows through all layers: that has no closed form then.
     """
     if attention not in KERNELS:
         raise unknown("attention kernel", attention, KERNELS)
+    if trained is not None and not all(trained.values()):
+        return _training_a_part(
+            config, Work(batch, length, length, batch * length, causal, forms=forms), path, attention, trained
+        )
     declared, parts = components(config), forward(config, batch, length, causal, path, forms)
     halves = {name: declared.get(name, Component(name)).halves(attention) for name in parts}
     return {name: halves[name] * flops // 2 for name, flops in parts.items()}
+
+
+def _training_a_part(
+    config: ModelConfig, work: Work, path: str, attention: str, trained: Mapping[str, bool]
+) -> dict[str, int]:
+    if attention == "checkpointed":
+        raise UserError("Checkpointed blocks of which a part is trained have no closed form of their products.")
+    declared, flow = components(config), Flow(config, trained)
+
+    def times(module: str, own: Mapping[str, Parameter], component: str) -> float:
+        """Forward, and on the way back for the input and for the matrix."""
+        kind_of, weight = declared.get(component, Component(component)), f"{module}.weight"
+        part = next(iter(own.values())).part if own else None
+        if part == "lora":
+            return 1 + _back_low_rank(config, flow, module, trained)
+        if part in ("linear", "router"):
+            inputs = flow.inputs[module] if kind_of.backward == 2 else 0
+            return 1 + (inputs + trained[weight] if kind_of.backward else 0)
+        if part == "experts":
+            return 1 + flow.inputs[module] + any(trained[f"{module}.{name}"] for name in own)
+        if not module:
+            return 1 + flow.inputs[""] + trained["model.embed_tokens.weight"]
+        if kind(module) == "self_attn" and kind_of.again.get(attention):  # the whole kernel, or nothing
+            return kind_of.halves(attention) / 2 if flow.back[module] else 1
+        return 1 + flow.back[module] * kind_of.backward / 2
+
+    return _count(config, path, work, times)
+
+
+def _back_low_rank(config: ModelConfig, flow: Flow, path: str, trained: Mapping[str, bool]) -> int:
+    """Products on the way back for one of A and B: for the matrix, and for what it is given. None for row norms."""
+    changed, part, name = path.rsplit(".", 2)
+    x, a = flow.inputs[changed], trained[f"{changed}.{PARTS[0]}.{name}.weight"]
+    inputs = {PARTS[0]: x, PARTS[1]: x or a}
+    return inputs[part] + trained[f"{path}.weight"] if part in inputs else 0
 
 
 def prefill(

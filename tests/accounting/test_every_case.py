@@ -35,8 +35,8 @@ def mixed(name):
 
 
 def offered(name, how):
-    """Other forms than the plain one are those of multi-head attention; joined projections know no adapters. What a checkpointed block multiplies again for
-    its experts has no closed form.
+    """Other forms than the plain one are those of multi-head attention; joined projections know no adapters. What a
+    checkpointed block multiplies again for its experts has no closed form.
     """
     config = CASES[name].config
     if mixed(name) and how.get("layers") == "checkpointed" and not CASES[name].path:
