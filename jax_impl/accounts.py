@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from common import backend as door
-from common import nf4
+from common import params as parameters
 from common.accounting.tasks import check_counted, input_width
 from common.config import COMPILED_KERNELS, SamplingConfig, TrainConfig
 
@@ -80,11 +80,12 @@ class Accounts:
         if what == "gradients":
             return programs.gradients, self.params, inputs, targets, places, scalar, zero, zero, False
         if what == "train":
-            own = {name: p for name, p in self.params.items() if not nf4.is_part(name)}
-            averages = jax.eval_shape(empty_slots, own)
-            rates = np.zeros(len(TrainConfig().adam_scalars(0)), dtype(self.execution.precision.param))
-            step = self.params, averages, inputs, targets, places, scalar, rates, zero, zero, TrainConfig()
-            return programs.step, *step
+            run = getattr(self, "recipe", TrainConfig())
+            moved, trained = parameters.turned(self.config, run.optimizer), programs.trained(run)
+            own = {name: p for name, p in self.params.items() if trained.get(name)}  # bits are never trained
+            averages = jax.eval_shape(lambda own: empty_slots(own, moved), own)
+            rates = np.zeros(len(run.adam_scalars(0)), dtype(self.execution.precision.param))
+            return programs.step, self.params, averages, inputs, targets, places, scalar, rates, zero, zero, run
         caches = jax.eval_shape(lambda: empty_cache(self.config, batch, slots, self.execution))
         if what == "prefill":
             return programs.prefill, self.params, caches, inputs[0], positions

@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common import backend as door
+from common import params
 from common.accounting import parts
 from common.accounting.tasks import check_counted, input_width
 from common.config import COMPILED_KERNELS
@@ -80,6 +81,7 @@ class Accounts:
             inputs, targets, positions, count = self._batch(batch, length)
             key = door.step_key(self.config, (0, 0) if dropout else None, rng.address)
             call = objective, self.net, inputs[0], targets[0], positions, count, key
+        self.net.requires_grad_()  # a run may have frozen some
         with self._eagerly():
             return saved_bytes(self.net, *call)
 
@@ -101,12 +103,18 @@ class Accounts:
             width, compute = input_width(path, self.config), dtype(self.execution.precision.compute)
             x = torch.zeros((batch, length, width), dtype=compute, device=self.execution.device, requires_grad=True)
             function = _component_gradients if what == "gradients" else _component
-            return function, self.net.get_submodule(path), x, self._places(np.arange(length, dtype=np.int32)[None])
+            return (
+                function,
+                self.net.get_submodule(path).requires_grad_(),
+                x,
+                self._places(np.arange(length, dtype=np.int32)[None]),
+            )
         inputs, targets, positions, count = self._batch(batch, length)
         if what == "forward":
             return self.net, inputs[0], positions
         if what in ("gradients", "train"):  # the optimizer multiplies no matrices
-            return loss_and_grads, self.net, inputs, targets, positions, count, None
+            begun = getattr(self, "trained", None) or params.trained(self.config, params.EVERYTHING)
+            return loss_and_grads, self.net, inputs, targets, positions, count, None, begun if what == "train" else None
         fed, net = (1, self._decoder()) if what == "decode" else (length, self.net)
         caches = self.new_cache(batch, slots).layers
         counted = torch.arange(fed, dtype=torch.int32, device=inputs.device)[None]

@@ -107,7 +107,7 @@ class TorchModel(Accounts):
         return self.differentiated(self.net, *arrays, count, key)
 
     def component(self, path, inputs, cotangent):
-        module = self.net.get_submodule(path)
+        module = self.net.get_submodule(path).requires_grad_()  # a run may have frozen some
         compute = dtype(self.execution.precision.compute)
         x = self._put(np.asarray(inputs)).to(compute).requires_grad_()
         positions = np.arange(x.shape[1], dtype=np.int32)[None]

@@ -20,12 +20,28 @@ def saved_bytes(model, function, *args):
     return sum(storage.nbytes() for storage in kept.values())
 
 
+class _Tracker(MemTracker):
+    """Frozen parameters have no gradients to be followed, and so no hooks."""
+
+    def _track_module_params_and_buffers(self, module, install_grad_hooks=True):
+        hooks = self._param_to_grad_hook_handles
+        for parameter in module.parameters():
+            if not parameter.requires_grad and hooks.get(parameter) is None:
+                hooks[parameter] = _NoHook(), _NoHook()
+        return super()._track_module_params_and_buffers(module, install_grad_hooks)
+
+
+class _NoHook:
+    def remove(self):
+        pass
+
+
 def live_bytes(model, others, function, *args):
     """Bytes of all tensors that live at the peak of `function(*args)`, by what they are, and of all ("planned").
 
     The model's parameters and the tensors `others` are among them; the device is that of the model.
     """
-    tracker = MemTracker()
+    tracker = _Tracker()
     tracker.track_external(model, *others)
     with tracker:
         function(*args)

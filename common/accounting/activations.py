@@ -11,9 +11,11 @@ Korthikanti et al. 2022, section 4, count the same way, for other kernels.
 from collections.abc import Callable
 
 from common.accounting.memory import ITEM_BYTES
-from common.accounting.parts import entry, holder, place, quiet, rules_under, shut, times
-from common.accounting.work import ATTENTION, BOOL, FEED_FORWARD, NORMS, Buffers, Pass
+from common.accounting.parts import HEADS, entry, holder, kind, low_rank, place, quiet, rules_under, shut, times
+from common.accounting.work import ADAPTERS, ATTENTION, BOOL, FEED_FORWARD, NORMS, Buffers, Pass
+from common.adapters import PARTS
 from common.config import PRECISIONS, ModelConfig
+from common.params import table
 
 COPIES, ENDS, LOSS = "weights in compute format", "token ids and head", "loss"
 INT32, INT64 = 4, 8
@@ -42,15 +44,43 @@ def _rms_norm(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
     yield NORMS, f"{path} 1/root", rows * at.reduce
 
 
+def _read(config: ModelConfig, at: Pass, path: str, width: int) -> Buffers:
+    """What a linear map is given: maps that are given the same keep it once."""
+    above, _, name = path.rpartition(".")
+    layer = holder(config, path)
+    read = name if layer is None else layer.inputs.get(name, name)
+    # of one row its mean stands for all positions; of several, and where it is rounded, it is copied to them
+    alone = kind(path) == "score" and config.pooling == "mean" and at.batch == 1 and at.compute == at.reduce
+    yield COMPONENTS[place(path)], f"{above} {read}", (1 if alone else at.tokens) * width * at.compute
+
+
 def _linear(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
     """Its input, and, where that has a gradient, its weight if that is not the parameter itself."""
     if quiet(config, path):
         return
-    above, _, name = path.rpartition(".")
-    weight, component, layer = own["weight"], COMPONENTS[place(path)], holder(config, path)
-    read = name if layer is None else layer.inputs.get(name, name)
-    yield component, f"{above} {read}", at.tokens * weight.shape[1] * at.compute
+    weight = own["weight"]
+    yield from _read(config, at, path, weight.shape[1])
     if at.copies and not shut(config, path):
+        yield COPIES, path, weight.size * at.compute
+
+
+def _low_rank(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
+    """A keeps what the map is given, B what A gives. DoRA keeps how long rows are and shall be, what the map gives
+    without its bias, and what B gives."""
+    part, weight = kind(path.rpartition(".")[0]), own["weight"]
+    changed, (out_dim, in_dim), adapter = low_rank(config, path)
+    if part == PARTS[2]:
+        biased = f"{changed}.bias" in table(config)
+        for what in ("norms", "gain", "gain - 1"):
+            yield ADAPTERS, f"{path} {what}", out_dim * at.reduce
+        yield ADAPTERS, f"{path if biased else changed} without bias", at.tokens * out_dim * at.compute
+        yield ADAPTERS, f"{path} change", at.tokens * out_dim * at.compute
+        return
+    if part == PARTS[0]:
+        yield from _read(config, at, changed, in_dim)
+    else:
+        yield ADAPTERS, path, at.tokens * adapter.rank * at.compute
+    if at.copies:
         yield COPIES, path, weight.size * at.compute
 
 
@@ -64,11 +94,14 @@ def _block(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
 
 
 def _decoder(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
-    """Token ids, positions of which a table is learned (the same in all rows), the dropout of their sum."""
+    """Token ids, positions of which a table is learned (the same in all rows), the dropout of their sum; where a row is
+    averaged, and not told to count by itself, which positions count and how many they are."""
     yield ENDS, "ids", at.tokens * INT32
     if config.positions == "learned":
         yield ENDS, "positions", at.length * INT32
     yield from at.dropped("embedding", config.dropout_embed, at.tokens * config.embed_dim)
+    if config.pooling == "mean" and not (config.causal and at.kernel == "fused"):
+        yield ENDS, "what is averaged", at.length * BOOL + INT64
 
 
 def _model(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
@@ -81,11 +114,12 @@ def _model(config: ModelConfig, at: Pass, path: str, own: dict) -> Buffers:
     yield LOSS, "targets", at.tokens * (INT64 + BOOL)
 
 
-COMPONENTS = {"self_attn": ATTENTION, "mlp": FEED_FORWARD, "lm_head": ENDS}
+COMPONENTS = {"self_attn": ATTENTION, "mlp": FEED_FORWARD, **dict.fromkeys(HEADS, ENDS)}
 RULES: dict[str, Callable] = {
     "": _model,
     "model": _decoder,
-    **dict.fromkeys(("layers", "embedding", "experts", "shared_expert", "router"), _nothing),
+    **dict.fromkeys(("layers", "embedding", "experts", "shared_expert", "router", *PARTS), _nothing),
+    "lora": _low_rank,
     "layers.#": _block,
     "self_attn": _entry,
     "mlp": _entry,

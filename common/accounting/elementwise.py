@@ -7,8 +7,9 @@ sqrt, power); choosing by a mask, comparing and picking rows are free. XLA's own
 from collections.abc import Callable, Mapping
 
 from common import params
-from common.accounting.parts import entry, rules_under, times
-from common.accounting.work import NORMS, SUMS, Work
+from common.accounting.parts import entry, kind, low_rank, rules_under, times
+from common.accounting.work import ADAPTERS, NORMS, SUMS, Work
+from common.adapters import PARTS
 from common.config import ModelConfig
 from common.params import Parameter
 
@@ -33,13 +34,25 @@ def _bias(config: ModelConfig, path: str, work: Work, own: Mapping[str, Paramete
     return {SUMS: work.tokens * own["bias"].size} if "bias" in own else {}
 
 
+def _low_rank(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
+    """B's output is scaled and added. DoRA also scales, adds, squares and sums up a matrix once a call, takes roots and
+    divides by them; of every token it takes the bias away, weighs the two parts and adds them."""
+    part = kind(path.rpartition(".")[0])
+    changed, (out_dim, in_dim), _ = low_rank(config, path)
+    if part == PARTS[2]:
+        biased = f"{changed}.bias" in params.table(config)
+        return {ADAPTERS: out_dim * (4 * in_dim + 3) + work.tokens * out_dim * (3 + biased)}
+    return {ADAPTERS: 2 * work.tokens * out_dim} if part == PARTS[1] else {}
+
+
 def _entry(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
     return entry(config, path).elements(config, work)
 
 
 def _model(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
-    """Positions are added to the embeddings, where a model has any."""
-    return {} if config.positions == "none" else {SUMS: work.tokens * config.embed_dim}
+    """Positions are added to the embeddings, where a model has any; pooling adds up a row and divides once."""
+    sums = (config.positions != "none") * work.tokens + (config.pooling == "mean") * (work.tokens + work.batch)
+    return {SUMS: sums * config.embed_dim} if sums else {}
 
 
 def _block(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
@@ -47,7 +60,8 @@ def _block(config: ModelConfig, path: str, work: Work, own: Mapping[str, Paramet
 
 
 RULES: dict[str, Callable] = {
-    **dict.fromkeys(("", "layers", "embedding", "experts", "shared_expert", "router"), _nothing),
+    **dict.fromkeys(("", "layers", "embedding", "experts", "shared_expert", "router", *PARTS), _nothing),
+    "lora": _low_rank,
     "model": _model,
     "layers.#": _block,
     "self_attn": _entry,

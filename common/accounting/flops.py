@@ -7,11 +7,13 @@ their sums; whoever publishes a rate says which one it is. Source: PaLM (Chowdhe
 
 from collections.abc import Callable, Mapping
 
-from common.accounting.parts import entry, holder, kind, rules_under
-from common.accounting.work import FEED_FORWARD, HEAD, Component, Work
+from common.accounting.flow import Flow
+from common.accounting.parts import HEADS, entry, holder, kind, low_rank, rules_under
+from common.accounting.work import ADAPTERS, FEED_FORWARD, HEAD, ROW_NORMS, Component, Work
+from common.adapters import PARTS
 from common.backend import pick
 from common.config import ModelConfig
-from common.errors import unknown
+from common.errors import UserError, unknown
 from common.params import Parameter
 
 KERNELS = ("plain", "loop", "blockwise", "fused", "masked", "checkpointed")  # of training; the last one: of blocks
@@ -25,8 +27,13 @@ def _nothing(config: ModelConfig, path: str, work: Work, own: Mapping[str, Param
     return {}
 
 
+def _tokens(path: str, work: Work) -> int:
+    """How many vectors a linear map is given."""
+    return work.predicted if kind(path) in HEADS else work.tokens
+
+
 def _linear(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
-    tokens = work.predicted if kind(path) == "lm_head" else work.tokens
+    tokens = _tokens(path, work)
     layer = holder(config, path)
     component = HEAD if layer is None else layer.component(kind(path))
     return {component: 2 * tokens * own["weight"].size}
@@ -43,6 +50,15 @@ def _experts(config: ModelConfig, path: str, work: Work, own: Mapping[str, Param
     return {FEED_FORWARD: 2 * work.tokens * chosen * sum(p.size // p.shape[0] for p in matrices)}
 
 
+def _low_rank(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
+    """A and B multiply what the map gets; DoRA multiplies them by each other once a call, however many tokens there
+    are, and nothing flows back through that."""
+    changed, (out_dim, in_dim), adapter = low_rank(config, path)
+    if kind(path.rpartition(".")[0]) == PARTS[2]:
+        return {ROW_NORMS: 2 * out_dim * adapter.rank * in_dim}
+    return {ADAPTERS: 2 * _tokens(changed, work) * own["weight"].size}
+
+
 def _tied_head(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
     """A tied head has no parameters of its own, but the whole model multiplies by the token table."""
     return {HEAD: 2 * work.predicted * config.embed_dim * config.vocab_size} if config.tied else {}
@@ -51,6 +67,8 @@ def _tied_head(config: ModelConfig, path: str, work: Work, own: Mapping[str, Par
 RULES: dict[str, Rule] = {
     "": _tied_head,
     **dict.fromkeys(("model", "layers", "layers.#", "embedding", "layer_norm", "rms_norm"), _nothing),
+    **dict.fromkeys(PARTS, _nothing),
+    "lora": _low_rank,
     "self_attn": _entry,
     "mlp": _entry,
     **dict.fromkeys(("linear", "router"), _linear),
@@ -61,7 +79,7 @@ RULES: dict[str, Rule] = {
 
 def components(config: ModelConfig) -> dict[str, Component]:
     """What a model's products count as, in order: as its layers have them, what one kind alone has behind what it
-    follows there; then the head."""
+    follows there; then the head, and adapters."""
     found: list[Component] = []
     for layer in (*config.attention, *config.feed_forward):
         at = len(found)
@@ -72,14 +90,17 @@ def components(config: ModelConfig) -> dict[str, Component]:
             else:
                 found.insert(at, own)
             at += 1
-    return {one.name: one for one in (*found, Component(HEAD))}
+    more = [Component(HEAD), *([Component(ADAPTERS), Component(ROW_NORMS, backward=0)] if config.adapters else [])]
+    return {one.name: one for one in (*found, *more)}
 
 
-def _count(config: ModelConfig, path: str, work: Work) -> dict[str, int]:
+def _count(config: ModelConfig, path: str, work: Work, times: Callable | None = None) -> dict[str, int]:
+    """By component; `times(module, its parameters, component)` is how often each product is made, None: once."""
     found: dict[str, int] = {}
     for module, rule, own in rules_under(config, path, RULES, "common/accounting/flops.py"):
         for component, flops in rule(config, module, work, own).items():
-            found[component] = found.get(component, 0) + flops
+            made = flops if times is None else round(times(module, own, component) * flops)
+            found[component] = found.get(component, 0) + made
     order = [*components(config), *found]  # what no layer declares comes last
     return {name: found[name] for name in sorted(found, key=order.index)}
 
@@ -103,17 +124,59 @@ def training(
     path: str = "",
     attention: str = "plain",
     forms: Forms = PLAIN,
+    trained: Mapping[str, bool] | None = None,
 ) -> dict[str, int]:
     """FLOPs of forward and backward: every product again for its input and for its weight, so three times forward.
 
     `attention="fused"` is a kernel that computes its scores again on the way back: 3.5 times forward for these;
-    "checkpointed" blocks compute attention again, 4 times.
+    "checkpointed" blocks compute attention again, 4 times. `trained` says by name which parameters are
+    (`params.trained`), if not all: a frozen matrix has no gradient, and none flows below the first trained parameter.
+    In JAX's scan (and so in checkpointed blocks) it flows through all layers: that has no closed form then.
     """
     if attention not in KERNELS:
         raise unknown("attention kernel", attention, KERNELS)
+    if trained is not None and not all(trained.values()):
+        return _training_a_part(
+            config, Work(batch, length, length, batch * length, causal, forms=forms), path, attention, trained
+        )
     declared, parts = components(config), forward(config, batch, length, causal, path, forms)
     halves = {name: declared.get(name, Component(name)).halves(attention) for name in parts}
     return {name: halves[name] * flops // 2 for name, flops in parts.items()}
+
+
+def _training_a_part(
+    config: ModelConfig, work: Work, path: str, attention: str, trained: Mapping[str, bool]
+) -> dict[str, int]:
+    if attention == "checkpointed":
+        raise UserError("Checkpointed blocks of which a part is trained have no closed form of their products.")
+    declared, flow = components(config), Flow(config, trained)
+
+    def times(module: str, own: Mapping[str, Parameter], component: str) -> float:
+        """Forward, and on the way back for the input and for the matrix."""
+        kind_of, weight = declared.get(component, Component(component)), f"{module}.weight"
+        part = next(iter(own.values())).part if own else None
+        if part == "lora":
+            return 1 + _back_low_rank(config, flow, module, trained)
+        if part in ("linear", "router"):
+            inputs = flow.inputs[module] if kind_of.backward == 2 else 0
+            return 1 + (inputs + trained[weight] if kind_of.backward else 0)
+        if part == "experts":
+            return 1 + flow.inputs[module] + any(trained[f"{module}.{name}"] for name in own)
+        if not module:
+            return 1 + flow.inputs[""] + trained["model.embed_tokens.weight"]
+        if kind(module) == "self_attn" and kind_of.again.get(attention):  # the whole kernel, or nothing
+            return kind_of.halves(attention) / 2 if flow.back[module] else 1
+        return 1 + flow.back[module] * kind_of.backward / 2
+
+    return _count(config, path, work, times)
+
+
+def _back_low_rank(config: ModelConfig, flow: Flow, path: str, trained: Mapping[str, bool]) -> int:
+    """Products on the way back for one of A and B: for the matrix, and for what it is given. None for row norms."""
+    changed, part, name = path.rsplit(".", 2)
+    x, a = flow.inputs[changed], trained[f"{changed}.{PARTS[0]}.{name}.weight"]
+    inputs = {PARTS[0]: x, PARTS[1]: x or a}
+    return inputs[part] + trained[f"{path}.weight"] if part in inputs else 0
 
 
 def prefill(

@@ -38,20 +38,27 @@ def base(config: ModelConfig, dtype: str = "float32", base: str = "plain") -> in
     return sum(matrix(size, base if name in chosen else dtype) for name, size in sizes.items())
 
 
-def gradients(config: ModelConfig, dtype: str = "float32") -> int:
-    """Bytes of one gradient per parameter, in the parameters' format."""
-    return weights(config, dtype)
+def gradients(config: ModelConfig, dtype: str = "float32", train: TrainConfig = params.EVERYTHING) -> int:
+    """Bytes of one gradient for every parameter that a run trains, in the parameters' format."""
+    return learning(config, train) * ITEM_BYTES[dtype]
 
 
-def optimizer_slots(config: ModelConfig, dtype: str = "float32", optimizer: str = "adamw") -> int:
-    """Bytes of what the optimizer remembers, in the parameters' format: AdamW's two averages, or Muon's one of the
-    matrices that it moves."""
-    return sum(map(math.prod, params.slots(config, TrainConfig(optimizer=optimizer)).values())) * ITEM_BYTES[dtype]
+def learning(config: ModelConfig, train: TrainConfig = params.EVERYTHING) -> int:
+    """How many numbers a run trains."""
+    chosen = params.trained(config, train)
+    return sum(one.size for name, one in params.table(config).items() if chosen[name])
 
 
-def training(config: ModelConfig, dtype: str = "float32") -> int:
-    """Bytes of parameters, gradients and AdamW's two averages: 16 per parameter in float32."""
-    return weights(config, dtype) + gradients(config, dtype) + optimizer_slots(config, dtype)
+def optimizer_slots(config: ModelConfig, dtype: str = "float32", train: TrainConfig = params.EVERYTHING) -> int:
+    """Bytes of what the optimizer of a run remembers, in the parameters' format: AdamW's two averages, or Muon's one of
+    the matrices that it moves."""
+    return sum(map(math.prod, params.slots(config, train).values())) * ITEM_BYTES[dtype]
+
+
+def training(config: ModelConfig, dtype: str = "float32", train: TrainConfig = params.EVERYTHING) -> int:
+    """Bytes of parameters, and of gradients and averages of those that a run trains: for each of them 16 with AdamW in
+    float32."""
+    return weights(config, dtype) + gradients(config, dtype, train) + optimizer_slots(config, dtype, train)
 
 
 def kv_cache(config: ModelConfig, batch: int, slots: int, dtype: str = "float32") -> int:

@@ -5,7 +5,7 @@ A case is counted by the path it names, so a new case needs nothing here, and a 
 
 from collections.abc import Callable, Iterator, Mapping
 
-from common import params
+from common import adapters, params
 from common.config import Execution, ModelConfig
 from common.errors import UserError, unknown
 from common.params import Parameter
@@ -13,6 +13,7 @@ from common.variants import Part
 
 Rules = Mapping[str, Callable]  # what a module is -> rule
 ENTRIES = {"self_attn": "attention", "mlp": "feed_forward"}  # modules that a config's pattern chooses
+HEADS = ("lm_head", "score")  # linear maps that predict
 
 
 def kind(path: str) -> str:
@@ -62,6 +63,14 @@ def shut(config: ModelConfig, path: str) -> bool:
     return layer is not None and layer.shut(kind(path))
 
 
+def low_rank(config: ModelConfig, path: str) -> tuple[str, tuple[int, int], "adapters.Adapter"]:
+    """Of an adapter's matrix at a path such as "model.layers.3.self_attn.q_proj.lora_A.default": the linear map that it
+    changes, (out, in) of that, and the adapter."""
+    changed, _, name = path.rsplit(".", 2)
+    adapter = next(one for one in config.adapters if one.name == name)
+    return changed, params.table(config)[f"{changed}.weight"].shape, adapter
+
+
 def inside(path: str, name: str) -> bool:
     """Whether a module or parameter is the module at `path` or lies in it."""
     return not path or name == path or name.startswith(f"{path}.")
@@ -89,8 +98,10 @@ def rules_under(
         owned.setdefault(above, {})[leaf] = parameter
     for module in filter(lambda name: inside(path, name), modules):
         own = owned.get(module, {})
+        parts = {parameter.part for parameter in own.values()}
         named = kind(module) in rules  # attention may hold numbers of its own beside its submodules
-        parts = {parameter.part for parameter in own.values()} if own and not named else {kind(module)}
+        if not own or (named and parts != {"lora"}):  # an adapter may have any name
+            parts = {kind(module)}
         if len(parts) != 1 or not parts <= set(rules):
             raise UserError(f"The component {module!r} has no rule: there is none for {_listed(parts)} in {where}.")
         yield module, rules[parts.pop()], own

@@ -51,6 +51,7 @@ def share(
         own = parts(layout, cut.get(name), shape)
         return math.prod(shape) // math.prod(getattr(layout, axis) for axis in own if axis in axes)
 
+    chosen = params.trained(config, train)
     kept = sum(held(name, one.shape, *AXES) for name, one in table.items())
     slots = sum(held(name.rpartition(".")[0], shape, *AXES) for name, shape in params.slots(config, train).items())
     rows = train.batch_size // layout.rows
@@ -58,7 +59,7 @@ def share(
         layout,
         rows,
         kept * item,
-        kept * item,
+        sum(held(name, one.shape, *AXES) for name, one in table.items() if chosen[name]) * item,
         slots * item,
         _gathered(config, layout, {name: held(name, one.shape, "tensor") for name, one in table.items()}) * item,
         _activations(config, layout, rows, length, dtype, attention),
@@ -92,10 +93,11 @@ def _activations(config: ModelConfig, layout: Layout, rows: int, length: int, dt
 def _flops(config: ModelConfig, layout: Layout, train: TrainConfig, length: int, attention: str) -> int:
     """Of a step's rows: of layers that are cut a part, of all others everything."""
     batch = train.batch_size * train.accumulate
-    total = sum(flops.training(config, batch, length, attention=attention).values())
+    part = {"attention": attention, "trained": params.trained(config, train)}
+    total = sum(flops.training(config, batch, length, **part).values())
     dealt = 0
     for path in _cut_layers(config) if layout.tensor > 1 else ():
-        dealt += sum(flops.training(config, batch, length, path=path, attention=attention).values())
+        dealt += sum(flops.training(config, batch, length, path=path, **part).values())
     return (total - dealt + dealt // layout.tensor) // layout.rows
 
 

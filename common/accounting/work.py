@@ -11,6 +11,7 @@ PROJECTIONS, SCORES, FEED_FORWARD, HEAD = (
 )
 NORMS, SOFTMAX, ACTIVATION, SUMS = "norms", "softmax", "activation", "biases and residual sums"
 ATTENTION, DROPOUT = "attention", "dropout"
+ADAPTERS, ROW_NORMS = "adapters", "row norms of adapters"
 BOOL, SCALE = 1, 4  # bytes; the scale of a dropout is one float32
 
 

@@ -67,16 +67,13 @@ def _blockwise_kernel(config, at, path, scores):
 
 
 def _fused_kernel(config, at, path, scores):
-    """q, k, v and the log of each row's normaliser; it needs no mask (`common.backend.places`)."""
+    """q, k, v and the log of each row's normaliser; where rows are causal it needs no mask (`common.backend.places`),
+    which is kept as numbers that are added."""
     yield ATTENTION, f"{path} v", at.tokens * config.embed_dim * at.compute
     yield ATTENTION, f"{path} q, k", 2 * at.tokens * config.embed_dim * at.compute
     yield ATTENTION, f"{path} normalisers", at.tokens * config.num_heads * at.reduce
-
-
-def _masked_kernel(config, at, path, scores):
-    """The same with a mask, as numbers that are added."""
-    yield from _fused_kernel(config, at, path, scores)
-    yield ATTENTION, f"{path} mask", at.length * at.length * at.compute
+    if not config.causal or at.kernel == "masked":
+        yield ATTENTION, f"{path} mask", at.length * at.length * at.compute
 
 
 KERNELS = {
@@ -84,7 +81,7 @@ KERNELS = {
     "loop": _loop_kernel,
     "blockwise": _blockwise_kernel,
     "fused": _fused_kernel,
-    "masked": _masked_kernel,
+    "masked": _fused_kernel,
 }
 DROPPING = ("plain", "loop")  # the kernels that hold all weights of a head at once, and so can drop some
 BLOCK = 128  # keys of a block

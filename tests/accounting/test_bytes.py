@@ -38,7 +38,9 @@ def test_parameters_gradients_and_averages(wing, dtype):
     assert sum(found) == memory.training(TIED, kept) == params.count(TIED) * {"float64": 32}.get(dtype, 16)
     model.start_training(TrainConfig(optimizer="muon"))
     muon = sum(array.nbytes for array in model.optimizer_slots().values())
-    assert muon == memory.optimizer_slots(TIED, kept, "muon") < memory.optimizer_slots(TIED, kept)
+    assert (
+        muon == memory.optimizer_slots(TIED, kept, TrainConfig(optimizer="muon")) < memory.optimizer_slots(TIED, kept)
+    )
 
 
 def served(wing, model):
