@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common import params, rng
+from common import adapters, params, rng
 from common.config import GPTConfig, ModelConfig, preset
 from common.data.windows import Batches, Windows
 from common.parity import known
@@ -246,7 +246,8 @@ def _differing(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) ->
 
 
 def _gpt_sites(config: GPTConfig) -> list[Site]:
-    """Of a text of one token: a parameter that is added where a mask cuts has a zero gradient exactly where it cuts."""
+    """Of a text of one token: a parameter that is added where a mask cuts has a zero gradient exactly where it cuts, and
+    one that is multiplied with what a mask cuts has zeros in the columns of its gradient."""
     embed, heads = config.embed_dim, config.num_heads
     table = params.table(config)
     sites = [Site(0, 0, config.dropout_embed, (1, 1, embed), "model.embed_positions.weight")]
@@ -256,6 +257,11 @@ def _gpt_sites(config: GPTConfig) -> list[Site]:
         sites.append(Site(index + 1, 2, config.dropout_shortcut, (1, 1, embed), f"{layer}.mlp.down_proj.bias"))
         if config.attention_of(index).kind == "multi_head":  # no heads that share a value
             sites.append(Site(index + 1, 0, config.dropout_attn, (1, heads, 1, 1), f"{layer}.self_attn.v_proj.weight"))
+    for path, adapter, _, inputs, address in adapters.placed(config):
+        layer = int(path.split(".")[2]) + 1 if path.startswith("model.layers.") else 0
+        shown_by = f"{path}.lora_A.{adapter.name}.weight"
+        if not path.endswith(("q_proj", "k_proj")):  # a single key is seen whatever the query is
+            sites.append(Site(layer, address, adapter.dropout, (1, 1, inputs), shown_by))
     return [site for site in sites if site.rate and site.shown_by in table]
 
 
@@ -277,7 +283,7 @@ def _applied_masks(trial: Trial) -> Row:
         size += sum(mask.size for mask in masks.values())
         for name in trial.names:
             model = trial.model(name, MASK_DTYPE)
-            grads = model.gradients(ids[:1, :1], ids[:1, 1:2], dropout=(seed, step)).grads
+            grads = model.gradients(ids[:1, :1], ids[:1, 1:2] % config.outputs, dropout=(seed, step)).grads
             for site, mask in masks.items():
                 differing = int((kept(grads, site) != mask).sum())
                 wrong[name] += differing
@@ -298,5 +304,9 @@ def _masks(sites: list[Site], seed: int, step: int) -> dict[Site, np.ndarray]:
 
 def kept(grads: Mapping[str, np.ndarray], site: Site) -> np.ndarray:
     """The mask that a gradient shows, in the mask's shape: where anything of an element's gradient is not zero."""
-    gradient = grads[site.shown_by][:1] if site.layer == 0 else grads[site.shown_by]  # 0: the first position's row
+    gradient = grads[site.shown_by]
+    if site.site >= adapters.SITES:
+        gradient = gradient.T
+    elif site.layer == 0:
+        gradient = gradient[:1]  # the first position's row
     return (gradient.reshape(np.prod(site.shape), -1) != 0).any(-1).reshape(site.shape)
