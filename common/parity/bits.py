@@ -246,8 +246,8 @@ def _differing(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) ->
 
 
 def _gpt_sites(config: GPTConfig) -> list[Site]:
-    """Of a text of one token: a parameter that is added where a mask cuts has a zero gradient exactly where it cuts, and
-    one that is multiplied with what a mask cuts has zeros in the columns of its gradient."""
+    """Of a text of one token: a parameter that is added where a mask cuts has a zero gradient exactly where it cuts;
+    of one that multiplies what a mask cuts, columns are zero."""
     embed, heads = config.embed_dim, config.num_heads
     table = params.table(config)
     sites = [Site(0, 0, config.dropout_embed, (1, 1, embed), "model.embed_positions.weight")]
