@@ -6,14 +6,17 @@ of exactly zero, so the gradients of one row show which elements a wing kept.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from common import adapters, params, rng
+from common.backend import Model
+from common.cases import CASES, Case
 from common.config import GPTConfig, ModelConfig, preset
 from common.data.windows import Batches, Windows
-from common.parity import known
+from common.parity import known, tuning
 from common.parity import rows as table
 from common.parity.known import sha256
 from common.parity.rows import Exhibit, Row
@@ -24,11 +27,12 @@ from common.variants import rotary
 NAME = "C1"
 TITLE = "exact bits"
 SENTENCE = (
-    "Random words, uniforms, dropout masks, split keys, token ids, the order of batches and initial weights are equal"
-    " by the bit in NumPy, PyTorch and JAX."
+    "Random words, uniforms, dropout masks, split keys, token ids, batches of text, instructions and pairs, their order"
+    " and initial weights are equal by the bit in NumPy, PyTorch and JAX."
 )
 TIER = "exact"
 MASK_STEPS = (0, 1, 2, 7, 1000, 2**32 - 1)  # the training steps whose masks are looked at
+ADAPTED = "gpt_lora"  # the case whose adapters are looked at in deeper models, too
 MASK_DTYPE = "float32"  # C2 compares the losses and gradients under the same masks in float64
 
 # (address, shape): no axis, none of its elements, odd sizes, and more than the 65,536 words that PyTorch draws at once.
@@ -86,6 +90,9 @@ def once(session: Session) -> Iterator[Row | Exhibit]:
     yield _row("batches", _batches())
     yield _row("resumed batches", _resumed())
     yield _row("rotary pairs", _pairs())
+    for what, wrong in tuning.counts().items():
+        yield _row(what, wrong)
+    yield _masks_of_adapters(session)
     yield _preset(session)
 
 
@@ -101,6 +108,8 @@ def declared_once(session: Session) -> set[tuple[str, str]]:
         "batches",
         "resumed batches",
         "rotary pairs",
+        *tuning.ROWS,
+        "masks of adapters",
         f"initial weights/{known.PRESET}",
     ]
     return {(name, TIER) for name in names + ([] if session.quick else ["many words"])}
@@ -275,21 +284,36 @@ def _has_masks(trial: Trial) -> bool:
 
 def _applied_masks(trial: Trial) -> Row:
     """Elements that a wing keeps and the shared mask does not, or the other way round."""
-    config, seed = trial.case.config, trial.case.seed
-    ids, _ = trial.case.tokens()
-    wrong, faults, size = dict.fromkeys(trial.names, 0), {}, 0
+    return _masked("masks in the model", trial.case, trial.each(MASK_DTYPE))
+
+
+def _masks_of_adapters(session: Session) -> Row:
+    """The same of two blocks with equal adapters, which draw from keys of their own."""
+    case = CASES[ADAPTED]
+    deeper = replace(case, name="", config=case.config.with_(num_layers=2))
+    weights = deeper.weights()
+    models = {
+        name: subject.build(deeper.config, weights, session.execution(name, MASK_DTYPE))
+        for name, subject in session.subjects.items()
+    }
+    return _masked("masks of adapters", deeper, models)
+
+
+def _masked(what: str, case: Case, models: Mapping[str, Model]) -> Row:
+    config, seed = case.config, case.seed
+    ids, _ = case.tokens()
+    wrong, faults, size = dict.fromkeys(models, 0), {}, 0
     for step in MASK_STEPS:
         masks = _masks(SITES[config.family](config), seed, step)
         size += sum(mask.size for mask in masks.values())
-        for name in trial.names:
-            model = trial.model(name, MASK_DTYPE)
+        for name, model in models.items():
             grads = model.gradients(ids[:1, :1], ids[:1, 1:2] % config.outputs, dropout=(seed, step)).grads
             for site, mask in masks.items():
                 differing = int((kept(grads, site) != mask).sum())
                 wrong[name] += differing
                 if differing:
                     faults[f"{name}: layer {site.layer}, site {site.site}"] = differing
-    return _row("masks in the model", wrong, trial.case.name, size, "; ".join(list(faults)[:4]))
+    return _row(what, wrong, case.name, size, "; ".join(list(faults)[:4]))
 
 
 def _masks(sites: list[Site], seed: int, step: int) -> dict[Site, np.ndarray]:
