@@ -33,6 +33,7 @@ SENTENCE = (
 TIER = "exact"
 MASK_STEPS = (0, 1, 2, 7, 1000, 2**32 - 1)  # the training steps whose masks are looked at
 ADAPTED = "gpt_lora"  # the case whose adapters are looked at in deeper models, too
+DEEPER_SEED = 1  # by which nothing that an adapter reads is zero by itself
 MASK_DTYPE = "float32"  # C2 compares the losses and gradients under the same masks in float64
 
 # (address, shape): no axis, none of its elements, odd sizes, and more than the 65,536 words that PyTorch draws at once.
@@ -290,7 +291,7 @@ def _applied_masks(trial: Trial) -> Row:
 def _masks_of_adapters(session: Session) -> Row:
     """The same of two blocks with equal adapters, which draw from keys of their own."""
     case = CASES[ADAPTED]
-    deeper = replace(case, name="", config=case.config.with_(num_layers=2))
+    deeper = replace(case, name="", config=case.config.with_(num_layers=2), seed=DEEPER_SEED)
     weights = deeper.weights()
     models = {
         name: subject.build(deeper.config, weights, session.execution(name, MASK_DTYPE))

@@ -151,7 +151,8 @@ def _preferences() -> int:
                 sides.append(held + (2.0 * number + side if settings.needs_reference else 0.0))
             want.append((*sides, sides[0] - sides[1], sides[0] > sides[1], _loss(sides[0] - sides[1], settings)))
         names = ("chosen", "rejected", "margin", "accuracy", "loss")
-        means = {name: math.fsum(column) / len(want) for name, column in zip(names, zip(*want, strict=True), strict=True)}
+        columns = zip(*want, strict=True)
+        means = {name: math.fsum(column) / len(want) for name, column in zip(names, columns, strict=True)}
         wrong += sum(not math.isclose(found[name], means[name], rel_tol=CLOSE) for name in names)
     return wrong
 
