@@ -1,12 +1,15 @@
 """Losses of preferences between two responses; see `common/preference.py`."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 
 from common.inputs import IGNORED
 from common.preference import Pairs
 
-jax.tree_util.register_dataclass(Pairs, data_fields=["labels", "reference"], meta_fields=["preference"])
+with contextlib.suppress(ValueError):  # another copy of this package, with a bug planted in it, has said so already
+    jax.tree_util.register_dataclass(Pairs, data_fields=["labels", "reference"], meta_fields=["preference"])
 
 
 def row_log_probs(logits_BTV, targets_BT):

@@ -16,9 +16,12 @@ from torch.utils import _pytree as trees
 from common.errors import UserError
 from common.preference import Pairs
 
-trees.register_pytree_node(
-    Pairs, lambda pairs: ([pairs.labels, pairs.reference], pairs.preference), lambda arrays, kind: Pairs(*arrays, kind)
-)
+with contextlib.suppress(ValueError):  # another copy of this package, with a bug planted in it, has said so already
+    trees.register_pytree_node(
+        Pairs,
+        lambda pairs: ([pairs.labels, pairs.reference], pairs.preference),
+        lambda arrays, kind: Pairs(*arrays, kind),
+    )
 
 WARM = 2  # calls before one is recorded: libraries allocate and compilers compile in the first
 KEPT = 8  # recordings of one function; the oldest goes first

@@ -6,14 +6,17 @@ of exactly zero, so the gradients of one row show which elements a wing kept.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
-from common import params, rng
+from common import adapters, params, rng
+from common.backend import Model
+from common.cases import CASES, Case
 from common.config import GPTConfig, ModelConfig, preset
 from common.data.windows import Batches, Windows
-from common.parity import known
+from common.parity import known, tuning
 from common.parity import rows as table
 from common.parity.known import sha256
 from common.parity.rows import Exhibit, Row
@@ -24,11 +27,13 @@ from common.variants import rotary
 NAME = "C1"
 TITLE = "exact bits"
 SENTENCE = (
-    "Random words, uniforms, dropout masks, split keys, token ids, the order of batches and initial weights are equal"
-    " by the bit in NumPy, PyTorch and JAX."
+    "Random words, uniforms, dropout masks, split keys, token ids, batches of text, instructions and pairs, their order"
+    " and initial weights are equal by the bit in NumPy, PyTorch and JAX."
 )
 TIER = "exact"
 MASK_STEPS = (0, 1, 2, 7, 1000, 2**32 - 1)  # the training steps whose masks are looked at
+ADAPTED = "gpt_lora"  # the case whose adapters are looked at in deeper models, too
+DEEPER_SEED = 1  # by which nothing that an adapter reads is zero by itself
 MASK_DTYPE = "float32"  # C2 compares the losses and gradients under the same masks in float64
 
 # (address, shape): no axis, none of its elements, odd sizes, and more than the 65,536 words that PyTorch draws at once.
@@ -86,6 +91,9 @@ def once(session: Session) -> Iterator[Row | Exhibit]:
     yield _row("batches", _batches())
     yield _row("resumed batches", _resumed())
     yield _row("rotary pairs", _pairs())
+    for what, wrong in tuning.counts().items():
+        yield _row(what, wrong)
+    yield _masks_of_adapters(session)
     yield _preset(session)
 
 
@@ -101,6 +109,8 @@ def declared_once(session: Session) -> set[tuple[str, str]]:
         "batches",
         "resumed batches",
         "rotary pairs",
+        *tuning.ROWS,
+        "masks of adapters",
         f"initial weights/{known.PRESET}",
     ]
     return {(name, TIER) for name in names + ([] if session.quick else ["many words"])}
@@ -246,7 +256,8 @@ def _differing(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) ->
 
 
 def _gpt_sites(config: GPTConfig) -> list[Site]:
-    """Of a text of one token: a parameter that is added where a mask cuts has a zero gradient exactly where it cuts."""
+    """Of a text of one token: a parameter that is added where a mask cuts has a zero gradient exactly where it cuts;
+    of one that multiplies what a mask cuts, columns are zero."""
     embed, heads = config.embed_dim, config.num_heads
     table = params.table(config)
     sites = [Site(0, 0, config.dropout_embed, (1, 1, embed), "model.embed_positions.weight")]
@@ -256,6 +267,11 @@ def _gpt_sites(config: GPTConfig) -> list[Site]:
         sites.append(Site(index + 1, 2, config.dropout_shortcut, (1, 1, embed), f"{layer}.mlp.down_proj.bias"))
         if config.attention_of(index).kind == "multi_head":  # no heads that share a value
             sites.append(Site(index + 1, 0, config.dropout_attn, (1, heads, 1, 1), f"{layer}.self_attn.v_proj.weight"))
+    for path, adapter, _, inputs, address in adapters.placed(config):
+        layer = int(path.split(".")[2]) + 1 if path.startswith("model.layers.") else 0
+        shown_by = f"{path}.lora_A.{adapter.name}.weight"
+        if not path.endswith(("q_proj", "k_proj")):  # a single key is seen whatever the query is
+            sites.append(Site(layer, address, adapter.dropout, (1, 1, inputs), shown_by))
     return [site for site in sites if site.rate and site.shown_by in table]
 
 
@@ -269,21 +285,36 @@ def _has_masks(trial: Trial) -> bool:
 
 def _applied_masks(trial: Trial) -> Row:
     """Elements that a wing keeps and the shared mask does not, or the other way round."""
-    config, seed = trial.case.config, trial.case.seed
-    ids, _ = trial.case.tokens()
-    wrong, faults, size = dict.fromkeys(trial.names, 0), {}, 0
+    return _masked("masks in the model", trial.case, trial.each(MASK_DTYPE))
+
+
+def _masks_of_adapters(session: Session) -> Row:
+    """The same of two blocks with equal adapters, which draw from keys of their own."""
+    case = CASES[ADAPTED]
+    deeper = replace(case, name="", config=case.config.with_(num_layers=2), seed=DEEPER_SEED)
+    weights = deeper.weights()
+    models = {
+        name: subject.build(deeper.config, weights, session.execution(name, MASK_DTYPE))
+        for name, subject in session.subjects.items()
+    }
+    return _masked("masks of adapters", deeper, models)
+
+
+def _masked(what: str, case: Case, models: Mapping[str, Model]) -> Row:
+    config, seed = case.config, case.seed
+    ids, _ = case.tokens()
+    wrong, faults, size = dict.fromkeys(models, 0), {}, 0
     for step in MASK_STEPS:
         masks = _masks(SITES[config.family](config), seed, step)
         size += sum(mask.size for mask in masks.values())
-        for name in trial.names:
-            model = trial.model(name, MASK_DTYPE)
-            grads = model.gradients(ids[:1, :1], ids[:1, 1:2], dropout=(seed, step)).grads
+        for name, model in models.items():
+            grads = model.gradients(ids[:1, :1], ids[:1, 1:2] % config.outputs, dropout=(seed, step)).grads
             for site, mask in masks.items():
                 differing = int((kept(grads, site) != mask).sum())
                 wrong[name] += differing
                 if differing:
                     faults[f"{name}: layer {site.layer}, site {site.site}"] = differing
-    return _row("masks in the model", wrong, trial.case.name, size, "; ".join(list(faults)[:4]))
+    return _row(what, wrong, case.name, size, "; ".join(list(faults)[:4]))
 
 
 def _masks(sites: list[Site], seed: int, step: int) -> dict[Site, np.ndarray]:
@@ -298,5 +329,9 @@ def _masks(sites: list[Site], seed: int, step: int) -> dict[Site, np.ndarray]:
 
 def kept(grads: Mapping[str, np.ndarray], site: Site) -> np.ndarray:
     """The mask that a gradient shows, in the mask's shape: where anything of an element's gradient is not zero."""
-    gradient = grads[site.shown_by][:1] if site.layer == 0 else grads[site.shown_by]  # 0: the first position's row
+    gradient = grads[site.shown_by]
+    if site.site >= adapters.SITES:
+        gradient = gradient.T
+    elif site.layer == 0:
+        gradient = gradient[:1]  # the first position's row
     return (gradient.reshape(np.prod(site.shape), -1) != 0).any(-1).reshape(site.shape)

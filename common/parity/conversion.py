@@ -2,7 +2,8 @@
 
 Three things are tried on every case. The names and shapes that a framework holds are those of the parameter table.
 Weights with awkward values come back byte for byte from one implementation, from one after the other, and through every
-file format. And noise added to one tensor moves the outputs of all implementations by the same amount.
+file format. And noise added to one tensor moves the outputs of all implementations by the same amount. Adapters are
+also merged, taken out again and switched off.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from common.backend import Model
 from common.compare import rms
 from common.config import PRECISIONS
 from common.errors import UserError
+from common.parity import adapted
 from common.parity import rows as table
 from common.parity.rows import Exhibit, Row
 from common.parity.trial import Session, Trial
@@ -38,7 +40,7 @@ MOVES = 1e-6  # of the outputs: a live parameter moves them by more; measured: 2
 
 
 def for_case(trial: Trial) -> Iterator[Row | Exhibit]:
-    """Names and shapes, round trips, noise."""
+    """Names and shapes, round trips, noise, adapters."""
     if trial.session.wants("exact"):
         yield _shapes(trial)
         for tier in ROUND_TRIPS:
@@ -50,6 +52,7 @@ def for_case(trial: Trial) -> Iterator[Row | Exhibit]:
                 yield _fused(trial, Path(folder) / "fused")
     if trial.session.wants("float64"):
         yield from _moved(trial)
+        yield from adapted.rows(trial)
 
 
 def declared(trial: Trial) -> set[tuple[str, str]]:
@@ -60,7 +63,7 @@ def declared(trial: Trial) -> set[tuple[str, str]]:
         out |= {(f"round trip/{name}", "exact") for name in _formats(trial)}
         out |= {("order of q, k, v", "exact")} if _has_huggingface_form(trial) else set()
     if trial.session.wants("float64"):
-        out |= {(f"noise/{name}", "float64") for name in _used(trial)}
+        out |= {(f"noise/{name}", "float64") for name in _used(trial)} | adapted.declared(trial)
     return out
 
 
@@ -150,6 +153,11 @@ def _formats(trial: Trial) -> dict[str, tuple[Callable, Callable]]:
         found["hugging face folder"] = (
             lambda path, weights: huggingface.write_hf(path, config, weights),
             lambda path: huggingface.read_hf(path)[1],
+        )
+    if config.adapters:
+        found["adapters of PEFT"] = (
+            lambda path, weights: adapted.write(path, config, weights),
+            lambda path: adapted.read(path, config),
         )
     for name, subject in trial.session.subjects.items():
         if hasattr(subject, "write_state_dict") and hasattr(subject, "read_state_dict"):

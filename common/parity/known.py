@@ -44,6 +44,27 @@ PAIRS = (
     ((12, 6, 4), (0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11)),
 )
 
+# Rows for fine-tuning, and SHA-256 of what `common.data` makes of them by bytes, as `common/parity/tuning.py` asks.
+ROWS = (
+    {"instruction": "Add.", "input": "2 and 3", "output": "5", "chosen": "It is 5.", "rejected": "No."},
+    {"instruction": "Name a colour.", "input": "", "output": "Red, say.", "chosen": "Red.", "rejected": "\u00c9, red?"},
+    {"instruction": "Greet", "input": "\u4e16", "output": "Hello", "chosen": "Hello to you!", "rejected": "Hell"},
+)
+END = 7
+LABELLED = "6621f741fa17a0b993bb16a9a03c4b11fd565e2b964aa4bc46ae77b8b8af027d"
+INSTRUCTIONS = "db7beee1342f5f5928d4b288b7df63acf6aef252f92942fa7e5f43939402d523"
+PAIRS_OF_ANSWERS = "541797f9599a1ffd12fe058e7a6418b13adb30364f9727e7acc872f8f9479861"
+ADAPTERS = "cc82941050578a01a37fbc7934caf1b56090a8aeb7f102ff8bd9a47925ee5fb4"
+
+# (ids, end, tokens that do not count, longest, whether the end counts); by hand: tokens, targets, whether one is cut.
+SHIFTED = (
+    (([5, 6, 8], 9, 0, None, True), ((5, 6, 8, 9), (6, 8, 9), False)),
+    (([5, 6, 8], 9, 2, None, True), ((5, 6, 8, 9), (-100, 8, 9), False)),
+    (([5, 6, 8], 9, 2, None, False), ((5, 6, 8, 9), (-100, 8, -100), False)),
+    (([5, 6, 8, 4], 9, 1, 2, True), ((5, 6, 8), (6, 8), True)),
+    (([5, 6, 8, 4], 9, 1, 3, False), ((5, 6, 8, 4), (6, 8, 4), False)),
+)
+
 
 def sha256(*parts: bytes | str | np.ndarray) -> str:
     """One hash over texts and arrays (little-endian, C order), one after the other."""
