@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from common import config as models
-from common import training, variants
+from common import sampling, training, variants
 from common.adapters import Adapter
 from common.errors import UserError
 
@@ -73,7 +73,7 @@ def enumerations() -> list[tuple[str, ...]]:
     """The tables of names in `common.config`, `training` and `variants`: DTYPES, ACTIVATIONS, SCALINGS, …"""
     found = [
         value
-        for module in (models, training, *variants.modules())
+        for module in (models, training, sampling, *variants.modules())
         for name, value in vars(module).items()
         if name.isupper() and isinstance(value, tuple)
     ]

@@ -10,7 +10,7 @@ from common import backend as door
 from common.data.preferences import PreferenceExamples
 from common.errors import UserError
 from common.files import sha256_of
-from common.oracle.loss import PREFERENCES
+from common.oracle.preference import PREFERENCES
 from common.preference import Pairs, Preference, reduced, rewards
 from common.weights import safetensors_io
 from common.weights.stored import stored

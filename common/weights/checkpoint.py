@@ -1,5 +1,6 @@
 """Parallax's own checkpoint: a folder with the config, the canonical weights and, if wanted, the training state."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from common.weights.stored import Stored, StoredWeights, stored
 
 FORMAT, VERSION = "parallax", 1
 CONFIG, OPTIMIZER, TRAINING = "config.json", "optimizer.safetensors", "training.json"
+FROZEN = "frozen"  # a folder above checkpoints with what none of them changes
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,17 @@ def save_checkpoint(
     weights: Mapping[str, np.ndarray],
     slots: Mapping[str, np.ndarray] | None = None,
     training: Mapping[str, Any] | None = None,
+    frozen: str | None = None,
 ) -> None:
-    """Write a checkpoint folder; an older one there is replaced only when the new one is complete."""
+    """Write a checkpoint folder; an older one there is replaced only when the new one is complete.
+
+    With `frozen`, what `freeze` gave, the folder holds only what the run trains (`params.trained`).
+    """
     folder = require_replaceable(folder)
     tensors = gpt2_names.from_canonical(gpt2_names.CANONICAL, config, weights)
+    if frozen is not None:
+        chosen = params.trained(config, TrainConfig.from_dict(training["train"]))
+        tensors = {name: one for name, one in tensors.items() if chosen[name]}
     moments = None if slots is None else stored(slots)
     if moments is not None:
         _check_slots(config, moments, "The optimizer state to be written", training)
@@ -68,6 +77,7 @@ def save_checkpoint(
         raise UserError(f"The training record for {folder} cannot be written as JSON: {error}.") from error
     with replacing_folder(folder) as temporary:
         head = {"format": FORMAT, "version": VERSION, "model": model_to_dict(config)}
+        head |= {} if frozen is None else {FROZEN: frozen}
         (temporary / CONFIG).write_text(dumps(head), encoding="utf-8")
         safetensors_io.write_folder(temporary, tensors)
         if moments is not None:
@@ -76,8 +86,57 @@ def save_checkpoint(
             (temporary / TRAINING).write_text(record, encoding="utf-8")
 
 
+def freeze(above: Path, config: ModelConfig, weights: Mapping[str, np.ndarray], train: TrainConfig) -> str | None:
+    """Keep what a run does not train in a folder above its checkpoints, once, and say what identifies it; None if it
+    trains everything. What an earlier run left there is replaced if it is not the same."""
+    chosen = params.trained(config, train)
+    still = [name for name in gpt2_names.from_canonical(gpt2_names.CANONICAL, config, weights) if not chosen[name]]
+    if not still:
+        return None
+    sha256 = hashlib.sha256()
+    for name in still:
+        sha256.update(f"{name} {weights[name].shape} {weights[name].dtype}\0".encode())
+        sha256.update(np.ascontiguousarray(weights[name]).tobytes())
+    identity = sha256.hexdigest()
+    folder = above / FROZEN
+    if not folder.is_dir() or _identity(folder) != identity:
+        with replacing_folder(folder) as temporary:
+            (temporary / CONFIG).write_text(dumps({"format": f"{FORMAT}-{FROZEN}", FROZEN: identity}), encoding="utf-8")
+            safetensors_io.write_folder(temporary, stored({name: weights[name] for name in still}))
+    return identity
+
+
+def _identity(folder: Path) -> Any:
+    return read_json(folder / CONFIG, "config of frozen weights").get(FROZEN)
+
+
+def _frozen_of(folder: Path, identity: Any) -> Mapping[str, Stored]:
+    """The tensors that a checkpoint shares with others of its run, from the folder above it."""
+    places = [above / FROZEN for above in folder.absolute().parents[:2]]
+    found = next((place for place in places if (place / CONFIG).is_file()), None)
+    if found is None:
+        raise UserError(
+            f"{folder} holds only what its run trains; the folder {FROZEN!r} beside it, with the rest, is missing."
+        )
+    if _identity(found) != identity:
+        raise UserError(f"{found} holds other weights than those that {folder} goes with.")
+    return safetensors_io.open_folder(found)
+
+
+def open_tensors(folder: Path | str) -> dict[str, Stored]:
+    """The tensors of a checkpoint folder, and what it shares with others of its run."""
+    _, frozen = _read_head(folder)
+    shared = {} if frozen is None else _frozen_of(Path(folder), frozen)
+    return {**shared, **safetensors_io.open_folder(folder)}
+
+
 def read_config(folder: Path | str) -> ModelConfig:
     """The model config of a checkpoint folder."""
+    return _read_head(folder)[0]
+
+
+def _read_head(folder: Path | str) -> tuple[ModelConfig, Any]:
+    """(config, what identifies the weights that it lacks, or None)."""
     path = Path(folder) / CONFIG
     head = read_json(path, "checkpoint config")
     if head.get("format") != FORMAT:
@@ -87,7 +146,7 @@ def read_config(folder: Path | str) -> ModelConfig:
     if not isinstance(head.get("model"), dict):
         raise damaged(path, "Parallax config", '"model" is missing')
     try:
-        return model_from_dict(head["model"])
+        return model_from_dict(head["model"]), head.get(FROZEN)
     except (UserError, TypeError) as error:
         raise damaged(path, "Parallax config", error) from error
 
@@ -95,8 +154,7 @@ def read_config(folder: Path | str) -> ModelConfig:
 def load_checkpoint(folder: Path | str) -> Checkpoint:
     """A checkpoint whose weights and optimizer state are read when asked for; UserError if it is foreign or damaged."""
     folder = Path(folder)
-    config = read_config(folder)
-    tensors = safetensors_io.open_folder(folder)
+    config, tensors = read_config(folder), open_tensors(folder)
     weights = gpt2_names.to_canonical(gpt2_names.CANONICAL, config, tensors, folder)
     slots = None
     training = read_json(folder / TRAINING, "training record") if (folder / TRAINING).exists() else None

@@ -36,7 +36,7 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "parallax": Kind("Parallax checkpoint", safetensors_io.open_folder, checkpoint.read_config),
+    "parallax": Kind("Parallax checkpoint", checkpoint.open_tensors, checkpoint.read_config),
     "hf": Kind("Hugging Face folder", safetensors_io.open_folder, huggingface.read_config),
     "openai": Kind("OpenAI TensorFlow checkpoint", tensorflow.open_openai, tensorflow.read_config),
     "safetensors": Kind("safetensors file", safetensors_io.open_file),
