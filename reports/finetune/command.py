@@ -73,4 +73,32 @@ def experiments(
     options.show(f"Table: {out / 'experiments.md'} and .json; plot: {out / 'experiments.png'} and .svg")
 
 
-finetune.command()(experiments)
+def report(
+    run: Annotated[list[Path], typer.Argument(help="Folders of runs that are done.")],
+    out: Annotated[Path, typer.Option(help="Folder for the page, the plot and the numbers.")] = Path("out/report"),
+    about: Annotated[str, typer.Option(help="A sentence that stands at the head of the page.")] = "",
+) -> None:
+    """Put what several runs found out onto one page; its numbers are kept beside it, and the page follows from them."""
+    import json
+
+    from common.errors import UserError
+    from common.files import output_folder, write_text
+    from reports.finetune import collect, page
+
+    kept = [one for one in run if one.name == collect.FILE]
+    if kept and len(run) > 1:
+        raise UserError(f"{kept[0]} is a page's numbers already; give it alone, to draw that page anew.")
+    if kept:
+        try:
+            found, folder = json.loads(kept[0].read_text(encoding="utf-8")), kept[0].parent
+        except (OSError, ValueError) as error:
+            raise UserError(f"{kept[0]} cannot be read ({error}).") from error
+    else:
+        found, folder = collect.collected(run, about), output_folder(out)
+        write_text(folder / collect.FILE, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    page.write(folder, found)
+    options.show(f"Page: {folder / page.PAGE}; its numbers: {folder / collect.FILE}")
+
+
+for command in (experiments, report):
+    finetune.command()(command)
