@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def run(asked: Settings, tell: Tell, keep: Callable[[list[Outcome]], object]) ->
             found.append(Outcome(one, left_out=f"needs --weights-{one.size}"))
             tell(f"{told}: left out, it {found[-1].left_out}")
         elif one.same in there:
-            found.append(Outcome(one, **{**vars(there[one.same]), "experiment": one}))
+            found.append(replace(there[one.same], experiment=one))
         else:
             folder = _trained(one, asked, out, lambda words, told=told: tell(f"{told}: {words}"))
             found.append(outcome(one, folder))
