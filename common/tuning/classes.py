@@ -30,8 +30,13 @@ class Scores(NamedTuple):
         return float(-self.log_probs[np.arange(len(self.labels)), self.labels].mean())
 
     @property
+    def right(self) -> np.ndarray:
+        """Which texts were taken for what they are, [n]."""
+        return self.predicted == self.labels
+
+    @property
     def accuracy(self) -> float:
-        return float((self.predicted == self.labels).mean())
+        return float(self.right.mean())
 
     def confusion(self) -> list[list[int]]:
         """How many texts of a class (row) were taken for which (column)."""
@@ -56,6 +61,12 @@ def scores(model: door.Model, examples: TextExamples, batch: int, count: int | N
     peak = logits.max(-1, keepdims=True)
     log_probs = logits - peak - np.log(np.exp(logits - peak).sum(-1, keepdims=True))
     return Scores(log_probs, np.concatenate(labels).astype(np.int64))
+
+
+def unseen(parts: Parts) -> np.ndarray:
+    """Which test texts do not also stand among those trained on, [n]; some sets have texts that occur twice."""
+    known = set(parts.train.texts)
+    return np.array([text not in known for text in parts.test.texts])
 
 
 def baselines(parts: Parts) -> dict[str, dict[str, float]]:

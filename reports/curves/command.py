@@ -12,13 +12,17 @@ def curves(
     run: Annotated[list[Path], typer.Argument(help="Folders of runs: one, or several on the same axes.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the plots (default: that of the first run).")] = None,
 ) -> None:
-    """Draw what runs logged: loss, accuracy, margins, learning rate, gradient norm, tokens per second."""
+    """Draw what runs logged: loss, accuracy, margins, learning rate, gradient norm, tokens per second; and what their
+    classifiers confuse."""
     from common.files import output_folder, replacing
     from reports.curves import plots
 
-    runs = {plots.label(folder, run): plots.read(folder) for folder in dict.fromkeys(run)}
+    folders = {plots.label(folder, run): folder for folder in dict.fromkeys(run)}
+    runs = {name: plots.read(folder) for name, folder in folders.items()}
+    matrices = {name: found for name, folder in folders.items() if (found := plots.confusion(folder))}
+    sizes = {plots.examples(folder) for folder in folders.values()}
     folder = output_folder(out or run[0])
-    for kind, data in plots.drawn(runs).items():
+    for kind, data in plots.drawn(runs, matrices, sizes.pop() if len(sizes) == 1 else None).items():
         with replacing(folder / f"curves.{kind}") as temporary:
             temporary.write_bytes(data)
     for name, lines in runs.items():

@@ -1,12 +1,17 @@
-"""Curves of training runs against the step, as SVG and PNG, and where these come from: the log of a run."""
+"""Curves of training runs against the step, and what a classifier confuses, as SVG and PNG, and where these come from:
+the log of a run, its settings and its results."""
 
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common import run as runs
+from common.commands import settings
+from common.commands.running import RESULTS
 from common.errors import UserError
+from common.files import read_toml
 from reports.perf.ink import DASHES, LETTER, Ink, on_paper
 
 PANELS = {  # a number of the log, and what it is
@@ -23,10 +28,12 @@ TRAINED = {  # what is beside a held-out number that evaluations give
     "epoch_accuracy": "epoch_train_accuracy",
     "margin": "train_margin",
 }
+COUNTED = ("loss", "accuracy", "epoch_accuracy")  # panels that also say how many examples have been seen
 HEIGHT = 2.7  # inches of a panel
 SMOOTHED = 0.9  # of the mean before, where a step's own loss has the rest
 
 Log = Sequence[Mapping[str, Any]]
+Confusion = tuple[Sequence[Sequence[int]], Sequence[str]]  # texts of a class (row) taken for which, and their names
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -40,21 +47,46 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def examples(folder: Path) -> int | None:
+    """How many examples a step of a run sees, if its folder says so."""
+    if not (folder / settings.FILE).is_file():
+        return None
+    found = read_toml(folder / settings.FILE)
+    sizes = [found.get(name) for name in ("batch-size", "accumulate")]
+    return sizes[0] * sizes[1] if all(isinstance(size, int) for size in sizes) else None
+
+
+def confusion(folder: Path) -> Confusion | None:
+    """What a run's classifier took test data for, if it is one and is done."""
+    if not (folder / RESULTS).is_file():
+        return None
+    try:
+        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        counts, names = results.get("confusion"), results.get("classes")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{folder / RESULTS} is damaged; resume the run without it, which makes it anew.") from error
+    square = isinstance(counts, list) and isinstance(names, list) and len(counts) == len(names)
+    return (counts, names) if square and all(len(row) == len(names) for row in counts) else None
+
+
 def label(folder: Path, every: Sequence[Path]) -> str:
     """A run's name: that of its folder, or its path where several have one name."""
     alike = [one for one in every if one.name == folder.name]
     return folder.name if len(set(alike)) == 1 and folder.name else str(folder)
 
 
-def drawn(found: Mapping[str, Log]) -> dict[str, bytes]:
-    """{"svg": …, "png": …} of runs by name."""
+def drawn(
+    found: Mapping[str, Log], confused: Mapping[str, Confusion] | None = None, seen: int | None = None
+) -> dict[str, bytes]:
+    """{"svg": …, "png": …} of runs by name; `seen` is how many examples a step of all of them sees."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     ink, paper = on_paper()
     panels = [name for name in PANELS if any(name in line for log in found.values() for line in log)]
-    rows = -(-len(panels) // 2)
+    confused = confused or {}
+    rows = -(-(len(panels) + len(confused)) // 2)
     out = {}
     with matplotlib.rc_context({**ink.settings, "savefig.facecolor": paper, "savefig.dpi": 120}):
         figure = Figure(figsize=(11, HEIGHT * rows + 0.5), layout="constrained", facecolor=paper)
@@ -63,8 +95,15 @@ def drawn(found: Mapping[str, Log]) -> dict[str, bytes]:
         for number, name in enumerate(panels):
             axes = figure.add_subplot(grid[number // 2, number % 2])
             _panel(axes, name, found, ink)
+            if seen and name in COUNTED:
+                top = axes.secondary_xaxis("top", functions=(lambda x: x * seen, lambda x: x / seen))
+                top.tick_params(labelsize=LETTER)
+                top.set_xlabel("examples seen", fontsize=LETTER)
             if not number:
                 axes.legend(fontsize=LETTER, loc="upper right")
+        for number, (run, matrix) in enumerate(confused.items(), len(panels)):
+            told = f" ({run})" if len(found) > 1 else ""
+            _matrix(figure.add_subplot(grid[number // 2, number % 2]), matrix, told, ink)
         for kind, about in (("svg", dict.fromkeys(("Date", "Creator", "Format", "Type"))), ("png", {"Software": None})):
             file = io.BytesIO()
             figure.savefig(file, format=kind, metadata=about)
@@ -94,7 +133,28 @@ def _panel(axes: Any, name: str, found: Mapping[str, Log], ink: Ink) -> None:
     if name in ("rate", "tokens_per_second"):
         axes.set_ylim(bottom=0)
     elif name in ("accuracy", "epoch_accuracy"):
-        axes.set_ylim(0, 1.03)
+        axes.set_ylim(min(0.5, axes.get_ylim()[0]), 1.02)
+        axes.set_xlim(left=0)
+
+
+def _matrix(axes: Any, matrix: Confusion, told: str, ink: Ink) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    counts, names = matrix
+    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
+    colours = LinearSegmentedColormap.from_list("ink", (ink.band, ink.torch))
+    axes.imshow(shares, cmap=colours, vmin=0, vmax=1, aspect="auto")
+    for is_, row in enumerate(counts):
+        for said, count in enumerate(row):
+            colour = "white" if shares[is_][said] > 0.5 else ink.ink
+            words = f"{count:,}\n{shares[is_][said]:.1%}"
+            axes.text(said, is_, words, ha="center", va="center", fontsize=LETTER + 1, color=colour)
+    axes.set_xticks(range(len(names)), names, fontsize=LETTER)
+    axes.set_yticks(range(len(names)), names, fontsize=LETTER)
+    axes.set_xlabel("what the model says", fontsize=LETTER)
+    axes.set_ylabel("what it is", fontsize=LETTER)
+    axes.grid(visible=False)
+    axes.set_title(f"what is confused, on test data{told}", loc="left", fontsize=LETTER + 0.5)
 
 
 def _points(log: Log, name: str) -> tuple[list[int], list[float]]:

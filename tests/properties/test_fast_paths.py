@@ -63,12 +63,13 @@ def test_the_chunked_loss_of_nothing(wing, small, fresh_model):
     assert all(not gradient.any() for gradient in found.grads.values())
 
 
-def test_fused_norms_and_optimizer_of_pytorch(config, fresh_model):
+@pytest.mark.parametrize("decay", ["matrices", "all"])
+def test_fused_norms_and_optimizer_of_pytorch(config, fresh_model, decay):
     plain, fused = (fresh_model("torch", config, **options) for options in ({}, FUSED))
     ids, targets = batch(config, 4, 8)
     assert compare.rms(fused.forward(ids).logits - plain.forward(ids).logits) <= EXACT * 10
     check_gradients(plain, fused, ids, targets)
-    settings = TrainConfig(steps=6, warmup_steps=2, learning_rate=1e-2, clip_norm=0.5)
+    settings = TrainConfig(steps=6, warmup_steps=2, learning_rate=1e-2, clip_norm=0.5, decay=decay)
     for model in (plain, fused):
         model.start_training(settings)
         for _ in range(6):

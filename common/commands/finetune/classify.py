@@ -58,6 +58,8 @@ def classify(
     how: groups.How = _HOW,
 ) -> None:
     """Train a model to classify texts; accuracy, confusion matrix and baselines end up in results.json."""
+    import numpy as np
+
     from common import heads
     from common.commands import options, running
     from common.commands.finetune import tuning
@@ -124,6 +126,14 @@ def classify(
             print(classes.table(accuracies), classes.confusion_table(counts, names), sep="\n\n")
         losses = {name: one.loss for name, one in found.items()}
         results = {"accuracy": accuracies, "loss": losses, "confusion": counts, "classes": list(names)}
+        unseen = classes.unseen(data)
+        if len(unseen) and not unseen.all():
+            own = {"model": float(found["test"].right[unseen].mean())}
+            if baseline and here.leads:
+                without = data._replace(test=data.test.take(np.flatnonzero(unseen)))
+                own |= {name: one["test"] for name, one in classes.baselines(without).items()}
+            results["unseen"] = {"texts": int(unseen.sum()), "accuracy": own}
+            here.show(f"{int((~unseen).sum())} test texts are among those trained on; without them {own['model']:.2%}.")
         return {**results, "texts": {name: one.counts() for name, one in data._asdict().items()}, "cut": cut}
 
     task = running.Task(

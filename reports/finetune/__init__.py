@@ -1,0 +1,1 @@
+"""`parallax finetune experiments`, and the report on fine-tuning with real data."""

@@ -1,0 +1,96 @@
+"""The report on fine-tuning: a page in Markdown and a plot, both from the collected JSON alone."""
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from common.files import write_text
+from reports.curves.plots import smoothed
+from reports.finetune import plots
+from reports.perf.ink import DASHES, LETTER, Ink
+
+PAGE, PLOT = "README.md", "finetune"
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The page."""
+    from jinja2 import Environment, StrictUndefined
+
+    text = resources.files("reports.finetune").joinpath("page.md").read_text(encoding="utf-8")
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    runs = {name: _Run(run) for name, run in found["runs"].items()}
+    kinds = {kind: {name: run for name, run in runs.items() if run.kind == kind and run.results} for kind in KINDS}
+    page = environment.from_string(text).render(
+        about=found["about"],
+        device=found["device"],
+        runs=runs,
+        pairs=found["pairs"],
+        classifiers=kinds["classify"],
+        instructions=kinds["instruct"],
+        preferences=kinds["prefer"],
+        unseen=any("unseen" in run.results for run in kinds["classify"].values()),
+        percent=lambda value: f"{value:.2%}",
+        small=lambda value: "—" if value is None else f"{value:.1e}",
+        fresh=_fresh,
+    )
+    lines = [line.rstrip() for line in page.splitlines()]
+    return "\n".join(line for place, line in enumerate(lines) if line or (place and lines[place - 1])) + "\n"
+
+
+KINDS = ("classify", "instruct", "prefer")
+
+
+class _Run(dict):
+    """A run whose fields can be read as attributes; what it has not is empty."""
+
+    def __getattr__(self, name: str) -> Any:
+        found = self.get(name, {})
+        return _Run(found) if isinstance(found, dict) else found
+
+
+def _fresh(run: Mapping[str, Any], which: str) -> str:
+    unseen = run["results"].get("unseen")
+    return f"{unseen['accuracy'][which]:.2%} of {unseen['texts']}" if unseen and which in unseen["accuracy"] else "—"
+
+
+def write(folder: Path, found: Mapping[str, Any]) -> None:
+    """Page and plot into a folder."""
+    for kind, content in plots.drawn(lambda figure, ink: _draw(figure, ink, found["runs"]), (11, 6)).items():
+        plots.write(folder / f"{PLOT}.{kind}", content)
+    write_text(folder / PAGE, markdown(found))
+
+
+def _draw(figure: Any, ink: Ink, runs: Mapping[str, Any]) -> None:
+    grid = figure.subplots(2, 2)
+    panels = (
+        ("classify", "accuracy", "classification: accuracy, held out (solid) and baseline, on test data (dotted)"),
+        ("classify", "loss", "classification: loss, smoothed"),
+        ("instruct", "held_out", "instructions: held-out loss (dots), and of every step, smoothed"),
+        ("prefer", "margin", "preferences: margin of rewards on held-out pairs"),
+    )
+    for axes, (kind, name, title) in zip(grid.flat, panels, strict=True):
+        for number, (label, run) in enumerate(one for one in runs.items() if one[1]["kind"] == kind):
+            wings = {one["backend"] for one in runs.values() if one["kind"] == kind}
+            colour = ink.wing(run["backend"]) if len(wings) > 1 else (ink.torch, ink.jax, ink.ink)[number % 3]
+            look = {"color": colour, "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.3}
+            at = [0] + [line["step"] + 1 for line in run["evaluations"]]
+            before = run["before"] or {}
+            values = [before.get(name)] + [line.get(name) for line in run["evaluations"]]
+            if kind == "instruct":
+                axes.plot(range(1, len(run["losses"]) + 1), smoothed(run["losses"]), **{**look, "linewidth": 0.9})
+                axes.plot(at, values, "o", markersize=3, color=colour, label=label)
+            elif name == "loss":
+                axes.plot(range(1, len(run["losses"]) + 1), smoothed(run["losses"]), label=label, **look)
+            else:
+                axes.plot(at, values, label=label, **look)
+            words = run.get("results", {}).get("accuracy", {}).get("bag of words") if name == "accuracy" else None
+            if words:
+                axes.axhline(words["test"], color=colour, linewidth=0.8, linestyle=(0, (1.5, 1.5)))
+        axes.set_title(title, loc="left", fontsize=LETTER + 0.5)
+        axes.set_xlabel("step", fontsize=LETTER)
+        axes.tick_params(labelsize=LETTER)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=LETTER)

@@ -1,0 +1,155 @@
+"""The book's experiments on classification, the report on fine-tuning, and what curves draw of a classifier."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common import params
+from common.config import GPTConfig
+from common.weights.checkpoint import load_checkpoint, save_checkpoint
+from reports.finetune import experiments, page
+
+BYTES = GPTConfig(256, 32, 16, 2, 2, ff_dim=32)
+FEW = ["--steps", 4, "--batch-size", 4, "--learning-rate", 0.01, "--eval-every", 2]
+PUBLISHED = {1: 95.0, 3: 72.0, 8: 98.33, 10: 93.67, 14: 98.0, 17: 95.33, 19: 96.33}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights") / "model"
+    save_checkpoint(folder, BYTES, params.randomise(BYTES, 0, 0.5))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts") / "texts.json"
+    words = ["see you at home", "are you there", "on my way now"]
+    rows = [{"text": f"{words[i % 3]} {i}", "label": "ham"} for i in range(20)]
+    rows += [{"text": f"WIN cash {i % 8} now!!", "label": "spam"} for i in range(20)]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_the_table_of_experiments_is_whole():
+    table = experiments.table()
+    assert [one.number for one in table] == list(range(1, 20))
+    assert len({one.name for one in table}) == 19
+    for number, test in PUBLISHED.items():
+        assert table[number - 1].published["test"] == test
+    assert {one.number for one in table if one.size != "small"} == {6, 7, 8, 9, 12}
+    assert [one.number for one in table if not one.options and one.size == "small"] == [1, 18]
+    assert table[17].same == 1
+
+
+def test_every_experiment_is_settings_that_the_command_knows(call, tmp_path, weights):
+    """The files of all 19 are read by `parallax finetune classify`, which then finds no texts."""
+    sizes = dict.fromkeys(("small", "medium", "large", "xl"), weights)
+    asked = experiments.Settings(tmp_path, sizes, {"data": str(tmp_path / "none.json")})
+    for one in experiments.table():
+        file = tmp_path / "asked.toml"
+        file.write_text(experiments._settings(one, asked, tmp_path))
+        code, _, err = call("finetune", "classify", "--settings", file, "--out", tmp_path / "run")
+        assert code == 2
+        assert "none.json" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_experiments_end_in_one_table_and_are_not_run_twice(call, tmp_path, weights, texts, monkeypatch):
+    asked = ["--weights", weights, "--data", texts, *FEW, "--threads", 1, "--out", tmp_path / "out"]
+    code, out, err = call("finetune", "experiments", *asked, "--only", "1,6,10,18")
+    assert code == 0, err
+    assert "6: left out, it needs --weights-medium" in out
+    found = json.loads((tmp_path / "out" / "experiments.json").read_text())
+    rows = {row["number"]: row for row in found["experiments"]}
+    assert list(rows) == [1, 6, 10, 18]
+    assert rows[18]["accuracy"] == rows[1]["accuracy"]
+    assert rows[6]["accuracy"] == {}
+    assert rows[10]["learn"] == rows[10]["parameters"] > rows[1]["learn"] > 0
+    results = json.loads((tmp_path / "out" / "experiment-01" / "results.json").read_text())
+    assert rows[1]["accuracy"] == results["accuracy"]["model"]
+    first = load_checkpoint(tmp_path / "out" / "experiment-01" / "checkpoint")
+    assert first.training["train"]["trained"] == ["model.layers.1.*", "model.norm.*", "score.*"]
+    markdown = (tmp_path / "out" / "experiments.md").read_text()
+    assert f"{rows[1]['accuracy']['test']:.2%}" in markdown
+    assert "87.50 / 91.28 / 84.67, 0.75 min" in markdown
+    assert all((tmp_path / "out" / f"experiments.{kind}").stat().st_size > 5000 for kind in ("png", "svg"))
+
+    def never(*_: object, **__: object):
+        raise AssertionError("an experiment was run again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(experiments, "_call", never)
+        code, again, err = call("finetune", "experiments", *asked, "--only", "1,6,10,18")
+        assert (code, again) == (0, out), err
+        code, _, err = call("finetune", "experiments", *asked, "--seed", 1, "--only", "1")
+        assert (code, "holds experiment 1 with other settings" in err) == (2, True)
+
+
+def test_an_interrupted_experiment_goes_on(call, tmp_path, weights, texts):
+    asked = ["--weights", weights, "--data", texts, *FEW, "--threads", 1, "--out", tmp_path / "out", "--only", "5"]
+    one = experiments.table()[4]
+    shared = {"data": str(texts), "backend": "torch", "steps": 4, "batch-size": 4, "learning-rate": 0.01}
+    shared |= {"eval-every": 2, "save-every": 200, "seed": 0, "device": "cpu", "mode": "default", "threads": 1}
+    settings = experiments.Settings(tmp_path / "out", {"small": weights}, shared)
+    folder = tmp_path / "out" / "experiment-05"
+    folder.mkdir(parents=True)
+    (folder / "asked.toml").write_text(experiments._settings(one, settings, tmp_path / "out"))
+    words = ["finetune", "classify", "--settings", folder / "asked.toml", "--out", folder, "--until", 2]
+    assert call(*words)[0] == 0
+    code, _, err = call("finetune", "experiments", *asked)
+    assert (code, "experiment 5 (all layers): goes on" in err) == (0, True), err
+    log = [json.loads(line) for line in (folder / "log.jsonl").open()]
+    assert [line["step"] for line in log] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--only", "1,20"], "--only names experiment '20'; there are 1 to 19"),
+        (["--only", "1", "--backend", "torhc"], "did you mean 'torch'"),
+        (["--only", "1", "--data", "sms-spamm"], "did you mean 'sms-spam'"),
+    ],
+)
+def test_mistakes_get_one_sentence(call, tmp_path, weights, words, sentence):
+    code, out, err = call("finetune", "experiments", "--weights", weights, "--out", tmp_path / "out", *words)
+    assert (code, out) == (2, "")
+    assert sentence in err
+    assert "Traceback" not in err
+
+
+def test_a_page_follows_from_its_numbers(call, tmp_path, weights, texts):
+    own = ["--weights", weights, "--data", texts, "--steps", 4, "--batch-size", 4, "--learning-rate", 0.01]
+    own += ["--eval-every", 2, "--eval-batches", 1, "--dropout", 0.1]
+    runs = [tmp_path / name for name in ("torch", "jax")]
+    for run in runs:
+        again = ["--dtype", "float64", "--backend", run.name, "--length", 24, "--out", run]
+        assert call("finetune", "classify", *own, *again)[0] == 0
+    results = json.loads((runs[0] / "results.json").read_text())
+    assert 0 < results["unseen"]["texts"] < sum(results["texts"]["test"].values())
+    code, _, err = call("curves", *runs, "--out", tmp_path / "curves")
+    assert code == 0, err
+    text = (tmp_path / "curves" / "curves.svg").read_text()
+    for words in ("what is confused, on test data (torch)", "examples seen"):
+        assert words in text
+    code, _, err = call("finetune", "report", *runs, "--out", tmp_path / "page", "--about", "A test.")
+    assert code == 0, err
+    found = json.loads((tmp_path / "page" / "runs.json").read_text())
+    (pair,) = found["pairs"]
+    assert pair["runs"] == ["torch", "jax"]
+    assert pair["steps"] == 4
+    assert 0 <= pair["apart"]["loss"] < 1e-10
+    before = (tmp_path / "page" / page.PAGE).read_text()
+    assert f"{results['accuracy']['model']['test']:.2%}" in before
+    assert f"{results['unseen']['texts']} |" in before
+    (tmp_path / "page" / page.PAGE).unlink()
+    assert call("finetune", "report", tmp_path / "page" / "runs.json")[0] == 0
+    assert (tmp_path / "page" / page.PAGE).read_text() == before
+
+
+def test_committed_pages_follow_from_their_numbers():
+    folders = list(Path(page.__file__).parent.glob("*/runs.json"))
+    assert folders
+    for file in folders:
+        assert (file.parent / page.PAGE).read_text() == page.markdown(json.loads(file.read_text()))
