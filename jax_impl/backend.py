@@ -82,7 +82,7 @@ class JaxModel(Accounts):
         ids, targets, positions, _ = door.loss_inputs(ids, targets, self.config)
         batch = self._batch(ids), self._batch(targets), self._places(positions)
         sums, counts = self.programs.log_probs(self.params, *batch)
-        return self._host(sums).astype(np.float64), self._host(counts)
+        return _numpy(sums).astype(np.float64), _numpy(counts)
 
     @_scoped
     def gradients(self, ids, targets, dropout=None):
@@ -223,10 +223,6 @@ class JaxModel(Accounts):
     def _batch(self, array):
         """Rows of ids [..., B, T] as the programs take them."""
         return array
-
-    def _host(self, array):
-        """An array as NumPy's."""
-        return _numpy(array)
 
     def _named(self, arrays):
         """Arrays of all layers by their own names, as NumPy's."""

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from common import backend as door
 from common import layout as layouts
 from common import params as parameters
 from common.errors import UserError
@@ -52,9 +53,6 @@ class SpreadModel(JaxModel):
         rows = self.where.rows(array.ndim, array.shape[-2])
         return jax.make_array_from_callback(array.shape, rows, array.__getitem__)
 
-    def _host(self, array):
-        return _whole(array)
-
     def _named(self, arrays):
         return self.programs.unfold({name: _whole(value) for name, value in arrays.items()})
 
@@ -96,6 +94,13 @@ class SpreadModel(JaxModel):
         """The whole model of now, put together once between steps of training."""
         self.served = self.served or self.whole()
         return self.served
+
+    def log_probs(self, ids, targets):
+        ids, targets, positions, _ = door.loss_inputs(ids, targets, self.config)
+        with self.scope():
+            batch = self._batch(ids), self._batch(targets), self._places(positions)
+            sums, counts = map(_whole, self.programs.log_probs(self.params, *batch))
+        return sums.astype(np.float64), counts
 
     def forward(self, ids, positions=None, taps=()):
         return self._serving().forward(ids, positions, taps)

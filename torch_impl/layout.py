@@ -7,6 +7,7 @@ linear maps that layers name (`common/layout.py`). Every process gets the whole 
 import contextlib
 import os
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -22,7 +23,7 @@ from common.errors import UserError
 from common.preference import Pairs
 
 from . import rng
-from .backend import TorchModel, _numpy, loss_sum
+from .backend import TorchModel, _numpy, log_probs, loss_sum
 from .optim import OPTIMIZERS, empty_slots, muon
 from .train import objective
 
@@ -228,7 +229,20 @@ class SpreadModel(TorchModel):
         return self.served
 
     def log_probs(self, ids, targets):
-        return self._serving().log_probs(ids, targets)
+        ids, targets, positions, _ = door.loss_inputs(ids, targets, self.config)
+        dealt = len(ids) % self.layout.rows == 0
+        own, first = self._rows([ids, targets], 0) if dealt else ([self._put(ids), self._put(targets)], 0)
+        with torch.no_grad():
+            found = self.engine(log_probs, *own, self._places(positions))
+        if isinstance(self.engine, FSDPModule):
+            self.engine.reshard()
+        if dealt:  # every process puts its rows where they are
+            empty = [torch.zeros(len(ids), dtype=one.dtype, device=one.device) for one in found]
+            for whole, part in zip(empty, found, strict=True):
+                whole[first : first + len(part)] = part
+            found = [self._sum(whole) for whole in empty]
+        sums, counts = map(_numpy, found)
+        return sums.astype(np.float64), counts
 
     def forward(self, ids, positions=None, taps=()):
         return self._serving().forward(ids, positions, taps)
