@@ -28,7 +28,8 @@ SITES = 1 << 20  # dropout of adapters is drawn above this address, that of bloc
 
 def targets(adapter: Adapter, linears: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
     """(out, in) of the linear maps that an adapter targets, by path. A pattern that hits none is refused with near
-    matches, and a rank larger than either side of one (the book's 16 on a head of two labels is not)."""
+    matches, and a rank that no such map can have; of a head with few labels only its input limits that, as in the
+    book, whose head of 2 labels gets rank 16."""
     for pattern in adapter.targets:
         if not any(fnmatchcase(path, pattern) for path in linears):
             known = sorted({path.rpartition(".")[2] for path in linears})
@@ -36,10 +37,11 @@ def targets(adapter: Adapter, linears: Mapping[str, tuple[int, int]]) -> dict[st
             raise unknown("target of an adapter", word, known, "Targets are linear maps, by path or pattern.")
     found = {path: shape for path, shape in linears.items() if adapter.hits(path)}
     for path, shape in found.items():
-        if adapter.rank > max(shape):
+        most = shape[1] if path == "score" else min(shape)
+        if adapter.rank > most:
             raise UserError(
-                f"Adapter {adapter.name!r} has rank {adapter.rank}, which is larger than {path}:"
-                f" that is {shape[0]} x {shape[1]}."
+                f"Adapter {adapter.name!r} has rank {adapter.rank}, but {path} is {shape[0]} x {shape[1]}:"
+                f" its rank is at most {most}."
             )
     return found
 

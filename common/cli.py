@@ -18,6 +18,7 @@ ORDER = (
     "finetune",
     "classify",
     "respond",
+    "adapter",
     "curves",
     "search",
     "generate",

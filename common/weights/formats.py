@@ -165,7 +165,7 @@ def convert(
         raise UserError(f"A target of kind {kind!r} always uses the names {form.names!r}, not {names!r}.")
     if max_shard_bytes is not None and kind != "hf":
         raise UserError(f"A target of kind {kind!r} is a single file; only 'hf' can be sharded.")
-    _keep_apart(source, target)
+    keep_apart(source, target)
     found = load(source, heads=heads, tie=tie)
     if form.free:
         _refuse_what_a_file_cannot_say(found.config, target)
@@ -181,7 +181,7 @@ def _refuse_what_a_file_cannot_say(config: ModelConfig, target: Path) -> None:
         raise UserError(f"{target} would lose {' and '.join(lost)}: a file of tensors has no config; give a folder.")
 
 
-def _keep_apart(source: Path, target: Path) -> None:
+def keep_apart(source: Path, target: Path) -> None:
     """Refuse targets whose writing would destroy the source, or the state of a training run."""
     if (target / checkpoint.TRAINING).exists():
         raise UserError(f"{target} holds the state of a training run, which would be lost; give another target.")

@@ -126,7 +126,7 @@ REFUSED = {
     "what learns": ("classify", ["--train", "last-blok"], "did you mean 'last-block'"),
     "tied head": ("instruct", ["--train", "last-layer"], "The head of this model is its token embedding"),
     "unknown target": ("classify", ["--train", "lora", "--targets", "*.q_prj"], "did you mean 'q_proj'"),
-    "rank too large": ("instruct", ["--train", "lora", "--rank", 17], "which is larger than"),
+    "rank too large": ("instruct", ["--train", "lora", "--rank", 17], "its rank is at most 16"),
     "targets without lora": ("prefer", ["--targets", "*.q_proj"], "--targets is for --train lora"),
     "steps and epochs": ("classify", ["--epochs", 2], "give one of them"),
     "wrong field": ("instruct", ["--data", "wrong field"], "Row 3 of wrong field.json has the number 3 in the field"),
