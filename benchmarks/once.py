@@ -48,7 +48,7 @@ def _beginning(cell: Cell) -> dict[str, gate.Digest]:
 
 
 def recipe(cell: Cell) -> Recipe:
-    return Recipe("uneven", cell.config, cell.seed)
+    return Recipe(cell.weights, cell.config, cell.seed)
 
 
 def check(cell: Cell, one: Contender) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import psutil
 
 from benchmarks.harness import machine
-from benchmarks.harness.cells import DECODING, FRESH, Cell
+from benchmarks.harness.cells import DECODING, FRESH, TRAIN, Cell
 from common import gpu
 from common.accounting import activations, memory
 from common.errors import UserError
@@ -26,7 +26,10 @@ def _need(cell: Cell) -> int:
     weights = memory.weights(cell.config)
     each = weights
     if cell.task in ("train", "optimizer", "compile", "gradients"):
-        each = 4 * weights + sum(activations.saved(cell.config, cell.batch, cell.length, cell.dtype).values())
+        learning = memory.gradients(cell.config, train=TRAIN) if cell.task == "train" else weights
+        each = (
+            weights + 3 * learning + sum(activations.saved(cell.config, cell.batch, cell.length, cell.dtype).values())
+        )
     logits = 4 * cell.batch * cell.length * cell.config.vocab_size
     each += 3 * logits if cell.task in ("train", "gradients", "loss") else logits
     if cell.task in DECODING:

@@ -121,7 +121,8 @@ class Model(Protocol):
     outputs there by name: what benchmarks time. Tasks: "forward", "loss", "gradients", "train" on a batch, "prefill" on
     prompts, "continue" after prompts whose cache is filled beforehand, "optimizer" with a batch's gradients, "dropout"
     on an activation [B, T, E], "sample" on logits [B, V]. "train" and "optimizer" need `start_training` first, and show
-    the first average of the gradients of SHOWN, so that a judge sees more than sums.
+    the first average of the gradients of SHOWN (or of what else a run trains: `shown`), so that a judge sees more than
+    sums.
 
     `about` tells what a framework chose by itself: the "kernel" of fused attention. The last four are accounts of one
     call of a task of `common.accounting.tasks`: `matmul_flops` counts what the framework would multiply (2 FLOPs a
@@ -337,6 +338,14 @@ def decays(config: ModelConfig, train: TrainConfig) -> dict[str, bool]:
     which no gradient would ever bring back."""
     everything = train.decay == "all"
     return {name: p.decays or (everything and not p.chooses) for name, p in params.table(config).items()}
+
+
+def shown(config: ModelConfig, train: TrainConfig) -> tuple[str, ...]:
+    """The parameters whose averages a training step shows: SHOWN, or of a run that does not train these its first and
+    its last one that have averages."""
+    table, turned = params.table(config), params.turned(config, train.optimizer)
+    own = [n for n, on in params.trained(config, train).items() if on and n not in turned and not table[n].dead]
+    return SHOWN if set(SHOWN) <= set(own) else (own[0], own[-1]) if own else ()
 
 
 def collect(steps: Iterator[list[int | None]], rows: int) -> list[list[int]]:

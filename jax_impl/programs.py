@@ -28,7 +28,7 @@ from .optim import clip_by_global_norm, update
 from .placing import spread_of
 from .preference import row_log_probs
 from .sampling import sample
-from .stack import FOLDS
+from .stack import FOLDS, place
 from .train import loss_and_grads, train_step
 
 # Linux gives a process 65,530 mappings of memory; a compiled program takes about six, and for lack of one XLA aborts.
@@ -70,6 +70,11 @@ class Programs:
         if self.spread is None:
             return nnx.merge(self.graph, nest(params))
         return self.spread.around(nnx.merge(self.graph, nest(self.spread.gathered(params))))
+
+    def place(self, name):
+        """(folded name, repeat) of a parameter; see `stack.place`."""
+        plain = self.execution.layers == "loop"
+        return (name, None) if plain else place(name, self.config.period, self.config.num_layers)
 
     def trained(self, train):
         """Which parameters a run trains, by their folded names."""

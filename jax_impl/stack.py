@@ -161,5 +161,16 @@ def unfold(arrays, period):
     return own
 
 
+def place(name, period, layers):
+    """(name, repeat) under which `fold` keeps what a model of so many layers has under a name; None: it is alone."""
+    match, count = LAYER.fullmatch(name), layers // period
+    if match is None:
+        return name, None
+    layer = int(match[2])
+    if layer < count * period:
+        return f"{match[1]}{layer % period}{match[3]}", layer // period
+    return f"{match[1]}{layer - (count - 1) * period}{match[3]}", None
+
+
 FOLDS = {"loop": (apart, together), "scan": (fold, unfold), "checkpointed": (fold, unfold)}
 LAYER = re.compile(r"(.*\.layers\.)(\d+)(\..*)")

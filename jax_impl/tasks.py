@@ -28,12 +28,13 @@ def forward(model, inputs, targets, sampling):
 
 def train(model, inputs, targets, sampling):
     """A whole step, as `train_step` does it: {"loss", "grad_norm"}, and averages of gradients for who judges it."""
+    names = door.shown(model.config, model.train)
 
     def run():
         loss, norm = model._train_step(inputs, targets)
         for value in (*model.params.values(), *model.slots.values()):
             value.block_until_ready()
-        return {"loss": loss, "grad_norm": norm, **_averages(model)}
+        return {"loss": loss, "grad_norm": norm, **_averages(model, names)}
 
     return run
 
@@ -83,7 +84,7 @@ def optimizer(model, inputs, targets, sampling):
         )
         for value in (*model.params.values(), *model.slots.values()):
             value.block_until_ready()
-        return {"grad_norm": norm, **{f"param/{name}": model.params[name] for name in SHOWN}, **_averages(model)}
+        return {"grad_norm": norm, **{f"param/{name}": model.params[name] for name in SHOWN}, **_averages(model, SHOWN)}
 
     return run
 
@@ -140,8 +141,14 @@ TASKS = {
 }
 
 
-def _averages(model):
-    return {f"exp_avg/{name}": model.slots[f"{name}.exp_avg"] for name in SHOWN}
+def _averages(model, names):
+    """Of a scan's arrays, which are those of several layers, a layer's own."""
+    found = {}
+    for name in names:
+        folded, repeat = model.programs.place(name)
+        array = model.slots[f"{folded}.exp_avg"]
+        found[f"exp_avg/{name}"] = array if repeat is None else array[repeat]
+    return found
 
 
 def _ids_and_positions(model, inputs):

@@ -43,7 +43,7 @@ def adamw(params, grads, slots, scalars, train, decays):
 def fused_adamw(params, grads, slots, scalars, train, decays):
     """The same step by PyTorch's own kernel, which reads and writes every number once."""
     rate, _, _, t = scalars
-    for decay in {decays[name] for name in params}:  # the kernel takes no empty lists
+    for decay in sorted({decays[name] for name in params}):  # the kernel takes no empty lists
         names = [name for name in params if decays[name] == decay]
         chosen = ([group[f"{name}{tail}"] for name in names] for group, tail in _groups(params, grads, slots))
         step = torch.full((), float(t), dtype=torch.float32, device=next(iter(params.values())).device)

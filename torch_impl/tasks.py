@@ -36,10 +36,11 @@ def forward(model, inputs, targets, sampling):
 
 def train(model, inputs, targets, sampling):
     """A whole step, as `train_step` does it: {"loss", "grad_norm"}, and averages of gradients for who judges it."""
+    names = door.shown(model.config, model.train)
 
     def run():
         loss, norm = model._train_step(inputs, targets)
-        return {"loss": loss, "grad_norm": norm, **_averages(model)}
+        return {"loss": loss, "grad_norm": norm, **_averages(model, names)}
 
     return run
 
@@ -92,7 +93,7 @@ def optimizer(model, inputs, targets, sampling):
         with torch.no_grad():
             clipped, norm = clip_by_global_norm(grads, model.train.clip_norm)
             update(params, clipped, model.slots, scalars, model.train, model.decays, adam)
-        return {"grad_norm": norm, **{f"param/{name}": params[name] for name in SHOWN}, **_averages(model)}
+        return {"grad_norm": norm, **{f"param/{name}": params[name] for name in SHOWN}, **_averages(model, SHOWN)}
 
     return run
 
@@ -150,8 +151,8 @@ TASKS = {
 }
 
 
-def _averages(model):
-    return {f"exp_avg/{name}": model.slots[f"{name}.exp_avg"] for name in SHOWN}
+def _averages(model, names):
+    return {f"exp_avg/{name}": model.slots[f"{name}.exp_avg"] for name in names}
 
 
 def _ids_and_positions(model, inputs):

@@ -25,7 +25,7 @@ class Cell:
 
     `part` says what of a suite this is, where suite, model and size do not tell cells apart ("no cache"). `group` is
     the model's name without what the axis changes, if that is in it ("nano" of "nano × 6 layers"). `mixed` cells have
-    contenders in several precisions; `dtype` is that of those which name none.
+    contenders in several precisions; `dtype` is that of those which name none. `weights` is the recipe's kind.
     """
 
     suite: str
@@ -43,6 +43,7 @@ class Cell:
     group: str = ""
     mixed: bool = False
     memory: bool = False
+    weights: str = "uneven"
     seed: int = 0
 
     def __post_init__(self):
@@ -228,9 +229,11 @@ def _gradients(cell: Cell) -> dict[str, Any]:
 
 
 def _train(cell: Cell) -> dict[str, Any]:
-    """As for gradients, and then the optimizer's pass, which waits for the norm of all of them."""
-    found = _gradients(cell)
-    return {**found, "bytes": found["bytes"] + _optimizer(cell)["bytes"]}
+    """As for gradients, of what a run trains, and then the optimizer's pass, which waits for the norm of all."""
+    trained = params.trained(cell.config, TRAIN)
+    count, found = cell.batch * cell.length, _flops(cell, flops.training, cell.length, trained=trained)
+    learning = memory.gradients(cell.config, PRECISIONS[cell.dtype].param, TRAIN)
+    return _tokens(count, found, 2 * _read(cell) + (1 + 7) * learning)
 
 
 def _optimizer(cell: Cell) -> dict[str, Any]:
@@ -283,8 +286,10 @@ def ideal(cell: Cell) -> dict[str, int] | None:
     kept = memory.weights(cell.config)
     found = {"parameters": kept, "gradients": 0, "optimizer": 0, "activations": 0, "cache": 0}
     if cell.task in ("gradients", "train"):
-        found |= {"gradients": kept, "optimizer": 2 * kept if cell.task == "train" else 0}
-        found["activations"] = sum(activations.saved(cell.config, cell.batch, cell.length, cell.dtype).values())
+        own = memory.gradients(cell.config, train=TRAIN) if cell.task == "train" else kept
+        found |= {"gradients": own, "optimizer": 2 * own if cell.task == "train" else 0}
+        if own == kept:  # of a model of which a part is trained less is kept: how much has no closed form
+            found["activations"] = sum(activations.saved(cell.config, cell.batch, cell.length, cell.dtype).values())
     if cell.task in DECODING and cell.cached:
         found["cache"] = memory.kv_cache(cell.config, cell.batch, cell.length + cell.new, cell.dtype)
     return found

@@ -61,7 +61,7 @@ def stages(cells: Sequence[Cell], rules: Rules, record: Record, report: Report, 
     """The same in three: all is ready to time the first cell; all are timed; memory is measured."""
     first = cells[0]
     with ExitStack() as stack, TemporaryDirectory() as folder:
-        made = {config: Recipe("uneven", config, first.seed) for config in first.configs}
+        made = {config: Recipe(first.weights, config, first.seed) for config in first.configs}
         recipes = {config: stack.enter_context(on_disk(recipe)) for config, recipe in made.items()}
         places = {one.name: f"{folder}/{number}" for number, one in enumerate(first.contenders)}
         yield from _stages(cells, recipes, rules, record, report, processes, places)

@@ -22,7 +22,7 @@ def run(cell: Cell, rules: Rules, record: Record, report: Report) -> None:
     """Time one such cell; writes everything into the record."""
     report(cell.title, 0.0)
     record.add("cell", **cell.line())
-    with on_disk(Recipe("uneven", cell.config, cell.seed)) as recipe:
+    with on_disk(Recipe(cell.weights, cell.config, cell.seed)) as recipe:
         arms = {}
         refuse = Refusals(cell, record)
         report(f"{cell.title}: the judge", 0.0)

@@ -12,15 +12,18 @@ import numpy as np
 from common import params
 from common.config import ModelConfig
 from common.errors import unknown
+from common.quantised import quantised
 
-KINDS = ("initial", "uneven", "randomised", "stored", "file")
+KINDS = ("initial", "uneven", "uneven nf4", "randomised", "stored", "file")
 UNEVEN = 0.1
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How to get the weights of `config`: "initial" and "randomised" from `seed`; "uneven" are the initial ones with
-    noise of UNEVEN on norms and biases, which hide mistakes while they are ones and zeros; "stored" from any place that
+    noise of UNEVEN on norms, biases and the B of adapters, which hide mistakes while they are ones and zeros; "uneven
+    nf4" has in the place of matrices that can be kept in 4 bits what those bits would stand for, so that models that
+    keep them so compute the same; "stored" from any place that
     `common.weights.formats` reads (with `heads` where it does not say), "file" from a safetensors file of ours.
     """
 
@@ -36,6 +39,8 @@ class Recipe:
             return params.initialise(self.config, self.seed)
         if self.kind == "uneven":
             return self._uneven()
+        if self.kind == "uneven nf4":
+            return quantised(self.config, self._uneven(), "nf4")
         if self.kind == "randomised":
             return params.randomise(self.config, self.seed)
         if self.kind == "stored":
@@ -49,18 +54,14 @@ class Recipe:
     def _uneven(self) -> params.LazyWeights:
         initial = params.initialise(self.config, self.seed)
 
-        def made(name: str, shape: tuple[int, ...]) -> np.ndarray:
-            if len(shape) > 1:
-                return initial[name]
-            noise = UNEVEN * params.draw(self.seed, f"uneven/{name}", shape)
-            return initial[name] + noise.astype(np.float32)
+        def made(one: params.Parameter) -> np.ndarray:
+            if len(one.shape) > 1 and one.init != "zeros":
+                return initial[one.name]
+            noise = UNEVEN * params.draw(self.seed, f"uneven/{one.name}", one.shape)
+            return initial[one.name] + noise.astype(np.float32)
 
-        return params.LazyWeights(
-            {
-                name: functools.partial(made, name, parameter.shape)
-                for name, parameter in params.table(self.config).items()
-            }
-        )
+        table = params.table(self.config)
+        return params.LazyWeights({name: functools.partial(made, one) for name, one in table.items()})
 
 
 @contextmanager

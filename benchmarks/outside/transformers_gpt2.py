@@ -43,7 +43,7 @@ class Timed:
         matrices = [p for p in self.net.parameters() if p.ndim >= 2]
         others = [p for p in self.net.parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.train, self.step = train, 0
+        self.train, self.step, self.own = train, 0, list(self.net.parameters())
         self.net.config.use_cache = False
         self.optimizer = torch.optim.AdamW(
             groups, lr=train.rate(0), betas=(train.beta1, train.beta2), eps=train.adam_eps
@@ -79,13 +79,15 @@ class Timed:
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.net(ids, use_cache=False, labels=labels, shift_labels=labels).loss
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.train.clip_norm or float("inf"))
+        norm = torch.nn.utils.clip_grad_norm_(self.own, self.train.clip_norm or float("inf"))
         self.optimizer.step()
         self.step += 1
+        return {"loss": loss.detach(), "grad_norm": norm, **self._averages()}
+
+    def _averages(self):
         inner = self.net.transformer
         theirs = zip(SHOWN, (inner.ln_f.weight, inner.wte.weight), strict=True)
-        averages = {f"exp_avg/{name}": self.optimizer.state[own]["exp_avg"] for name, own in theirs}
-        return {"loss": loss.detach(), "grad_norm": norm, **averages}
+        return {f"exp_avg/{name}": self.optimizer.state[own]["exp_avg"] for name, own in theirs}
 
     def _waited(self, task):
         def run():

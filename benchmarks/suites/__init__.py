@@ -1,6 +1,19 @@
 """What is measured: suites by name, each a function from a `Scope` to cells. A new suite is one file and one entry."""
 
-from benchmarks.suites import attention, data, decode, depth, forward, ladder, parts, same, starting, train, variants
+from benchmarks.suites import (
+    attention,
+    data,
+    decode,
+    depth,
+    finetune,
+    forward,
+    ladder,
+    parts,
+    same,
+    starting,
+    train,
+    variants,
+)
 from benchmarks.suites.scope import Scope
 
 
@@ -28,8 +41,9 @@ SUITES = {
     "same": same.cells,
     "data": data.cells,
     "ladder": ladder.cells,
+    "finetune": finetune.cells,
 }
-NAMED = ("attention", "variants", "experts", "same", "data", "ladder")  # measured when they are named
+NAMED = ("attention", "variants", "experts", "same", "data", "ladder", "finetune")  # measured when they are named
 DEFAULT = tuple(name for name in SUITES if name not in NAMED)
 
 __all__ = ["DEFAULT", "SUITES", "Scope"]

@@ -36,22 +36,27 @@ class Row:
 
 
 def rows(config: ModelConfig, batch: int, length: int, path: str = "", device: str = "cpu") -> list[Row]:
-    """Forward and training of a model, JAX's layers both ways, or of its submodule at `path`; plain kernels.
+    """Forward and training of a model, JAX's layers both ways, or of its submodule at `path`; plain kernels. Of a model
+    with adapters these alone are trained, and layers run in a loop: through a scan gradients flow from its first layer.
 
     Builds the model in both wings and runs each task once in PyTorch.
     """
+    trained = params.trained(config, params.EVERYTHING)
+    part = not path and not all(trained.values())
     weights, found = params.initialise(config, 0), []
     torch = backend.load("torch").build(config, weights, Execution(device=device))
-    for layers in ("loop",) if path else WAYS:
+    for layers in ("loop",) if path or part else WAYS:
         jax = backend.load("jax").build(config, weights, Execution(device=device, layers=layers))
         for task, counted in TASKS.items():
-            closed = flops.flops_full(config, task, batch, length, path=path)
+            more = {"trained": trained} if part and task == "train" else {}
+            counted = "train" if more else counted
+            closed = flops.flops_full(config, task, batch, length, path=path, **more)
             xla = jax.reported_flops(counted, batch, length, path)
             row = Row(
                 task=task,
                 layers=layers,
                 closed=closed,
-                causal=flops.flops_causal(config, task, batch, length, path=path),
+                causal=flops.flops_causal(config, task, batch, length, path=path, **more),
                 torch=torch.matmul_flops(counted, batch, length, path),
                 jaxpr=jax.matmul_flops(counted, batch, length, path),
                 xla=xla,

@@ -11,7 +11,9 @@ from benchmarks.harness.contenders import Contender
 from benchmarks.harness.recipe import Recipe
 from common import backend as door
 from common import params
-from common.config import Execution, GPTConfig, SamplingConfig
+from common.adapters import Adapter
+from common.config import Execution, GPTConfig, SamplingConfig, mode
+from common.quantised import quantised
 
 CONFIG = GPTConfig(31, 24, 12, 2, 3, ff_dim=20)
 CELL = Cell("decode", "decode", "tiny", CONFIG, 2, 5, "float32", (), new=4)
@@ -44,6 +46,18 @@ def test_uneven_weights_have_no_ones_and_zeros_and_are_otherwise_the_initial_one
             assert uneven[name].dtype == np.float32
             assert np.abs(uneven[name] - initial[name]).min() > 0
             assert 0.02 < np.std(uneven[name] - initial[name]) < 0.2
+
+
+def test_uneven_weights_of_adapters_and_in_four_bits():
+    """B is not zero; what 4 bits stand for stays what it is when it is put into 4 bits."""
+    config = CONFIG.with_(adapters=Adapter(targets=("model.layers.*",), rank=2))
+    uneven, small = (Recipe(kind, config, 3).weights() for kind in ("uneven", "uneven nf4"))
+    for name in params.table(config):
+        assert np.count_nonzero(uneven[name]) > 0.9 * uneven[name].size
+    changed = {name for name in uneven if not np.array_equal(uneven[name], small[name])}
+    assert changed == {name for name in uneven if ".layers." in name and name.endswith("_proj.weight")}
+    again = quantised(config, small, "nf4")
+    assert all(np.array_equal(again[name], small[name]) for name in small)
 
 
 @pytest.mark.parametrize("forgotten", ["mlp.down_proj.bias", "self_attn.v_proj.bias", "input_layernorm.weight"])
@@ -92,6 +106,37 @@ def test_a_step_shows_its_judge_more_than_sums(wing):
     # a row that says bfloat16 and computes in float32
     found = {v.what: v for v in contest.verdicts(cell, one, shown["float32"], shown["float64"])}
     assert all(found[name].error < found[name].least for name in averages)
+
+
+@pytest.mark.parametrize("wing", ["torch", "jax"])
+def test_a_step_of_adapters_shows_what_it_trains(wing):
+    """In the fast modes, one of which keeps the layers' averages together; a wrong scale is noticed."""
+    ids = np.random.default_rng(0).integers(0, 31, (2, 9)).astype(np.int32)
+    adapted = CONFIG.with_(adapters=Adapter(targets=("model.layers.*",), rank=2, alpha=4.0))
+    wrong = adapted.with_(adapters=adapted.adapters[0].with_(alpha=2.0))
+    shown = {}
+    for label, name, config, dtype, how in (
+        ("judge", "torch", adapted, "float64", {}),
+        ("fast", wing, adapted, "float32", mode("fast", wing)),
+        ("wrong", "torch", wrong, "float32", {}),
+    ):
+        model = door.load(name).build(config, Recipe("uneven", config).weights(), Execution(dtype=dtype, **how))
+        model.start_training(TRAIN)
+        run = model.prepare("train", ids[:, :-1], ids[:, 1:])
+        shown[label] = {
+            f"{key} {number}": gate.digest(contenders.numpy(value)) for number in (1, 2) for key, value in run().items()
+        }
+    names = door.shown(adapted, TRAIN)
+    assert names == (
+        "model.layers.0.self_attn.q_proj.lora_A.default.weight",
+        "model.layers.1.mlp.down_proj.lora_B.default.weight",
+    )
+    averages = {f"exp_avg/{name} {number}" for name in names for number in (1, 2)}
+    assert averages <= set(shown["judge"]) == set(shown["fast"])
+    cell = Cell("train", "train", "tiny", adapted, 2, 8, "float32", ())
+    one = Contender("x", "x", "x", "x")
+    assert all(v.passed for v in contest.verdicts(cell, one, shown["fast"], shown["judge"]))
+    assert not all(v.passed for v in contest.verdicts(cell, one, shown["wrong"], shown["judge"]))
 
 
 @pytest.mark.parametrize("wing", ["torch", "jax"])
