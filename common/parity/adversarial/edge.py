@@ -10,6 +10,7 @@ from common import params
 from common.backend import Model
 from common.config import ModelConfig
 from common.errors import UserError
+from common.preference import Pairs
 
 FLAGS = {
     "ScoreShift": "attention scores far from zero, where a finite mask or a missing shift of the softmax shows",
@@ -125,6 +126,8 @@ class _Recorded:
                 return {"cache": number}
         if isinstance(value, np.ndarray):
             return value.tolist() if value.size else {"empty": list(value.shape)}
+        if isinstance(value, Pairs):
+            return {name: self._plain(getattr(value, name)) for name in ("labels", "reference", "preference")}
         if is_dataclass(value):
             return value.to_dict()
         return list(value) if isinstance(value, tuple) else value
