@@ -139,3 +139,18 @@ def test_bytes_of_what_a_run_trains(wing, name, optimizer, dtype):
     if optimizer == "adamw" and dtype == "float32" and wing == "torch":
         live = model.planned_bytes("train", 2, 7)["planned"]
         assert whole <= live <= whole + sum(activations.saved(config, 2, 7).values()) + 4 * 4 * 2 * 7 * config.outputs
+
+
+def test_a_run_that_froze_parameters_leaves_accounts_as_they_were():
+    config, _ = RUNS["adapters everywhere"]
+    model = load("torch").build(config, params.initialise(config, 0), Execution())
+    kept, shape = model.saved_bytes(2, 7), (2, 7, config.embed_dim)
+    x = params.draw(0, "x", shape).astype(np.float32)
+    path = "model.layers.0.mlp"
+    _, before = model.component(path, x, np.ones(shape, np.float32))
+    model.start_training(TrainConfig())
+    model.matmul_flops("train", 2, 7)
+    _, after = model.component(path, x, np.ones(shape, np.float32))
+    assert all(np.array_equal(before.grads[name], after.grads[name]) for name in before.grads)
+    model.matmul_flops("train", 2, 7)
+    assert model.saved_bytes(2, 7) == kept
