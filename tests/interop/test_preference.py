@@ -5,6 +5,7 @@ Gradients are held against differences of that count.
 """
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -138,3 +139,30 @@ def test_gradients_are_the_slopes_of_that_count(wing, loss, how):
     norm = math.sqrt(sum(float(np.square(g).sum()) for g in found.grads.values()))
     assert norm > 1e-3
     assert abs(slope - (4 * near - far) / 3) < 1e-8 * norm
+
+
+THEIR_NAMES = {"dpo": "sigmoid", "cdpo": "sigmoid", "ipo": "ipo", "hinge": "hinge", "simpo": "simpo"}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_are_those_of_trl(loss):
+    """Theirs of log-probabilities: a reference goes into these, for their losses of this form know none."""
+    cpo = pytest.importorskip("trl.experimental.cpo.cpo_trainer", reason="trl is not installed")
+    orpo = pytest.importorskip("trl.experimental.orpo.orpo_trainer")
+    torch = pytest.importorskip("torch")
+    from common.oracle.preference import PREFERENCES
+
+    rng, settings = np.random.default_rng(8), LOSSES[loss]
+    policy, reference = -rng.uniform(0.3, 4, (6, 2)), -rng.uniform(0.3, 4, (6, 2))
+    got = PREFERENCES[loss](policy, reference, Preference(loss, **settings))
+    about = {"beta": settings["beta"], "label_smoothing": settings.get("smoothing", 0.0), "alpha": 0.0}
+    about |= {"simpo_gamma": settings.get("gamma", 0.0), "loss_type": THEIR_NAMES.get(loss, "")}
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(device="cpu"), **about)
+    if loss == "orpo":  # in float32, and without the likelihood, which their step subtracts from
+        chosen, rejected = (torch.tensor(side) for side in policy.T)
+        theirs = -policy[:, 0] - orpo.ORPOTrainer.odds_ratio_loss(trainer, chosen, rejected)[0].numpy()
+        np.testing.assert_allclose(got, theirs, rtol=1e-5)
+        return
+    ahead = policy if loss == "simpo" else policy - reference
+    theirs = cpo.CPOTrainer.cpo_loss(trainer, *(torch.tensor(side) for side in ahead.T))[0].numpy()
+    np.testing.assert_allclose(got, theirs, rtol=1e-12)
