@@ -1,0 +1,168 @@
+"""Losses of preferences against a count token by token, in plain Python from the logits alone; and against TRL's.
+
+Nothing here is shared with the implementations: normalisers, masks, odds and sigmoids are written down once more.
+Gradients are held against differences of that count.
+"""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from common import backend, params
+from common.config import Execution, GPTConfig
+from common.preference import Pairs, Preference
+
+WINGS = ("torch", "jax", "numpy")
+CONFIG = GPTConfig(11, 12, 4, 1, 2, ff_dim=6, tie_embeddings=False, qkv_bias=False)
+PAIRS, LENGTH, SKIPPED = 3, 9, -100
+STEP = 1e-4  # of a difference of five points, whose own error is about STEP ** 4
+LOSSES = {
+    "dpo": {"beta": 0.3},
+    "cdpo": {"beta": 0.3, "smoothing": 0.2},
+    "ipo": {"beta": 0.4},
+    "hinge": {"beta": 0.25},
+    "simpo": {"beta": 2.0, "gamma": 0.7},
+    "orpo": {"beta": 0.5},
+}
+KINDS = [(loss, how) for loss in LOSSES for how in ("sum", "mean") if how == "mean" or loss not in ("simpo", "orpo")]
+
+
+def batch(seed=0):
+    """(ids, labels, reference) of three pairs, rows chosen and rejected in turn, each with a prompt and padding."""
+    rng = np.random.default_rng(seed)
+    ids, labels = (rng.integers(0, CONFIG.vocab_size, (2 * PAIRS, LENGTH)).astype(np.int32) for _ in range(2))
+    for row in range(2 * PAIRS):
+        labels[row, : 1 + row // 2] = SKIPPED
+        labels[row, LENGTH - row % 4 :] = SKIPPED
+    return ids, labels, rng.normal(-12, 4, 2 * PAIRS)
+
+
+def answers(logits, labels, how):
+    """log p of every row's answer, a token at a time."""
+    found = []
+    for row, wanted in zip(logits.tolist(), labels.tolist(), strict=True):
+        terms = []
+        for scores, label in zip(row, wanted, strict=True):
+            if label != SKIPPED:
+                top = max(scores)
+                terms.append(scores[label] - top - math.log(math.fsum(math.exp(score - top) for score in scores)))
+        found.append(math.fsum(terms) / (len(terms) if how == "mean" else 1))
+    return found
+
+
+def minus_log_sigmoid(x):
+    return math.log1p(math.exp(-x)) if x > 0 else math.log1p(math.exp(x)) - x
+
+
+def counted(logits, labels, reference, loss, how):
+    """The mean loss of all pairs."""
+    own, settings, losses = answers(logits, labels, how), LOSSES[loss], []
+    beta = settings["beta"]
+    for chosen in range(0, len(own), 2):
+        better, worse = own[chosen], own[chosen + 1]
+        ahead = (better - reference[chosen]) - (worse - reference[chosen + 1])
+        if loss == "dpo":
+            losses.append(minus_log_sigmoid(beta * ahead))
+        elif loss == "cdpo":
+            wrong = settings["smoothing"]
+            losses.append((1 - wrong) * minus_log_sigmoid(beta * ahead) + wrong * minus_log_sigmoid(-beta * ahead))
+        elif loss == "ipo":
+            losses.append((ahead - 1 / (2 * beta)) ** 2)
+        elif loss == "hinge":
+            losses.append(max(0.0, 1 - beta * ahead))
+        elif loss == "simpo":
+            losses.append(minus_log_sigmoid(beta * (better - worse) - settings["gamma"]))
+        else:
+            odds = [math.exp(value) / (1 - math.exp(value)) for value in (better, worse)]
+            losses.append(-better + beta * minus_log_sigmoid(math.log(odds[0] / odds[1])))
+    return math.fsum(losses) / len(losses)
+
+
+def build(wing, weights):
+    plain = {} if wing == "numpy" else {"compile": False}
+    return backend.load(wing).build(CONFIG, weights, Execution(dtype="float64", **plain))
+
+
+@pytest.fixture(scope="module", params=WINGS)
+def wing(request):
+    """(name, model, its weights, logits of the batch)."""
+    weights = {n: w.astype(np.float64) for n, w in params.randomise(CONFIG, 4).items()}
+    model = build(request.param, weights)
+    return request.param, model, weights, model.forward(batch()[0]).logits
+
+
+def given(loss, how):
+    ids, labels, reference = batch()
+    preference = Preference(loss, reduction=how, **LOSSES[loss])
+    if not preference.needs_reference:
+        reference = np.zeros_like(reference)
+    return ids, Pairs(labels, reference, preference)
+
+
+@pytest.mark.parametrize(("loss", "how"), KINDS, ids="-".join)
+def test_losses_are_those_of_a_count_token_by_token(wing, loss, how):
+    _, model, _, logits = wing
+    ids, pairs = given(loss, how)
+    want = counted(logits, pairs.labels, pairs.reference, loss, how)
+    assert want > 1e-3
+    assert model.loss(ids, pairs) == pytest.approx(want, rel=1e-12)
+    sums, counts = model.log_probs(ids, pairs.labels)
+    np.testing.assert_allclose(sums, answers(logits, pairs.labels, "sum"), rtol=1e-12)
+    assert counts.tolist() == [(row != SKIPPED).sum() for row in pairs.labels]
+
+
+@pytest.mark.full_for(*(f"jax-{loss}" for loss in ("cdpo", "hinge", "ipo")))
+@pytest.mark.parametrize(("loss", "how"), KINDS, ids="-".join)
+def test_gradients_are_the_slopes_of_that_count(wing, loss, how):
+    """In two micro-batches, which share the number of pairs: along one direction through all weights."""
+    name, model, weights, logits = wing
+    if name == "numpy" and (loss, how) != ("orpo", "mean"):
+        pytest.skip("the oracle differentiates number by number; one loss is enough to try its door")
+    ids, pairs = given(loss, how)
+    cut = [(ids[:2], pairs[:2]), (ids[2:4], pairs[2:4])]
+    inputs = np.stack([part for part, _ in cut])
+    labels, reference = (np.stack([getattr(part, kind) for _, part in cut]) for kind in ("labels", "reference"))
+    found = model.gradients(inputs, Pairs(labels, reference, pairs.preference))
+    assert found.value == pytest.approx(
+        counted(logits[:4], pairs.labels[:4], pairs.reference[:4], loss, how), rel=1e-12
+    )
+    along = {n: params.draw(7, n, w.shape) for n, w in weights.items()}
+
+    def moved(by):
+        own = build("torch", {n: w + by * along[n] for n, w in weights.items()})  # whose logits C2 holds to all others
+        return counted(own.forward(ids[:4]).logits, pairs.labels[:4], pairs.reference[:4], loss, how)
+
+    near, far = ((moved(k * STEP) - moved(-k * STEP)) / (2 * k * STEP) for k in (1, 2))
+    slope = sum(float((found.grads[n] * along[n]).sum()) for n in along)
+    norm = math.sqrt(sum(float(np.square(g).sum()) for g in found.grads.values()))
+    assert norm > 1e-3
+    assert abs(slope - (4 * near - far) / 3) < 1e-8 * norm
+
+
+THEIR_NAMES = {"dpo": "sigmoid", "cdpo": "sigmoid", "ipo": "ipo", "hinge": "hinge", "simpo": "simpo"}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_are_those_of_trl(loss):
+    """Theirs of log-probabilities: a reference goes into these, for their losses of this form know none."""
+    cpo = pytest.importorskip("trl.experimental.cpo.cpo_trainer", reason="trl is not installed")
+    orpo = pytest.importorskip("trl.experimental.orpo.orpo_trainer")
+    torch = pytest.importorskip("torch")
+    from common.oracle.preference import PREFERENCES
+
+    rng, settings = np.random.default_rng(8), LOSSES[loss]
+    policy, reference = -rng.uniform(0.3, 4, (6, 2)), -rng.uniform(0.3, 4, (6, 2))
+    got = PREFERENCES[loss](policy, reference, Preference(loss, **settings))
+    about = {"beta": settings["beta"], "label_smoothing": settings.get("smoothing", 0.0), "alpha": 0.0}
+    about |= {"simpo_gamma": settings.get("gamma", 0.0), "loss_type": THEIR_NAMES.get(loss, "")}
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(device="cpu"), **about)
+    if loss == "orpo":  # in float32, and without the likelihood, which their step subtracts from
+        chosen, rejected = (torch.tensor(side) for side in policy.T)
+        theirs = -policy[:, 0] - orpo.ORPOTrainer.odds_ratio_loss(trainer, chosen, rejected)[0].numpy()
+        np.testing.assert_allclose(got, theirs, rtol=1e-5)
+        return
+    ahead = policy if loss == "simpo" else policy - reference
+    theirs = cpo.CPOTrainer.cpo_loss(trainer, *(torch.tensor(side) for side in ahead.T))[0].numpy()
+    np.testing.assert_allclose(got, theirs, rtol=1e-12)
