@@ -54,7 +54,9 @@ class _Chunks(torch.autograd.Function):
     def forward(ctx, hidden_NE, weight_VE, targets_N, reduce, work, differentiate):
         kind, own_VE = hidden_NE.dtype, weight_VE.to(hidden_NE.dtype).to(work)
         total = torch.zeros((), dtype=torch.promote_types(kind, reduce), device=hidden_NE.device)
-        grads = (torch.empty_like(hidden_NE), torch.zeros_like(weight_VE)) if differentiate else None
+        learns = differentiate and ctx.needs_input_grad[1]  # a frozen head needs no gradient of its own size
+        own = torch.zeros_like(weight_VE) if learns else None
+        grads = (torch.empty_like(hidden_NE), own) if differentiate else None
         for start in range(0, len(targets_N), CHUNK):
             rows = slice(start, start + CHUNK)
             hidden_CE, targets_C = hidden_NE[rows].to(work), targets_N[rows]
@@ -67,7 +69,8 @@ class _Chunks(torch.autograd.Function):
                 errors_CV.scatter_add_(-1, at_C1, torch.full_like(at_C1, -1, dtype=errors_CV.dtype))
                 errors_CV = errors_CV.mul_(counts_C1).to(kind).to(work)
                 _put_product(grads[0][rows], errors_CV, own_VE)
-                _add_product(grads[1], errors_CV.T, hidden_CE)
+                if learns:
+                    _add_product(grads[1], errors_CV.T, hidden_CE)
         ctx.grads = grads
         return total
 
@@ -75,7 +78,8 @@ class _Chunks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, share):
         (grad_NE, grad_VE), ctx.grads = ctx.grads, None  # scaled in place: they serve once
-        return grad_NE.mul_(share.to(grad_NE.dtype)), grad_VE.mul_(share.to(grad_VE.dtype)), None, None, None, None
+        scaled = (None if grad is None else grad.mul_(share.to(grad.dtype)) for grad in (grad_NE, grad_VE))
+        return *scaled, None, None, None, None
 
 
 def _put_product(out, a, b):

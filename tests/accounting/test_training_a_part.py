@@ -80,6 +80,19 @@ def test_a_fused_kernel_is_asked_for_all_or_nothing(name):
     assert begun("torch", name, attention="fused").matmul_flops("train", *shape) == want
 
 
+def test_a_chunked_loss_makes_no_gradient_of_a_frozen_head():
+    """Its own products are made in place, where the counter does not see them; its memory is seen."""
+    config = GPTConfig(4001, 16, 12, 1, 2, adapters=EVERYWHERE)
+    frozen, all_of_it = (
+        load("torch").build(config, params.initialise(config, 0), Execution(loss="chunked")) for _ in range(2)
+    )
+    frozen.start_training(TrainConfig())
+    all_of_it.start_training(TrainConfig(trained=("*",)))
+    less, more = (one.planned_bytes("train", 1, 4)["planned"] for one in (frozen, all_of_it))
+    slots = sum(array.nbytes for array in all_of_it.optimizer_slots().values())
+    assert more - slots - less >= 4 * 4001 * 12
+
+
 def test_components_by_hand():
     """With adapters of queries alone: of the first layer's maps that read its input nothing goes back."""
     config, _ = RUNS["adapters of queries"]
