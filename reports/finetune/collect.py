@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from reports.curves import plots
 
 TIMES, ANSWERS, FILE = "time.json", "responses.json", "runs.json"
 WHERE = ("out", "auto-resume", "keep", "keep-best", "tensorboard", "save-every", "threads", "eval-every", "backend")
+HIDDEN = ("auto-resume", "keep", "keep-best", "tensorboard", "save-every", "until")  # of a command line
+MODEL = ("num_layers", "embed_dim", "num_heads", "ff_dim", "context_length", "vocab_size")
 SHOWN = 6  # answers that are kept
 
 
@@ -45,18 +48,21 @@ def one(folder: Path) -> dict[str, Any]:
     there = load_checkpoint(folder / runs.CHECKPOINT)
     table, training = params.table(there.config), there.training or {}
     chosen = params.trained(there.config, TrainConfig.from_dict(training["train"]))
+    asked = {name: _named(value) for name, value in read_toml(folder / settings.FILE).items()}
     made = {
         "kind": training.get("kind", "pretrain"),
         "backend": log[-1].get("backend"),
-        "settings": read_toml(folder / settings.FILE),
+        "settings": asked,
+        "command": command(training.get("kind", "pretrain"), asked),
         "steps": len(log),
         "of": training["train"]["steps"],
         "seconds": sum(line["seconds"] for line in log),
         "learn": sum(parameter.size for name, parameter in table.items() if chosen[name]),
         "parameters": sum(parameter.size for parameter in table.values()),
         "length": training["length"],
+        "model": {name: getattr(there.config, name) for name in MODEL},
         "before": training.get("before"),
-        "evaluations": [line for line in log if "held_out" in line],
+        "evaluations": [line for line in log if "held_out" in line or "epoch_held_out" in line],
         "losses": [round(line["loss"], 6) for line in log],
     }
     for name, file in (("results", RESULTS), ("time", TIMES)):
@@ -65,6 +71,36 @@ def one(folder: Path) -> dict[str, Any]:
     if (folder / ANSWERS).is_file():
         made["answers"] = _read(folder / ANSWERS)[:SHOWN]
     return made
+
+
+def command(kind: str, asked: Mapping[str, Any]) -> str:
+    """The command line of a run's settings, without what it takes for granted."""
+    import typer
+    from typer.main import get_command
+
+    from common.commands.finetune import finetune
+    from common.commands.train import train
+
+    pretrain = typer.Typer()
+    pretrain.command("train")(train)
+    found = get_command(pretrain) if kind == "pretrain" else get_command(finetune).commands[kind]
+    words = [f"parallax {runs.COMMANDS[kind]}"]
+    for option in found.params:
+        name = option.opts[0].lstrip("-")
+        value = asked.get(name)
+        if name in HIDDEN or name not in asked or value == option.default or str(value) == str(option.default):
+            continue
+        if isinstance(value, bool):
+            words.append(option.opts[0] if value else option.secondary_opts[0])
+        else:
+            several = value if isinstance(value, list) else [value]
+            words += [f"{option.opts[0]} {shlex.quote(str(one))}" for one in several]
+    return " ".join(words)
+
+
+def _named(value: Any) -> Any:
+    """A file by its name, where it lies at a place that only this machine has."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _read(path: Path) -> Any:

@@ -68,7 +68,7 @@ def experiments(
     }
     sizes = {"small": weights, "medium": weights_medium, "large": weights_large, "xl": weights_xl}
     asked = job.Settings(out, sizes, {name: value for name, value in shared.items() if value not in (None, [])}, only)
-    found = job.run(asked, options.show, lambda found: table.write(out, found))
+    found = job.run(asked, options.show, lambda found: table.write(out, found, asked.shared))
     for kind, content in plots.experiments(found).items():
         plots.write(out / f"experiments.{kind}", content)
     print(table.text(found), end="")

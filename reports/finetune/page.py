@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_text
+from common.preference import LOSSES
 from reports.curves.plots import smoothed
 from reports.finetune import plots
 from reports.perf.ink import DASHES, LETTER, Ink
@@ -35,6 +36,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         percent=lambda value: f"{value:.2%}",
         small=lambda value: "—" if value is None else f"{value:.1e}",
         fresh=_fresh,
+        by_itself=LOSSES,
+        cell=lambda text: " ".join(text.replace("|", "\\|").split()),
     )
     lines = [line.rstrip() for line in page.splitlines()]
     return "\n".join(line for place, line in enumerate(lines) if line or (place and lines[place - 1])) + "\n"
@@ -64,31 +67,38 @@ def write(folder: Path, found: Mapping[str, Any]) -> None:
 
 
 def _draw(figure: Any, ink: Ink, runs: Mapping[str, Any]) -> None:
-    grid = figure.subplots(2, 2)
-    panels = (
-        ("classify", "accuracy", "classification: accuracy, held out (solid) and baseline, on test data (dotted)"),
+    panels = [
+        (
+            "classify",
+            "epoch_accuracy",
+            "classification: accuracy on all held-out texts after an epoch (dots), bag of words",
+        ),
         ("classify", "loss", "classification: loss, smoothed"),
         ("instruct", "held_out", "instructions: held-out loss (dots), and of every step, smoothed"),
         ("prefer", "margin", "preferences: margin of rewards on held-out pairs"),
-    )
-    for axes, (kind, name, title) in zip(grid.flat, panels, strict=True):
+    ]
+    panels = [one for one in panels if any(run["kind"] == one[0] for run in runs.values())]
+    grid = figure.add_gridspec(-(-len(panels) // 2) or 1, 2)
+    for place, (kind, name, title) in enumerate(panels):
+        axes = figure.add_subplot(grid[place // 2, place % 2])
         for number, (label, run) in enumerate(one for one in runs.items() if one[1]["kind"] == kind):
             wings = {one["backend"] for one in runs.values() if one["kind"] == kind}
             colour = ink.wing(run["backend"]) if len(wings) > 1 else (ink.torch, ink.jax, ink.ink)[number % 3]
             look = {"color": colour, "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.3}
-            at = [0] + [line["step"] + 1 for line in run["evaluations"]]
-            before = run["before"] or {}
-            values = [before.get(name)] + [line.get(name) for line in run["evaluations"]]
+            told = [line for line in run["evaluations"] if name in line]
+            before = (run["before"] or {}).get(name.removeprefix("epoch_"))
+            at = [0] + [line["step"] + 1 for line in told]
+            values = [before] + [line[name] for line in told]
             if kind == "instruct":
                 axes.plot(range(1, len(run["losses"]) + 1), smoothed(run["losses"]), **{**look, "linewidth": 0.9})
                 axes.plot(at, values, "o", markersize=3, color=colour, label=label)
             elif name == "loss":
                 axes.plot(range(1, len(run["losses"]) + 1), smoothed(run["losses"]), label=label, **look)
             else:
-                axes.plot(at, values, label=label, **look)
-            words = run.get("results", {}).get("accuracy", {}).get("bag of words") if name == "accuracy" else None
+                axes.plot(at, values, marker="o", markersize=3, label=label, **look)
+            words = run.get("results", {}).get("accuracy", {}).get("bag of words") if name == "epoch_accuracy" else None
             if words:
-                axes.axhline(words["test"], color=colour, linewidth=0.8, linestyle=(0, (1.5, 1.5)))
+                axes.axhline(words["validation"], color=colour, linewidth=0.8, linestyle=(0, (1.5, 1.5)))
         axes.set_title(title, loc="left", fontsize=LETTER + 0.5)
         axes.set_xlabel("step", fontsize=LETTER)
         axes.tick_params(labelsize=LETTER)

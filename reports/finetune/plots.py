@@ -62,6 +62,6 @@ def experiments(found: Sequence[Outcome]) -> dict[str, bytes]:
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("accuracy on test data, percent", fontsize=LETTER)
         axes.tick_params(axis="x", labelsize=LETTER)
-        axes.legend(fontsize=LETTER, loc="lower left")
+        axes.legend(fontsize=LETTER, loc="lower center")
 
     return drawn(draw, (8, ROW * len(found) + 1.2))

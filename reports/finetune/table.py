@@ -2,13 +2,14 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from common.files import write_text
 from reports.finetune.experiments import PARTS, Outcome, baselines
 
-WIDE = 110
+WIDE = 122
 HEADS = ("", "experiment", "train", "validation", "test", "seconds", "that learn", "published")
 
 
@@ -29,14 +30,16 @@ def text(found: Sequence[Outcome]) -> str:
 
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     for place, head in enumerate(HEADS):
-        shown.add_column(head, justify="left" if place == 1 else "right", no_wrap=place != 1)
+        shown.add_column(head, justify="left" if place == 1 else "right", no_wrap=True)
     for one in found:
-        shown.add_row(*cells(one))
+        *own, there = cells(one)
+        shown.add_row(*own, there.partition(",")[0])
     for name, accuracy in baselines(found).items():
         shown.add_row("", name, *(f"{accuracy[part]:.2%}" for part in PARTS), "", "", "")
     out = io.StringIO()
     console = Console(file=out, width=WIDE, color_system=None, force_terminal=False)
-    console.print(shown, *(f"{one.experiment.number}: left out, it {one.left_out}" for one in found if one.left_out))
+    left_out = (f"{one.experiment.number}: left out, it {one.left_out}" for one in found if one.left_out)
+    console.print(shown, *left_out, sep="\n")
     return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())
 
 
@@ -58,9 +61,17 @@ def _line(words: Sequence[str]) -> str:
     return "| " + " | ".join(words) + " |\n"
 
 
-def write(folder: Path, found: Sequence[Outcome]) -> None:
-    """`experiments.json` and `experiments.md`, all or nothing each."""
+def write(folder: Path, found: Sequence[Outcome], shared: Mapping[str, Any]) -> None:
+    """`experiments.json` and `experiments.md`, all or nothing each; `shared` are the settings of all experiments."""
     texts = next((one.texts for one in found if one.texts), {})
-    whole = {"texts": texts, "baselines": baselines(found), "experiments": [one.to_dict() for one in found]}
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in shared.items()}
+    whole = {
+        "shared": plain,
+        "texts": texts,
+        "baselines": baselines(found),
+        "experiments": [one.to_dict() for one in found],
+    }
     write_text(folder / "experiments.json", json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
-    write_text(folder / "experiments.md", markdown(found))
+    told = ", ".join(f"{name} {value}" for name, value in plain.items())
+    head = f"![test accuracies, here and published](experiments.png)\n\nSettings that all share: {told}.\n\n"
+    write_text(folder / "experiments.md", head + markdown(found))
