@@ -111,6 +111,7 @@ ONE_SIDED_NAMES = {
     "jax_impl/stack.py:fold": "a scan wants the parameters of all layers in one array",
     "jax_impl/stack.py:unfold": "a scan wants the parameters of all layers in one array",
     "jax_impl/stack.py:FOLDS": "a scan wants the parameters of all layers in one array",
+    "jax_impl/stack.py:place": "a scan wants the parameters of all layers in one array",
     "jax_impl/stack.py:LAYER": "a scan wants the parameters of all layers in one array",
     "jax_impl/generate.py:decode": "the loop runs on the device",
     "jax_impl/generate.py:recipe": "what compiled programs depend on",
