@@ -56,6 +56,7 @@ def test_every_experiment_is_settings_that_the_command_knows(call, tmp_path, wei
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.full  # six processes; the next test has one of them
 def test_experiments_end_in_one_table_and_are_not_run_twice(call, tmp_path, weights, texts, monkeypatch):
     asked = ["--weights", weights, "--data", texts, *FEW, "--threads", 1, "--out", tmp_path / "out"]
     code, out, err = call("finetune", "experiments", *asked, "--only", "1,6,10,18")
@@ -112,8 +113,9 @@ def test_an_interrupted_experiment_goes_on(call, tmp_path, weights, texts):
         (["--only", "1", "--data", "sms-spamm"], "did you mean 'sms-spam'"),
     ],
 )
-def test_mistakes_get_one_sentence(call, tmp_path, weights, words, sentence):
-    code, out, err = call("finetune", "experiments", "--weights", weights, "--out", tmp_path / "out", *words)
+def test_mistakes_get_one_sentence(call, tmp_path, weights, texts, words, sentence):
+    own = ["--weights", weights, "--data", texts, "--out", tmp_path / "out"]
+    code, out, err = call("finetune", "experiments", *own, *words)
     assert (code, out) == (2, "")
     assert sentence in err
     assert "Traceback" not in err

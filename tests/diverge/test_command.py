@@ -91,7 +91,7 @@ def test_a_port_that_raises_is_told_with_its_line(port, run):
     wrong = port("torch", "masks.py", "return (key", "raise IndexError('no such key')\n    return (key")
     code, _, err = run(wrong, "torch", "--case", "gpt")
     assert code == 2
-    assert "my_port failed in forward: IndexError: no such key (masks.py, line 11)." in err
+    assert "my_port failed in forward: IndexError: no such key (masks.py, line 13)." in err
 
 
 def test_without_transformers_the_extra_is_named(run, monkeypatch):

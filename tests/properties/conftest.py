@@ -136,12 +136,26 @@ def row_by_row():
     return execution
 
 
-MODELS = [name for name, case in CASES.items() if not case.path]
+# every registered model once: cases that only learn otherwise share theirs
+MODELS = list({case.config: name for name, case in reversed(CASES.items()) if not case.path}.values())[::-1]
+CACHEABLE = [name for name in MODELS if CASES[name].config.cacheable]
 
 
 @pytest.fixture(params=MODELS, scope="session")
 def case(request):
     """Every registered model."""
+    return CASES[request.param]
+
+
+@pytest.fixture(params=CACHEABLE, scope="session")
+def causal_case(request):
+    """Every registered model whose tokens depend on earlier ones alone."""
+    return CASES[request.param]
+
+
+@pytest.fixture(params=[name for name in MODELS if not CASES[name].special], scope="session")
+def plain_case(request):
+    """Every registered model that predicts tokens, without adapters."""
     return CASES[request.param]
 
 

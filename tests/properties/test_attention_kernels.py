@@ -76,7 +76,7 @@ def test_without_a_mask_the_same_is_computed(model_of, tokens, small, wing, dtyp
     ids, targets, config = *tokens(2, 2, 8), small.with_(num_layers=1)
     plain = model_of(wing, config, dtype).gradients(ids, targets)
     ways = [model_of(wing, config, dtype, attention="fused").gradients(ids, targets)]
-    monkeypatch.setattr(backend, "places", lambda positions, execution: positions)
+    monkeypatch.setattr(backend, "places", lambda positions, config, execution: positions)
     ways += [model_of(wing, config, dtype, attention="fused").gradients(ids, targets)]
     for name, parameter in params.table(config).items():
         for found in ways:

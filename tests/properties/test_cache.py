@@ -36,16 +36,16 @@ def lengths(request):
 @example(cuts=list(range(1, SHORT)), seed=1)  # token by token
 @example(cuts=[4], seed=2)  # a chunked prefill with a shorter last chunk
 @given(cuts=CUTS, seed=st.integers(0, 99))
-def test_any_split(cuts, seed, case, case_model, late, lengths):
+def test_any_split(cuts, seed, causal_case, case_model, late, lengths):
     """Through a cache, in chunks of any lengths: the full forward's logits at every position. Few lengths are halves,
     and single tokens in place of what has many cuts.
     """
-    ids, positions = late(case, 2, SHORT, seed)
-    want = case_model("numpy", case).forward(ids, positions).logits
+    ids, positions = late(causal_case, 2, SHORT, seed)
+    want = case_model("numpy", causal_case).forward(ids, positions).logits
     few = list(range(1, SHORT)) if len(cuts) > 2 else [SHORT // 2]
     for name in ("numpy", "torch", "jax"):
-        model = case_model(name, case)
-        own = few if (name, lengths) == ("jax", "few") and case.name != "gpt" else cuts
+        model = case_model(name, causal_case)
+        own = few if (name, lengths) == ("jax", "few") and causal_case.name != "gpt" else cuts
         cache = model.new_cache(2, CAPACITY)
         got = [model.extend(cache, ids[:, a:b], positions[:, a:b]) for a, b in pairwise([0, *own, SHORT])]
         assert (cache.used, cache.capacity) == (SHORT, CAPACITY)
@@ -63,26 +63,28 @@ def test_any_split(cuts, seed, case, case_model, late, lengths):
     filler=st.integers(0, 18),
     seed=st.integers(0, 99),
 )
-def test_a_padded_batch_equals_its_rows(slots, split, filler, seed, case, case_model, row_by_row, late, lengths):
+def test_a_padded_batch_equals_its_rows(slots, split, filler, seed, causal_case, case_model, row_by_row, late, lengths):
     """Rows padded anywhere, in one forward and through a cache in two parts, equal each row alone.
 
     What stands in the padding changes no bit. Few lengths are halves.
     """
-    tokens, places = late(case, 2, SHORT, seed)
+    tokens, places = late(causal_case, 2, SHORT, seed)
     ids, positions = np.zeros((2, SHORT), np.int32), np.full((2, SHORT), -1, np.int32)
     for row, where in enumerate(map(sorted, slots)):
         ids[row, where], positions[row, where] = tokens[row, : len(where)], places[row, : len(where)]
     alone = [
-        case_model("numpy", case).forward(tokens[[row], : len(w)], places[[row], : len(w)]).logits[0] if w else None
+        case_model("numpy", causal_case).forward(tokens[[row], : len(w)], places[[row], : len(w)]).logits[0]
+        if w
+        else None
         for row, w in enumerate(slots)
     ]
     for name in ("numpy", "torch", "jax"):
-        model = case_model(name, case, **row_by_row(name, case))
+        model = case_model(name, causal_case, **row_by_row(name, causal_case))
         whole = model.forward(ids, positions).logits
         cache = model.new_cache(2, CAPACITY)
         at = SHORT // 2 if (name, lengths) == ("jax", "few") else split
         parts = [model.extend(cache, ids[:, p], positions[:, p]) for p in (slice(at), slice(at, SHORT))]
-        other = model.forward(np.where(positions < 0, filler % case.config.vocab_size, ids), positions).logits
+        other = model.forward(np.where(positions < 0, filler % causal_case.config.vocab_size, ids), positions).logits
         np.testing.assert_array_equal(other[positions >= 0], whole[positions >= 0])
         for got in (whole, np.concatenate(parts, axis=1)):
             assert np.isfinite(got).all()
@@ -150,9 +152,9 @@ def in_parts(model, cache, ids, positions, cuts=(0, 4, 6, CAPACITY)):
 
 
 @pytest.mark.full_for("balance-jax", "sharing-jax", "experts-jax", "sparse-jax", "latent-jax", "wide-jax", "untied-jax")
-def test_after_a_reset_a_cache_is_as_new(case, case_model, late, name):
+def test_after_a_reset_a_cache_is_as_new(causal_case, case_model, late, name):
     """To the bit, after it was filled with another text, and rings went round."""
-    model, (ids, positions) = case_model(name, case), late(case, 2, CAPACITY)
+    model, (ids, positions) = case_model(name, causal_case), late(causal_case, 2, CAPACITY)
     fresh, used = model.new_cache(2, CAPACITY), model.new_cache(2, CAPACITY)
     in_parts(model, used, ids[::-1], positions)
     with pytest.raises(UserError, match="holds 10 of 10"):

@@ -29,14 +29,14 @@ OFFERED = [
 
 @pytest.mark.full_for("jax-float32", "jax-bfloat16")
 @pytest.mark.parametrize(("name", "dtype", "kernel"), OFFERED)
-def test_full_forward(case, case_model, row_by_row, late, name, dtype, kernel):
-    if kernel != "plain" and {entry.kind for entry in case.config.attention} != {"multi_head"}:
+def test_full_forward(causal_case, case_model, row_by_row, late, name, dtype, kernel):
+    if kernel != "plain" and {entry.kind for entry in causal_case.config.attention} != {"multi_head"}:
         pytest.skip("only multi-head attention has other kernels")
-    model = case_model(name, case, dtype, attention=kernel, **row_by_row(name, case))
-    ids, positions = late(case, 2, LENGTH)
+    model = case_model(name, causal_case, dtype, attention=kernel, **row_by_row(name, causal_case))
+    ids, positions = late(causal_case, 2, LENGTH)
     before = model.forward(ids, positions).logits
     for at in range(1, LENGTH):
-        check(before, model.forward(changed(ids, at, case.config.vocab_size), positions).logits, at)
+        check(before, model.forward(changed(ids, at, causal_case.config.vocab_size), positions).logits, at)
 
 
 def through_cache(model, ids, positions, chunk):
@@ -47,23 +47,30 @@ def through_cache(model, ids, positions, chunk):
 
 @pytest.mark.full_for("jax-6", "jax-4", "jax-1")  # halves are both inside of a chunk and after another one
 @pytest.mark.parametrize("chunk", [LENGTH, 4, LENGTH // 2, 1])
-def test_through_the_cache(case, case_model, row_by_row, late, name, chunk):
+def test_through_the_cache(causal_case, case_model, row_by_row, late, name, chunk):
     """A chunk in a cache must be causal inside itself too, and may not see empty slots."""
-    model, (ids, positions) = case_model(name, case, **row_by_row(name, case)), late(case, 2, LENGTH)
+    model, (ids, positions) = (
+        case_model(name, causal_case, **row_by_row(name, causal_case)),
+        late(causal_case, 2, LENGTH),
+    )
     before = through_cache(model, ids, positions, chunk)
     for at in range(1, LENGTH):
-        check(before, through_cache(model, changed(ids, at, case.config.vocab_size), positions, chunk), at)
+        check(before, through_cache(model, changed(ids, at, causal_case.config.vocab_size), positions, chunk), at)
 
 
 @pytest.mark.full_for("jax")
-def test_intermediate_values_are_causal_too(case, case_model, row_by_row, late, name):
+def test_intermediate_values_are_causal_too(causal_case, case_model, row_by_row, late, name):
     """Every tap but those of all tokens at once; of scores and weights [B, H, T, S] the third axis is the query, of all
     others the second or third.
     """
-    model, (ids, positions), at = case_model(name, case, **row_by_row(name, case)), late(case, 2, LENGTH), 4
-    other = changed(ids, at, case.config.vocab_size)
+    model, (ids, positions), at = (
+        case_model(name, causal_case, **row_by_row(name, causal_case)),
+        late(causal_case, 2, LENGTH),
+        4,
+    )
+    other = changed(ids, at, causal_case.config.vocab_size)
     before, after = (model.forward(x, positions, taps=("*",)).taps for x in (ids, other))
-    assert len(before) > 10 * case.config.num_layers
+    assert len(before) > 10 * causal_case.config.num_layers
     for tap, value in before.items():
         if value.ndim == 0:
             continue

@@ -67,9 +67,9 @@ def check_training(models, ids):
 @pytest.mark.full_for(
     "untied", "wide", "dropout", "muon", "latent", "sparse", "experts", "balance", "sharing", "today", "hybrid", "long"
 )
-def test_forward_and_cache_by_scan(case, case_model, late):
-    plain, scan = (case_model("jax", case, layers=layers) for layers in ("loop", "scan"))
-    check_forward_and_cache(plain, scan, *late(case, 2, LENGTH))
+def test_forward_and_cache_by_scan(causal_case, case_model, late):
+    plain, scan = (case_model("jax", causal_case, layers=layers) for layers in ("loop", "scan"))
+    check_forward_and_cache(plain, scan, *late(causal_case, 2, LENGTH))
 
 
 @pytest.mark.full

@@ -34,16 +34,16 @@ def with_heads_reversed(config, weights):
     return out, moved
 
 
-def test_heads_in_another_order(case, case_model, fresh_case_model, late, name):
+def test_heads_in_another_order(plain_case, case_model, fresh_case_model, late, name):
     """q, k and v by blocks of rows, o by blocks of columns; q, k, v alone would be another model."""
-    ids, positions = late(case, 2, LENGTH)
-    weights, moved = with_heads_reversed(case.config, case.weights())
+    ids, positions = late(plain_case, 2, LENGTH)
+    weights, moved = with_heads_reversed(plain_case.config, plain_case.weights())
     if not moved:
         pytest.skip("this model has no attention with several key/value heads that could change places")
-    want = case_model(name, case).forward(ids, positions).logits
-    close(fresh_case_model(name, case, weights=weights).forward(ids, positions).logits, want)
-    half = {k: case.weights()[k] if "o_proj" in k else v for k, v in weights.items()}
-    other = fresh_case_model(name, case, weights=half).forward(ids, positions).logits
+    want = case_model(name, plain_case).forward(ids, positions).logits
+    close(fresh_case_model(name, plain_case, weights=weights).forward(ids, positions).logits, want)
+    half = {k: plain_case.weights()[k] if "o_proj" in k else v for k, v in weights.items()}
+    other = fresh_case_model(name, plain_case, weights=half).forward(ids, positions).logits
     assert np.abs(other - want).max() > 1e-3 * np.abs(want).max()
 
 
@@ -51,15 +51,15 @@ OTHERS = ("untied", "dropout", "muon", "latent", "hybrid", "sparse", "experts", 
 
 
 @pytest.mark.full_for(*(f"{name}-jax" for name in OTHERS))  # a tied and an untied head stay, whatever lies below
-def test_a_vocabulary_in_another_order(case, case_model, fresh_case_model, late, name):
+def test_a_vocabulary_in_another_order(plain_case, case_model, fresh_case_model, late, name):
     """Rows of the embedding and of the head, ids and targets permuted: permuted logits, an equal loss."""
-    ids, positions = late(case, 2, LENGTH)
+    ids, positions = late(plain_case, 2, LENGTH)
     targets = np.roll(ids, -1, axis=1)
-    order = np.random.default_rng(5).permutation(case.config.vocab_size)  # new entry i is the old entry order[i]
+    order = np.random.default_rng(5).permutation(plain_case.config.vocab_size)  # new entry i is the old entry order[i]
     place = np.argsort(order).astype(np.int32)
     named = ("model.embed_tokens.weight", "lm_head.weight")
-    weights = {k: v[order] if k in named else v for k, v in case.weights().items()}
-    model, renamed = case_model(name, case), fresh_case_model(name, case, weights=weights)
+    weights = {k: v[order] if k in named else v for k, v in plain_case.weights().items()}
+    model, renamed = case_model(name, plain_case), fresh_case_model(name, plain_case, weights=weights)
     want = model.forward(ids, positions).logits
     close(renamed.forward(place[ids], positions).logits, want[..., order])
     assert renamed.loss(place[ids], place[targets]) == pytest.approx(model.loss(ids, targets), rel=BOUND)
