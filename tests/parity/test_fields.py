@@ -85,7 +85,7 @@ class Deaf:
         ("GPTConfig.context_length", 16),
         ("TrainConfig.beta2", probes.TRAIN.beta2),
         pytest.param("TrainConfig.final_rate", probes.TRAIN.final_rate, marks=pytest.mark.full),
-        ("TrainConfig.decay", "matrices"),
+        pytest.param("TrainConfig.decay", "matrices", marks=pytest.mark.full),
         ("SamplingConfig.top_k", None),
         ("SamplingConfig.overflow", "error"),
     ],

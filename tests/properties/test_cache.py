@@ -151,7 +151,10 @@ def in_parts(model, cache, ids, positions, cuts=(0, 4, 6, CAPACITY)):
     return np.concatenate([model.extend(cache, ids[:, a:b], positions[:, a:b]) for a, b in pairwise(cuts)], axis=1)
 
 
-@pytest.mark.full_for("balance-jax", "sharing-jax", "experts-jax", "sparse-jax", "latent-jax", "wide-jax", "untied-jax")
+OTHERS = ("balance", "sharing", "experts", "sparse", "latent", "wide", "untied", "dropout", "muon", "long")
+
+
+@pytest.mark.full_for(*(f"{name}-jax" for name in OTHERS))  # what is kept, rings and states stay
 def test_after_a_reset_a_cache_is_as_new(causal_case, case_model, late, name):
     """To the bit, after it was filled with another text, and rings went round."""
     model, (ids, positions) = case_model(name, causal_case), late(causal_case, 2, CAPACITY)

@@ -80,7 +80,12 @@ def test_intermediate_values_are_causal_too(causal_case, case_model, row_by_row,
             np.testing.assert_array_equal(after[tap][:, :at], value[:, :at], err_msg=tap)
 
 
-@pytest.mark.full_for("jax-float32")
+# variants of a part that JAX computes here too
+SIBLINGS = ("grouped_query_gated", "grouped_query_no_positions", "latent_attention_book", "attention_no_bias")
+SIBLINGS += ("experts_chosen_softmax", "experts_sigmoid", "experts_grouped", "experts_clamped", "mlp_exact_gelu")
+
+
+@pytest.mark.full_for("jax-float32", *(f"{name}-jax" for name in SIBLINGS))
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_components_are_causal_forwards_and_backwards(part, case_model, row_by_row, wing, dtype):
     """Later inputs change no earlier output, and an output has no gradient at later inputs, nor in another row."""
