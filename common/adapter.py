@@ -8,6 +8,18 @@ from fnmatch import fnmatchcase
 from common.errors import UserError
 from common.record import Record, flag, number, positive_int, require
 
+# methods and marks of PyTorch's modules, beside which a part cannot have the same name
+TAKEN = """
+    T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double
+    dump_patches eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu
+    items keys load_state_dict modules mtia named_buffers named_children named_modules named_parameters parameters
+    pop register_backward_hook register_buffer register_forward_hook register_forward_pre_hook
+    register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook
+    register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook
+    register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory state_dict to to_empty
+    train training type update values xpu zero_grad
+"""
+
 
 @dataclass(frozen=True)
 class Adapter(Record):
@@ -26,6 +38,7 @@ class Adapter(Record):
     dora: bool = False
 
     def __post_init__(self):
+        require(self.name not in TAKEN.split(), self, "name", "one that is no word of a framework's modules")
         named = isinstance(self.name, str) and self.name.replace("_", "").replace("-", "").isalnum()
         require(named and not self.name.isdigit(), self, "name", "letters, digits, - and _, not digits alone")
         targets = (self.targets,) if isinstance(self.targets, str) else self.targets

@@ -26,7 +26,7 @@ from common.data.windows import Batches, Windows
 from common.errors import UserError
 from common.files import output_folder, replacing_folder, write_text
 from common.weights import formats
-from common.weights.checkpoint import freeze, load_checkpoint, save_checkpoint
+from common.weights.checkpoint import FROZEN, freeze, frozen_of, load_checkpoint, save_checkpoint
 
 CHECKPOINT, OLDER, BEST, LOG, LOCK = "checkpoint", "checkpoints", "best", "log.jsonl", ".lock"
 # by the kind of a run, as its record has it
@@ -159,11 +159,24 @@ class RunFolder:
     """Where a run keeps its newest checkpoint, `keep` - 1 older ones, the best if wanted, and its log; what it does not
     train is kept once, beside them."""
 
-    def __init__(self, path: Path, keep: int = 1, keep_best: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        keep: int = 1,
+        keep_best: bool = False,
+        resumed: Path | None = None,
+        weights: Mapping[str, np.ndarray] | None = None,
+    ):
+        """`resumed` is the folder of the run that goes on here; `weights` are those at its start, for what stays as it
+        is is kept as it was given, whatever the precision of a run."""
         self.path, self.keep, self.keep_best = output_folder(path), keep, keep_best
         self.checkpoint, self.older, self.best = self.path / CHECKPOINT, self.path / OLDER, self.path / BEST
         self.log_path = self.path / LOG
-        self.frozen: tuple[str | None] | None = None  # what identifies the weights that stay, once that is known
+        self.weights, self.frozen = weights, None  # what identifies the weights that stay, once that is known
+        if resumed is not None:
+            if (resumed / FROZEN).is_dir() and not (self.path / FROZEN).is_dir():
+                _link(resumed / FROZEN, self.path / FROZEN)
+            self.frozen = (frozen_of(self.path),)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -188,7 +201,9 @@ class RunFolder:
         if self.keep > 1 and self.checkpoint.is_dir():
             _link(self.checkpoint, self.older / f"step-{load_checkpoint(self.checkpoint).training['step']:08d}")
         if self.frozen is None:  # what is not trained is stored once
-            self.frozen = (freeze(self.path, state.config, state.weights, TrainConfig.from_dict(record["train"])),)
+            weights = state.weights if self.weights is None else self.weights
+            self.frozen = (freeze(self.path, state.config, weights, TrainConfig.from_dict(record["train"])),)
+            self.weights = None
         save_checkpoint(self.checkpoint, *state, record, *self.frozen)
         write_text(self.log_path, "".join(json.dumps(line) + "\n" for line in log))
         if best and self.keep_best:

@@ -73,9 +73,9 @@ def _texts(said: list[str], file: Path | None) -> list[str]:
 
     texts: list[Any] = []
     for one in said:
-        texts += sys.stdin.read().splitlines() if one == STDIN else [one]
+        texts += sys.stdin.read().split("\n") if one == STDIN else [one]
     if file is not None:
-        texts += read_text(file).splitlines()
+        texts += read_text(file).split("\n")
     texts = [one for one in texts if one.strip()]
     if not texts:
         raise UserError("There is no text to classify; give some, or --file, or - for standard input.")

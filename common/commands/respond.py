@@ -40,6 +40,7 @@ def respond(
     from common.commands.finetune import tuning
     from common.config import SamplingConfig
     from common.data import instructions
+    from common.data.preferences import fitting, read_preferences
     from common.errors import UserError, unknown
     from common.files import write_text
     from common.tuning import answers
@@ -55,12 +56,16 @@ def respond(
         raise UserError(f"{weights} classifies texts; `parallax classify` asks it.")
     known = record.get("options") if record.get("kind") in ("instruct", "prefer") else {}
     style = style or known.get("style", "alpaca")
-    rows = instructions.read_instructions(data or known.get("data", "instruction-data"))
+    encoder = options.tokenizer_for(tokenizer or record.get("tokenizer"), vocab, found.config.vocab_size, weights)
+    if record.get("kind") == "prefer" and data is None:  # the rows that it was trained and tested on
+        rows = read_preferences(known["data"])
+        rows = [rows[i] for i in fitting(rows, encoder, style=known["style"], length=record["length"])]
+    else:
+        rows = instructions.read_instructions(data or known.get("data", "instruction-data"))
     if part != "all":
         rows = getattr(tuning.split_rows(rows, shares or known.get("shares", "0.85,0.1")), part)
     rows = rows[:limit]
     instructions.style_of(style)
-    encoder = options.tokenizer_for(tokenizer or record.get("tokenizer"), vocab, found.config.vocab_size, weights)
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     sampling = SamplingConfig(max_new_tokens=max_new_tokens, end_token=tuning.end_of(encoder), **drawn)
     asked = {"weights": _identity(weights), "rows": rows, "style": style, "batch": batch_size}

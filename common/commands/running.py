@@ -184,7 +184,9 @@ class Running:
         if task.files is not None and self.leads:
             task.files(out)
         model.start_training(plan, start.slots, start.step)
-        log, folder = list(start.log), runs.RunFolder(out, run.keep, run.keep_best) if self.leads else None
+        log, folder = list(start.log), None
+        if self.leads:
+            folder = runs.RunFolder(out, run.keep, run.keep_best, self.resumed, start.weights)
         best = runs.lowest(log)
         name = gpu.name(execution.device) if execution.device != "cpu" else None
         speed = (

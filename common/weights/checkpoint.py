@@ -106,6 +106,11 @@ def freeze(above: Path, config: ModelConfig, weights: Mapping[str, np.ndarray], 
     return identity
 
 
+def frozen_of(above: Path) -> str | None:
+    """What identifies the weights that `freeze` has kept there, if any."""
+    return _identity(above / FROZEN) if (above / FROZEN).is_dir() else None
+
+
 def _identity(folder: Path) -> Any:
     return read_json(folder / CONFIG, "config of frozen weights").get(FROZEN)
 

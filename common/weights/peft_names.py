@@ -107,7 +107,7 @@ def _short(chosen: Iterable[str], every: Iterable[str], scheme: Scheme, before: 
 def head(scheme: Scheme, config: ModelConfig) -> dict[str, str]:
     """The tensors of a classifier's head, {theirs: ours}. transformers names it anew, the book does not."""
     module = scheme.head.removesuffix(".weight") if scheme is BOOK else SCORE
-    own = [name for name in params.table(config) if name.startswith(f"{SCORE}.")]
+    own = [name for name in params.table(config.with_(adapters=())) if name.startswith(f"{SCORE}.")]
     return {name.replace(SCORE, module, 1): name for name in own}
 
 

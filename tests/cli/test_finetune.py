@@ -292,3 +292,28 @@ def test_what_the_reference_said_is_kept_and_held_against_the_run(call, tmp_path
     (tmp_path / "x" / preferences.FILE).unlink()
     code, _, err = call("finetune", "prefer", "--resume", tmp_path / "x")
     assert (code, "is missing" in err) == (2, True)
+
+
+def test_what_is_not_trained_is_kept_as_it_was_given(call, tmp_path, asked):
+    """A resumed run may compute in another precision, or in 4 bits: older checkpoints are as readable as before."""
+    run, own = tmp_path / "run", [*asked["classify"], *MORE["classify lora"]]
+    assert call("finetune", "classify", *own, "--until", 2, "--save-every", 1, "--keep", 3, "--out", run)[0] == 0
+    kept = {path.name: path.read_bytes() for path in (run / "frozen").iterdir()}
+    given, first = load_checkpoint(asked["classify"][1]).weights, load_checkpoint(run / "checkpoint").weights
+    name = "model.layers.0.self_attn.q_proj.weight"
+    np.testing.assert_array_equal(first[name], given[name])
+    for how in (["--dtype", "float64", "--until", 3], ["--mode", "nf4 double", "--keep", 3, "--no-baseline"]):
+        assert call("finetune", "classify", "--resume", run, *how)[0] == 0
+        assert {path.name: path.read_bytes() for path in (run / "frozen").iterdir()} == kept
+    for folder in (run / "checkpoint", *(run / "checkpoints").iterdir()):
+        np.testing.assert_array_equal(load_checkpoint(folder).weights[name], given[name])
+
+
+def test_a_preference_run_answers_its_own_rows(call, tmp_path, asked):
+    run = tmp_path / "run"
+    assert call("finetune", "prefer", *asked["prefer"], *EVALUATED, "--out", run)[0] == 0
+    code, _, err = call("respond", "--weights", run, "--max-new-tokens", 2, "--out", tmp_path / "said.json")
+    assert code == 0, err
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert said
+    assert all({"chosen", "model_response"} <= set(row) for row in said)
