@@ -18,8 +18,15 @@ def _data() -> Path:
     return Path(os.environ.get("PARALLAX_DATA", ROOT.parent / "shared" / "data"))
 
 
+# cases that JAX compiles anew for little: gpt_dpo, gpt_lora and gpt_classifier stand for them, and PyTorch does all
+SIBLINGS = ("gpt_cdpo", "gpt_ipo", "gpt_hinge", "gpt_simpo", "gpt_orpo", "gpt_dora", "gpt_classifier_mean")
+
+
 def pytest_itemcollected(item):
     """Which parameters of a test are for the longer checks only: they compile long, and have siblings that do not."""
+    own = item.callspec.id if hasattr(item, "callspec") else ""
+    if "jax" in own and any(name in own for name in SIBLINGS):
+        item.add_marker("full")
     for marker in item.iter_markers("full_for") if hasattr(item, "callspec") else ():
         if any(text in item.callspec.id for text in marker.args):
             item.add_marker("full")

@@ -127,7 +127,9 @@ def test_what_has_no_closed_form_is_refused():
         flops.training(SMALL, 2, 7, attention="checkpointed", trained=params.trained(SMALL, TrainConfig(trained=LAST)))
 
 
-@pytest.mark.full_for("jax-head", "jax-last", "muon-bfloat16")
+@pytest.mark.full_for(
+    "jax-head", "jax-last", "muon-bfloat16", "jax-adapters everywhere-muon", "jax-adapters everywhere-adamw-bfloat16"
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("name", ["adapters everywhere", "last block and head", "head alone"])

@@ -145,7 +145,7 @@ def test_jax_keeps_no_dequantised_matrix_for_the_way_back():
 ADAPTERS = (Adapter("plain", ("*.q_proj", "*.down_proj"), 4), Adapter("dora", ("*.v_proj",), 3, 6.0, 0.2, dora=True))
 
 
-@pytest.mark.full_for("jax-nf4_double")
+@pytest.mark.full_for("jax-")
 @pytest.mark.parametrize("base", ["nf4", "nf4_double"])
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 def test_adapters_on_it_train_as_on_the_dequantised_weights(wing, base):

@@ -150,7 +150,7 @@ def test_logits_and_loss_in_float64(case, base, wing):
     assert compare.difference("logits", plain, case.logits).relative > 0.1, "the adapter changes nothing"
 
 
-@pytest.mark.full_for("lora-float32-jax")
+@pytest.mark.full_for("float32-jax")
 @pytest.mark.parametrize("wing", WINGS)
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_every_gradient(case, base, wing, dtype):

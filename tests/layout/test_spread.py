@@ -135,7 +135,7 @@ TUNING = {
 }
 
 
-@pytest.mark.full_for("dora", "labels", "shard=2", "-lora")
+@pytest.mark.full_for("dora", "labels", "shard=2", "-lora", "jax-")
 @pytest.mark.parametrize("name", TUNING)
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_fine_tuning_follows_one(backend, name):
