@@ -126,13 +126,19 @@ class SpreadModel(TorchModel):
     # --- training ---
 
     def _loss_sum(self, ids, targets, positions):
+        total, first = self._evaluated(loss_sum, ids, targets, positions)
+        return total if first is None else self._sum(total)
+
+    def _evaluated(self, function, ids, targets, positions):
+        """(what a function finds of this process's rows, the first one's number); of all rows, and None, where they
+        cannot be dealt out equally."""
         dealt = _units(ids, targets, 0) % self.layout.rows == 0
-        own, _ = self._rows([ids, targets], 0) if dealt else ([self._put(ids), self._put(targets)], 0)
+        own, first = self._rows([ids, targets], 0) if dealt else ([self._put(ids), self._put(targets)], None)
         with torch.no_grad():
-            total = self.engine(loss_sum, *own, self._places(positions))
+            found = self.engine(function, *own, self._places(positions))
         if isinstance(self.engine, FSDPModule):  # without a backward pass the root would stay whole
             self.engine.reshard()
-        return self._sum(total) if dealt else total
+        return found, first
 
     def _gradients(self, inputs, targets, positions, count, key):
         """(mean loss, gradients cut like parameters) over micro-batches of whole batches."""
@@ -230,13 +236,8 @@ class SpreadModel(TorchModel):
 
     def log_probs(self, ids, targets):
         ids, targets, positions, _ = door.loss_inputs(ids, targets, self.config)
-        dealt = len(ids) % self.layout.rows == 0
-        own, first = self._rows([ids, targets], 0) if dealt else ([self._put(ids), self._put(targets)], 0)
-        with torch.no_grad():
-            found = self.engine(log_probs, *own, self._places(positions))
-        if isinstance(self.engine, FSDPModule):
-            self.engine.reshard()
-        if dealt:  # every process puts its rows where they are
+        found, first = self._evaluated(log_probs, ids, targets, positions)
+        if first is not None:  # every process puts its rows where they are
             empty = [torch.zeros(len(ids), dtype=one.dtype, device=one.device) for one in found]
             for whole, part in zip(empty, found, strict=True):
                 whole[first : first + len(part)] = part
