@@ -45,7 +45,12 @@ TABLES: dict[str, Callable[[ModelConfig], Iterator[Parameter]]] = {"gpt": _gpt}
 def table(config: ModelConfig) -> dict[str, Parameter]:
     """Every parameter of the model by name, in the order in which the model uses them; those of adapters behind the
     linear maps that they change. A target that the model lacks is refused, and a rank that is none of a map."""
-    base = tuple(TABLES[config.family](config))
+    return dict(_table(config, TABLES[config.family]))  # a caller's own
+
+
+@functools.lru_cache(maxsize=64)
+def _table(config: ModelConfig, base_of: Callable[[ModelConfig], Iterator[Parameter]]) -> dict[str, Parameter]:
+    base = tuple(base_of(config))
     every = adapters.parameters(config.adapters, base) if config.adapters else base
     return {parameter.name: parameter for parameter in every}
 

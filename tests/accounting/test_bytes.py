@@ -24,7 +24,7 @@ def test_the_cache(wing, dtype):
         assert cache.nbytes == memory.kv_cache(config, batch, slots, dtype)
 
 
-@pytest.mark.full_for("jax-float64")
+@pytest.mark.full_for("jax-float64", "jax-bfloat16")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 def test_parameters_gradients_and_averages(wing, dtype):
@@ -73,6 +73,7 @@ def test_what_a_decode_step_moves(wing, config, dtype):
     assert want["weights read"] < bigger["weights read"] < 1.2 * want["weights read"]
 
 
+@pytest.mark.full_for("scan")
 @pytest.mark.parametrize("layers", ["loop", "scan"])
 def test_the_compilers_plan_contains_the_closed_forms(layers):
     """Arguments of a step are parameters, averages, two batches of ids and what is small; donation shares them with the

@@ -88,6 +88,7 @@ def test_experiments_end_in_one_table_and_are_not_run_twice(call, tmp_path, weig
         assert (code, "holds experiment 1 with other settings" in err) == (2, True)
 
 
+@pytest.mark.full
 def test_an_interrupted_experiment_goes_on(call, tmp_path, weights, texts):
     asked = ["--weights", weights, "--data", texts, *FEW, "--threads", 1, "--out", tmp_path / "out", "--only", "5"]
     one = experiments.table()[4]

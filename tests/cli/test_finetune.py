@@ -65,7 +65,7 @@ MORE = {
 }
 
 
-@pytest.mark.full_for("jax-torch", "instruct lora", "classify lora", "prefer-", "online")
+@pytest.mark.full_for("jax-torch", "instruct", "classify", "prefer-", "online")
 @pytest.mark.parametrize(("first", "second"), WINGS)
 @pytest.mark.parametrize("name", MORE)
 def test_a_run_continues_in_the_other_wing(call, tmp_path, asked, name, first, second):

@@ -89,7 +89,7 @@ def curves(wing, kind, steps, dtype="float64", weights=None):
 LENGTHS = [pytest.param(LONG, marks=pytest.mark.full), SHORT]
 
 
-@pytest.mark.full_for("instruct", "dpo lora")
+@pytest.mark.full_for("instruct", "dpo lora", "classify-")
 @pytest.mark.parametrize("steps", LENGTHS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_curves_are_equal_in_float64(kind, steps):
@@ -114,7 +114,7 @@ def test_dropout_and_the_order_of_the_data_are_part_of_a_curve():
         assert np.abs(base - [model.train_step(*next(batches)).loss for _ in range(4)]).max() > 1e-3
 
 
-@pytest.mark.full_for("classify lora", "instruct", "dpo")
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 def test_curves_part_in_float32_no_faster_than_after_a_change_of_one_ulp(kind):
     """C5's rule and its control, on texts: eight runs whose weights were moved by one ulp, in the wings by turns."""

@@ -29,7 +29,7 @@ def standing(base, config=CONFIG, weights=WEIGHTS):
     return quantised.quantised(config, weights, base)
 
 
-@pytest.mark.full_for("jax-{'layers", "jax-{}-nf4_double")
+@pytest.mark.full_for("jax-")
 @pytest.mark.parametrize("base", ["nf4", "nf4_double"])
 @pytest.mark.parametrize(("wing", "how"), WAYS, ids=str)
 def test_they_compute_what_the_dequantised_weights_do(wing, how, base):
@@ -45,6 +45,7 @@ def test_they_compute_what_the_dequantised_weights_do(wing, how, base):
     assert small.loss(IDS, TARGETS) != pytest.approx(build(wing, WEIGHTS, **how).loss(IDS, TARGETS), rel=1e-6)
 
 
+@pytest.mark.full_for("jax-nf4_double")
 @pytest.mark.parametrize("base", ["nf4", "nf4_double"])
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 def test_the_oracle_agrees_in_float64(wing, base):
@@ -67,6 +68,7 @@ KINDS = CONFIG.with_(
 )
 
 
+@pytest.mark.full_for("jax")
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 def test_other_kinds_of_layers(wing):
     """Latent attention, whose maps absorb each other while it decodes; experts and routers stay as they are."""

@@ -176,7 +176,7 @@ def test_their_latents_norms_do_not_read_the_configs_epsilon(case):
     assert case.theirs.kv_a_layernorm.variance_epsilon == case.config.norm_eps == 1e-6
 
 
-@pytest.mark.full_for("jax-float32", "queries-from-x-jax-float64-absorbed", "yarn-jax-float64-absorbed")
+@pytest.mark.full_for("jax-float32", "jax-float64-absorbed", "yarn-jax")
 @pytest.mark.parametrize("form", ["expanded", "absorbed"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("wing", ["torch", "jax"])

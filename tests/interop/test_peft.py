@@ -141,6 +141,7 @@ def test_an_adapter_of_peft_is_read(case, base):
     assert all(np.array_equal(case.weights[name], base.weights[name]) for name in params.table(CONFIG))
 
 
+@pytest.mark.full_for("rslora-jax")
 @pytest.mark.parametrize("wing", [*WINGS, "numpy"])
 def test_logits_and_loss_in_float64(case, base, wing):
     model = built(case.config, case.weights, wing)
@@ -150,7 +151,7 @@ def test_logits_and_loss_in_float64(case, base, wing):
     assert compare.difference("logits", plain, case.logits).relative > 0.1, "the adapter changes nothing"
 
 
-@pytest.mark.full_for("float32-jax")
+@pytest.mark.full_for("float32-jax", "rslora-float64-jax")
 @pytest.mark.parametrize("wing", WINGS)
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_every_gradient(case, base, wing, dtype):
@@ -165,6 +166,7 @@ def test_every_gradient(case, base, wing, dtype):
             assert compare.difference(name, found[name], want).relative < BOUNDS[dtype], name
 
 
+@pytest.mark.full_for("jax")
 @pytest.mark.parametrize("wing", WINGS)
 def test_logits_and_loss_in_float32(case, base, wing):
     model = built(case.config, case.weights, wing, "float32")

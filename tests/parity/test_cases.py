@@ -35,9 +35,9 @@ SIBLINGS = ("experts_chosen_softmax", "experts_sigmoid", "latent_attention_book"
 MORE = ("gated_mlp_gelu", "experts_grouped", "experts_clamped", "grouped_query_gated", "grouped_query_no_positions")
 
 
-# most components and the first model; the whole certificate, in the full suite, has the others
+# most components; the whole certificate, in the full suite, has the others
 @pytest.mark.full_for(
-    *SIBLINGS, *MORE, "gated_deltanet", "experts", "sparse", "latent_attention", "attention"
+    MODELS[0], *SIBLINGS, *MORE, "gated_deltanet", "experts", "sparse", "latent_attention", "attention"
 )  # of the last five four take ten seconds and more, and attention is part of the block and of the first model
 @pytest.mark.parametrize("name", [name for name in CASES if name not in MODELS[1:]])
 def test_every_claim_holds(name):
@@ -46,7 +46,16 @@ def test_every_claim_holds(name):
     assert {"float64", "float32", "bfloat16"} <= {row.tier for row in found.rows}
 
 
+@pytest.mark.parametrize(
+    "claim", [claim for claim in CLAIMS if claim.NAME in ("C0", "C2")], ids=lambda claim: claim.NAME
+)
+def test_the_first_model(claim):
+    """In every framework what the oracle says, and in both the same; its other claims are in the full suite."""
+    tried((MODELS[0],), [claim])
+
+
 # without the edges: tests/parity/test_edges.py tries a few, the whole certificate all
+@pytest.mark.full_for("bits")
 @pytest.mark.parametrize(
     "claim",
     [c for c in CLAIMS if c.NAME != "C7" and c.declared_once(Session(subjects(WINGS), quick=True))],

@@ -25,6 +25,7 @@ def forgetful(start, train, slots=None, step=0):
     start(train, None if slots is None else {name: np.zeros_like(value) for name, value in slots.items()}, step)
 
 
+@pytest.mark.full
 def test_two_frameworks_stay_as_close_as_one_ulp_keeps_them():
     trial = Trial(session(), CASES["gpt"])
     found = list(trajectories.for_case(trial))

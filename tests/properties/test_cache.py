@@ -30,7 +30,20 @@ def lengths(request):
     return request.param
 
 
-@pytest.mark.full_for("untied", "dropout", "wide", "balance", "long", "experts", "today", "muon", "sharing")
+@pytest.mark.full_for(
+    "untied",
+    "dropout",
+    "wide",
+    "balance",
+    "long",
+    "experts",
+    "today",
+    "muon",
+    "sharing",
+    "gpt_dora-few",
+    "gpt_dpo-few",
+    "gpt_classifier-few",
+)
 @settings(max_examples=8, deadline=None)
 @example(cuts=[], seed=0)  # one shot
 @example(cuts=list(range(1, SHORT)), seed=1)  # token by token
@@ -53,6 +66,7 @@ def test_any_split(cuts, seed, causal_case, case_model, late, lengths):
         close(model.forward(ids, positions).logits, want)
 
 
+@pytest.mark.full_for("gpt_muon-few", "gpt_dora-few", "gpt_dpo-few")
 @settings(max_examples=8, deadline=None)
 @example(slots=[set(range(SHORT - 4, SHORT)), set(range(SHORT))], split=4, filler=1, seed=0)  # padding on the left
 @example(slots=[set(range(3)), set(range(SHORT))], split=3, filler=1, seed=0)  # on the right
@@ -154,6 +168,7 @@ def in_parts(model, cache, ids, positions, cuts=(0, 4, 6, CAPACITY)):
 OTHERS = ("balance", "sharing", "experts", "sparse", "latent", "wide", "untied", "dropout", "muon", "long")
 
 
+@pytest.mark.full_for("gpt_lora-jax", "gpt_classifier-jax", "gpt_dpo-jax")
 @pytest.mark.full_for(*(f"{name}-jax" for name in OTHERS))  # what is kept, rings and states stay
 def test_after_a_reset_a_cache_is_as_new(causal_case, case_model, late, name):
     """To the bit, after it was filled with another text, and rings went round."""

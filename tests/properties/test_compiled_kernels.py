@@ -66,7 +66,7 @@ def compiled_of(wing):
 # --- where they run ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.full_for("torch flex")
+@pytest.mark.full_for("torch flex", "jax pallas")
 def test_padded_rows_and_rows_that_count(model_of, built, padded_batch):
     (model, bound), (ids, positions, there), oracle = built, padded_batch, model_of("numpy", LONG)
     got = model.forward(ids, positions).logits
@@ -115,6 +115,7 @@ def test_padding_anywhere_and_rows_of_nothing_else(model_of, built):
     close(got[there], model_of("numpy", LONG).forward(ids, positions).logits[there], bound)
 
 
+@pytest.mark.full_for("torch flex")
 def test_positions_in_no_order(model_of, built, run):
     """Are taken as they are; Pallas, which counts slots, says NaN for such a row and is right in the others."""
     (model, bound), ids = built, np.random.default_rng(5).integers(0, LONG.vocab_size, (3, 6)).astype(np.int32)

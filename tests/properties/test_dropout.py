@@ -27,6 +27,7 @@ def dropped(room, rate, address, site, dtype="float32"):
         return np.asarray(jax.jit(layers.dropout, static_argnums=(1, 3))(jnp.ones(SHAPE, dtype), rate, key, site))
 
 
+@pytest.mark.full_for("0.2", "0.9")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.5, 0.9])
 def test_masks_and_scale_are_equal_to_the_bit(rate, dtype):

@@ -180,6 +180,7 @@ def test_native_dropout_keeps_as_many_as_asked_for(wing, small, fresh_model):
     assert not np.array_equal(kept[0], kept[1])
 
 
+@pytest.mark.full_for("jax-nf4 double", "jax-eager", "jax-module")
 @pytest.mark.full_for("torch-flex", "jax-pallas")  # test_compiled_kernels.py has those
 @pytest.mark.parametrize("name", MODES)
 def test_every_mode_computes_or_is_refused_with_a_sentence(wing, small, fresh_model, name, monkeypatch):

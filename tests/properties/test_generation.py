@@ -34,6 +34,7 @@ def test_greedy_is_the_argmax_of_the_full_forward(model_of, expected, name):
     assert model_of(name).generate(PROMPTS, GREEDY) == expected
 
 
+@pytest.mark.full_for("jax")
 def test_rows_one_by_one(model_of, expected, name):
     assert [model_of(name).generate([prompt], GREEDY)[0] for prompt in PROMPTS] == expected
 
@@ -62,6 +63,7 @@ def switches():
     return (*modes, jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision, str(jnp.ones(1).devices()))
 
 
+@pytest.mark.full_for("jax")
 @pytest.mark.parametrize("cache", [True, False])
 def test_a_stream_leaves_the_callers_world_alone(fresh_model, expected, wing, cache):
     """Between two steps the caller may differentiate, and finds the switches of the framework as they were."""
@@ -133,6 +135,7 @@ def test_a_streamed_sample_is_the_same_too(model_of, name):
     assert list(model_of(name).stream(PROMPTS, sampling)) == [list(step) for step in zip(*want, strict=True)]
 
 
+@pytest.mark.full_for("jax")
 def test_top_k_1_is_greedy(model_of, expected, name):
     assert model_of(name).generate(PROMPTS, GREEDY.with_(temperature=1.0, top_k=1)) == expected
 
@@ -153,6 +156,7 @@ def test_draws_have_the_probabilities_of_the_softmax():
 # --- the rule for prompts that outgrow the context (24 here) ----------------------------------------------------------
 
 
+@pytest.mark.full_for("jax")
 @pytest.mark.parametrize("cached", [True, False])
 def test_crop_keeps_the_last_tokens_as_the_book_does(model_of, tokens, name, cached):
     """One row starts over-long, one outgrows the context on its way, one never does."""

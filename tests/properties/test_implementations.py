@@ -49,7 +49,7 @@ def test_outputs_and_gradients_are_those_of_the_plain_one(model_of, padded_batch
             close(got.grads[name], want.grads[name], 10 * bound)
 
 
-@pytest.mark.full_for("jax-loop", "jax-blockwise", "jax-einsum")
+@pytest.mark.full_for("jax-loop", "jax-blockwise", "jax-einsum", "jax-joined")
 @pytest.mark.parametrize(
     "way", [way for way in WAYS if "module" not in str(way)], ids=lambda way: next(iter(way.values()))
 )
@@ -83,6 +83,7 @@ def test_the_frameworks_own_module_takes_no_cache(model_of, tokens, wing, kernel
         model.extend(model.new_cache(2, 8), tokens(2, 8))
 
 
+@pytest.mark.full_for("jax-masked", "jax-blockwise")
 @pytest.mark.parametrize(
     ("kernel", "title"), [("blockwise", "Blockwise"), ("masked", "Fused"), ("module", "The framework's own")]
 )
@@ -96,6 +97,7 @@ def test_what_holds_no_weights_draws_no_dropout(model_of, with_dropout, tokens, 
         model.gradients(ids, targets, dropout=(0, 0))
 
 
+@pytest.mark.full_for("jax-loop")
 @pytest.mark.parametrize("kernel", ["blockwise", "loop"])
 def test_scores_beyond_what_exp_can_take(model_of, wing, kernel):
     """Weights times 1,000: exp of a score is infinite, of a difference it is not."""
