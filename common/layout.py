@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from common import adapters
 from common.errors import UserError, unknown
 from common.record import Record, positive_int
 
@@ -88,7 +89,8 @@ ONE = Layout()
 
 def splits(config: "ModelConfig") -> dict[str, int]:
     """The axis along which tensor parallelism cuts a parameter, by name; those that are not here are whole everywhere:
-    rows of maps that make heads or hidden units (0), columns of maps that put them together (1)."""
+    rows of maps that make heads or hidden units (0), columns of maps that put them together (1). Of their adapters it
+    cuts what has these rows, B and the magnitudes, or these columns, A."""
     found = {}
     for layer in range(config.num_layers):
         for name, part in (("self_attn", config.attention_of(layer)), ("mlp", config.feed_forward_of(layer))):
@@ -97,6 +99,10 @@ def splits(config: "ModelConfig") -> dict[str, int]:
                 axis = part.splits.get(one.name.split(".")[-2])
                 if axis is not None and not (axis == 1 and len(one.shape) == 1):  # a bias behind the sum is whole
                     found[one.name] = axis
+    for name in adapters.names(config) if config.adapters else ():
+        axis = found.get(f"{adapters.base_of(name)}.weight")
+        if axis is not None and (axis == 1) == (name.split(".")[-3] == adapters.PARTS[0]):
+            found[name] = axis
     return found
 
 

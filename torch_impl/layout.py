@@ -5,19 +5,15 @@ linear maps that layers name (`common/layout.py`). Every process gets the whole 
 """
 
 import contextlib
-import os
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from common import backend as door
-from common import layout as layouts
 from common import params as parameters
 from common.errors import UserError
 from common.preference import Pairs
@@ -25,6 +21,7 @@ from common.preference import Pairs
 from . import rng
 from .backend import TorchModel, _numpy, log_probs, loss_sum
 from .optim import OPTIMIZERS, empty_slots, muon
+from .placing import added, cut_maps, cuts_of, local_of, mesh_of, part_of, whole_of
 from .train import objective
 
 PARTS = ("data", "shard")  # the axes along which rows of a batch are dealt out
@@ -51,7 +48,7 @@ class SpreadModel(TorchModel):
         self.layout = execution.spread
         self.layout.check(config)
         _refuse(config, execution, self.layout)
-        self.mesh = _mesh(self.layout, execution)
+        self.mesh = mesh_of(self.layout, execution.device.partition(":")[0])
         super().__init__(config, weights, execution)
 
     @property
@@ -61,17 +58,13 @@ class SpreadModel(TorchModel):
 
     def local_shapes(self):
         """What of every parameter lies in this process."""
-        return {name: tuple(_local(p).shape) for name, p in self.net.named_parameters()}
+        return {name: tuple(local_of(p).shape) for name, p in self.net.named_parameters()}
 
     # --- how the network is cut ---
 
     def _fill(self, weights):
         if self.layout.tensor > 1:
-            for path, axis in _maps(self.config).items():
-                _cut(self.net.get_submodule(path), axis, self.mesh["tensor"])
-            for layer, block in enumerate(self.net.model.layers):
-                if self.config.attention_of(layer).cut(self.config):
-                    _fewer_heads(block.self_attn, self.mesh["tensor"])
+            cut_maps(self.net, self.config, self.mesh["tensor"])
         if self.layout.shard > 1 or (self.layout.tensor > 1 and self.layout.data > 1):
             self.engine = Network(self.net)
             mesh = self.mesh["data", "shard"] if self.layout.data > 1 else self.mesh["shard"]
@@ -88,7 +81,7 @@ class SpreadModel(TorchModel):
         own = dict(self.net.named_parameters())
         with torch.no_grad():
             for name, array in weights.items():
-                _local(own[name]).copy_(_part_of(self._own(array), own[name]))
+                local_of(own[name]).copy_(part_of(self._own(array), own[name]))
         self._gather()
 
     def _gather(self):
@@ -158,7 +151,7 @@ class SpreadModel(TorchModel):
                 share.backward()
             shares = shares + share.detach() / scale
         own = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
-        grads = {name: torch.zeros_like(p) if p.grad is None else _added(p.grad, p) for name, p in own.items()}
+        grads = {name: torch.zeros_like(p) if p.grad is None else added(p.grad, p) for name, p in own.items()}
         for p in own.values():
             p.grad = None
         return self._sum(shares), grads
@@ -174,7 +167,7 @@ class SpreadModel(TorchModel):
         self.slots = empty_slots(own, parameters.turned(self.config, train.optimizer))
         if slots is not None:
             for name, slot in self.slots.items():
-                _local(slot).copy_(_part_of(self._own(slots[name]), slot))
+                local_of(slot).copy_(part_of(self._own(slots[name]), slot))
 
     def _train_step(self, inputs, targets):
         inputs, targets, positions, count = door.step_inputs(inputs, targets, self.config)
@@ -186,7 +179,7 @@ class SpreadModel(TorchModel):
             if limit is not None:
                 scale = torch.clamp(limit / (norm + 1e-6), max=1.0)
                 for grad in grads.values():
-                    _local(grad).mul_(scale)
+                    local_of(grad).mul_(scale)
             own = {name: p for name, p in self.net.named_parameters() if name in grads}
             self._move(own, grads, self.train.adam_scalars(self.step))
         self.step += 1
@@ -197,8 +190,8 @@ class SpreadModel(TorchModel):
         """The common norm of all gradients: squares of what lies here, summed along the axes that cut a tensor."""
         sums = {}
         for grad in grads.values():
-            rows = torch.linalg.vector_norm(_local(grad), dim=-1)  # as in `clip_by_global_norm`
-            cut = tuple(_cuts(grad))
+            rows = torch.linalg.vector_norm(local_of(grad), dim=-1)  # as in `clip_by_global_norm`
+            cut = tuple(cuts_of(grad))
             sums[cut] = sums.get(cut, 0.0) + torch.linalg.vector_norm(rows).square()
         return torch.stack([self._sum(total, cut) for cut, total in sums.items()]).sum().sqrt()
 
@@ -206,21 +199,21 @@ class SpreadModel(TorchModel):
         """One step of the optimizer: in place on what lies here; a matrix that Muon turns is put together for it."""
         adam = OPTIMIZERS[self.execution.optimizer]
         turned = [name for name in own if f"{name}.momentum" in self.slots]  # in one order: all put them together
-        local = {name: _local(p) for name, p in own.items() if name not in turned}
-        slots = {name: _local(s) for name, s in self.slots.items() if name.rpartition(".")[0] not in turned}
-        here = {name: _local(grads[name]) for name in local}
+        local = {name: local_of(p) for name, p in own.items() if name not in turned}
+        slots = {name: local_of(s) for name, s in self.slots.items() if name.rpartition(".")[0] not in turned}
+        here = {name: local_of(grads[name]) for name in local}
         adam(local, here, slots, scalars, self.train, self.decays)
         for name in turned:
             slot = f"{name}.momentum"
-            p, grad, momentum = (_whole(x).clone() for x in (own[name], grads[name], self.slots[slot]))
+            p, grad, momentum = (whole_of(x).clone() for x in (own[name], grads[name], self.slots[slot]))
             muon({name: p}, {name: grad}, {slot: momentum}, scalars, self.train, self.decays)
-            _local(own[name]).copy_(_part_of(p, own[name]))
-            _local(self.slots[slot]).copy_(_part_of(momentum, self.slots[slot]))
+            local_of(own[name]).copy_(part_of(p, own[name]))
+            local_of(self.slots[slot]).copy_(part_of(momentum, self.slots[slot]))
 
     # --- the whole of it ---
 
     def _read(self, tensor):
-        return _numpy(_whole(tensor))
+        return _numpy(whole_of(tensor))
 
     def whole(self):
         """The model in this process alone, with the weights of now."""
@@ -277,8 +270,6 @@ def _refuse(config, execution, layout):
         raise UserError("An indexer's loss is a mean over all rows; in PyTorch a layout cannot cut them (data, shard).")
     if layout.tensor > 1 and config.dropout_attn:
         raise UserError("Dropout on attention weights is drawn for all heads; with tensor > 1 it must be 0 in PyTorch.")
-    if layout.tensor > 1 and config.adapters:
-        raise UserError("Tensor parallelism cuts no matrices with adapters in PyTorch; merge them, or leave it out.")
     if execution.rng == "native":
         raise UserError("PyTorch's own generator draws the same for the rows of every process; leave out rng='native'.")
     if execution.compile:
@@ -292,98 +283,3 @@ def _refuse(config, execution, layout):
 def _units(inputs, targets, axis):
     """What of a batch is dealt out: rows, or pairs of them."""
     return inputs.shape[axis] // 2 if isinstance(targets, Pairs) else inputs.shape[axis]
-
-
-def _mesh(layout, execution):
-    """The processes of this run, named by the axes of the layout."""
-    kind = execution.device.partition(":")[0]
-    rank, world = layouts.processes()
-    if world != layout.devices:
-        start = f"torchrun --nproc-per-node {layout.devices} -m common.cli train …"
-        raise UserError(
-            f"The layout {layout} needs {layout.devices} processes, and {world} run; start them by: {start}"
-        )
-    if not dist.is_initialized():
-        host, port = layouts.address()
-        os.environ |= {layouts.HOST: host, layouts.PORT: str(port)}
-        store, rank, world = next(dist.rendezvous("env://", rank, world))
-        # torchrun's store remembers where the processes listened that it has ended
-        store = dist.PrefixStore(os.environ.get(layouts.RESTARTS, "0"), store)
-        dist.init_process_group("gloo" if kind == "cpu" else "nccl", store=store, rank=rank, world_size=world)
-    return init_device_mesh(kind, layout.sizes, mesh_dim_names=layouts.AXES)
-
-
-def _maps(config):
-    """The linear maps that tensor parallelism cuts: path -> axis of their matrix."""
-    cut = layouts.splits(config)
-    return {name.removesuffix(".weight"): axis for name, axis in cut.items() if name.endswith(".weight")}
-
-
-def _cut(linear, axis, mesh):
-    """Cut a linear map: by rows its outputs lie apart, by columns its inputs do, and outputs are added."""
-    if axis == 0:
-        _spread(linear, mesh, {"weight": Shard(0), "bias": Shard(0)}, Replicate(), Shard(-1))
-    else:
-        _spread(linear, mesh, {"weight": Shard(1)}, Shard(-1), Replicate())
-
-
-def _spread(module, mesh, places, inside, outside):
-    """Make DTensors of a module's parameters, whole ones but for `places`, and of its input, which lies `inside`; its
-    output is handed on as what of it lies here when it lies `outside`."""
-
-    def partition(_, module, mesh):
-        for name, p in list(module.named_parameters(recurse=False)):
-            own = [places.get(name, Replicate())]
-            module.register_parameter(name, nn.Parameter(distribute_tensor(p, mesh, own, src_data_rank=None)))
-
-    def enter(_, inputs, mesh):
-        return tuple(DTensor.from_local(x, mesh, [inside], run_check=False) for x in inputs)
-
-    def leave(_, output, mesh):
-        return output.redistribute(placements=[outside]).to_local()
-
-    distribute_module(module, mesh, partition, enter, leave)
-
-
-def _fewer_heads(attention, mesh):
-    """Tell a layer how many heads it has here; norms of single heads have one weight for those of all processes."""
-    for name in ("num_heads", "heads", "groups"):
-        if hasattr(attention, name):
-            setattr(attention, name, getattr(attention, name) // mesh.size())
-    for name in ("q_norm", "k_norm"):
-        if getattr(attention, name, None) is not None:
-            _spread(getattr(attention, name), mesh, {}, Shard(1), Shard(1))
-
-
-def _local(tensor):
-    """What of a tensor lies in this process."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _whole(tensor):
-    """A tensor with all its parts."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _part_of(whole, tensor):
-    """What of a whole tensor lies in this process where another one is cut: FSDP cuts what tensor parallelism left."""
-    for axis, dim in sorted(_cuts(tensor).items(), reverse=True):  # tensor, then shard
-        mesh = tensor.device_mesh[axis]
-        parts = whole.chunk(mesh.size(), dim)
-        at = mesh.get_local_rank()
-        whole = parts[at] if at < len(parts) else whole.narrow(dim, 0, 0)
-    return whole
-
-
-def _added(grad, p):
-    """A gradient of which every process has an addend, cut as its parameter is."""
-    apart = isinstance(grad, DTensor) and grad.placements != p.placements
-    return grad.redistribute(placements=p.placements) if apart else grad
-
-
-def _cuts(tensor):
-    """The axes of the layout that cut a tensor, and which of its own."""
-    if not isinstance(tensor, DTensor):
-        return {}
-    placed = zip(tensor.device_mesh.mesh_dim_names, tensor.placements, strict=True)
-    return {name: place.dim for name, place in placed if not place.is_replicate()}

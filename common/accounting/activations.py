@@ -13,8 +13,9 @@ from collections.abc import Callable
 from common.accounting.memory import ITEM_BYTES
 from common.accounting.parts import HEADS, entry, holder, kind, low_rank, place, quiet, rules_under, shut, times
 from common.accounting.work import ADAPTERS, ATTENTION, BOOL, FEED_FORWARD, NORMS, Buffers, Pass
-from common.adapters import PARTS
+from common.adapters import PARTS, belongs
 from common.config import PRECISIONS, ModelConfig
+from common.layout import splits
 from common.params import table
 
 COPIES, ENDS, LOSS = "weights in compute format", "token ids and head", "loss"
@@ -150,16 +151,18 @@ def saved(
     buffers: dict[tuple[str, str], int] = {}
     for module, rule, own in rules_under(config, path, RULES, "common/accounting/activations.py"):
         for component, name, size in rule(config, at, module, own):
-            buffers[component, name] = size // (tensor if tensor > 1 and _dealt(config, name) else 1)
+            buffers[component, name] = size // (tensor if tensor > 1 and _dealt(config, component, name) else 1)
     found: dict[str, int] = {}
     for (component, _), size in buffers.items():
         found[component] = found.get(component, 0) + size
     return found
 
 
-def _dealt(config: ModelConfig, buffer: str) -> bool:
+def _dealt(config: ModelConfig, component: str, buffer: str) -> bool:
     """Whether devices that compute a layer together each keep a part of a buffer: of all that its heads and hidden
-    units are, but not of what they all read."""
+    units are, but not of what they all read. Adapters' are like their matrices, but what A gives B is whole."""
     path, _, what = buffer.partition(" ")
+    if belongs(f"{path}.weight") is not None:
+        return f"{path}.weight" in splits(config) and (bool(what) or component == COPIES)
     layer = None if not path.startswith("model.layers.") else holder(config, path)
     return layer is not None and bool(layer.cut(config)) and what not in WHOLE

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from common import params
+from common import adapters, params
 from common.accounting import activations, flops
 from common.accounting.memory import ITEM_BYTES
 from common.config import PRECISIONS, ModelConfig, TrainConfig
@@ -91,13 +91,15 @@ def _activations(config: ModelConfig, layout: Layout, rows: int, length: int, dt
 
 
 def _flops(config: ModelConfig, layout: Layout, train: TrainConfig, length: int, attention: str) -> int:
-    """Of a step's rows: of layers that are cut a part, of all others everything."""
+    """Of a step's rows: of layers that are cut a part, but for whole matrices of adapters; of all others everything."""
     batch = train.batch_size * train.accumulate
     part = {"attention": attention, "trained": params.trained(config, train)}
     total = sum(flops.training(config, batch, length, **part).values())
     dealt = 0
     for path in _cut_layers(config) if layout.tensor > 1 else ():
         dealt += sum(flops.training(config, batch, length, path=path, **part).values())
+        for matrix in _whole_matrices(config, path):
+            dealt -= sum(flops.training(config, batch, length, path=matrix, **part).values())
     return (total - dealt + dealt // layout.tensor) // layout.rows
 
 
@@ -106,6 +108,14 @@ def _cut_layers(config: ModelConfig) -> Iterator[str]:
         for name, part in (("self_attn", config.attention_of(layer)), ("mlp", config.feed_forward_of(layer))):
             if part.cut(config):
                 yield f"model.layers.{layer}.{name}"
+
+
+def _whole_matrices(config: ModelConfig, layer: str) -> Iterator[str]:
+    """The A and B of adapters in a layer that every device multiplies by: what comes before or behind a cut."""
+    cut = splits(config)
+    for name in adapters.names(config) if config.adapters else ():
+        if name.startswith(f"{layer}.") and name not in cut and name.split(".")[-3] != adapters.PARTS[2]:
+            yield name.removesuffix(".weight")
 
 
 def layouts_of(config: ModelConfig, devices: int, train: TrainConfig) -> list[Layout]:

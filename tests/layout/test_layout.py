@@ -7,6 +7,7 @@ import torch
 from common import layout as layouts
 from common import params
 from common.accounting import activations, flops, memory, spread
+from common.adapters import Adapter
 from common.config import Execution, GPTConfig, TrainConfig
 from common.errors import UserError
 from common.layout import Layout
@@ -88,6 +89,22 @@ def test_tensor_parallelism_cuts_what_makes_heads_by_rows_and_what_puts_them_tog
     assert cut["model.layers.0.input_layernorm.weight"] == ("shard",)
     assert layouts.parts(Layout.parse("shard=5"), None, (3, 10)) == (None, "shard")
     assert layouts.parts(Layout.parse("shard=7"), None, (3, 10)) == (None, None)
+
+
+def test_adapters_are_cut_as_the_maps_that_they_change():
+    config = SMALL.with_(adapters=(Adapter(targets=("*_proj", "lm_head"), dora=True),), tie_embeddings=False)
+    found = layouts.splits(config)
+    layer = {name.removeprefix("model.layers.1."): axis for name, axis in found.items() if ".1." in name}
+    assert {name: axis for name, axis in layer.items() if "lora" in name} == {
+        **{
+            f"{path}.{part}.default.weight": 0
+            for path in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj")
+            for part in ("lora_B", "lora_magnitude_vector")
+        },
+        **{f"{path}.lora_A.default.weight": 1 for path in ("self_attn.o_proj", "mlp.down_proj")},
+    }
+    assert not any("lm_head" in name for name in found)
+    assert layouts.splits(config.with_(attention=(Latent(rank=8),), feed_forward=(MixtureOfExperts(4, 2),))) == {}
 
 
 @pytest.mark.parametrize(
@@ -200,6 +217,29 @@ def test_shares_add_up():
         spread.share(whole, Layout(tensor=2), BATCH, 16, "float32").flops
         == spread.share(whole, Layout(), BATCH, 16, "float32").flops
     )
+
+
+def test_shares_of_adapters_add_up():
+    """Before and behind a cut their matrices are whole, and so is what A gives B."""
+    own = SMALL.with_(adapters=(Adapter(targets=("*.up_proj", "*.down_proj"), rank=4, dora=True),))
+    one, tensor = (spread.share(own, layout, BATCH, 16, "float32") for layout in (Layout(), Layout(tensor=2)))
+    cut = sum(one.size for name, one in params.table(own).items() if name in layouts.splits(own))
+    assert one.parameters - tensor.parameters == cut // 2 * 4
+    learnt = 2 * (24 * 4 + 24 + 4 * 24)  # of both layers: B and magnitudes of up, A of down
+    assert one.gradients - tensor.gradients == learnt // 2 * 4
+    plain = {"trained": params.trained(own, BATCH)}
+    layers = [f"model.layers.{i}" for i in range(2)]
+
+    def products(*paths):
+        return sum(sum(flops.training(own, 8, 16, path=path, **plain).values()) for path in paths)
+
+    whole = [f"{layer}.mlp.{part}.default" for layer in layers for part in ("up_proj.lora_A", "down_proj.lora_B")]
+    dealt = products(*(f"{layer}.{part}" for layer in layers for part in ("self_attn", "mlp"))) - products(*whole)
+    assert one.flops - tensor.flops == dealt // 2
+    kept = [activations.saved(own, 8, 16, dropout=True, tensor=size)["adapters"] for size in (1, 2)]
+    inner = 2 * 2 * 8 * 16 * 4 * 4  # A x of two maps in two layers, R = 4
+    of_down = 2 * (3 * 16 + 2 * 8 * 16 * 16) * 4  # norms, gain, gain - 1, change and what is without a bias
+    assert kept[0] - kept[1] == (kept[0] - inner - of_down) // 2
 
 
 def test_all_layouts_of_some_devices_are_found_and_no_other():

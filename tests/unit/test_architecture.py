@@ -46,7 +46,8 @@ ONE_SIDED_FILES = {
     "jax_impl/accounts.py": "the oracle counts nothing",
     "torch_impl/layout.py": "the oracle is not spread",
     "jax_impl/layout.py": "the oracle is not spread",
-    "jax_impl/placing.py": "a compiled program is told where arrays lie; PyTorch's tensors know it",
+    "torch_impl/placing.py": "the oracle is not spread",
+    "jax_impl/placing.py": "the oracle is not spread",
     "jax_impl/plan.py": "PyTorch compiles no program of several devices",
     "torch_impl/graphs.py": "JAX compiles whole programs",
     "torch_impl/memory.py": "the oracle counts nothing",
@@ -122,6 +123,14 @@ ONE_SIDED_NAMES = {
     "torch_impl/layout.py:PARTS": "JAX's rows are cut by a partition",
     "torch_impl/layout.py:Network": "PyTorch's engines hook into modules",
     "jax_impl/layout.py:join": "JAX's processes join before there are devices, PyTorch's where the mesh is made",
+    **{
+        f"torch_impl/placing.py:{what}": "PyTorch's maps are cut one by one, and tensors know where they lie"
+        for what in ("cut_maps", "Placed", "local_of", "whole_of", "part_of", "added", "cuts_of")
+    },
+    **{
+        f"jax_impl/placing.py:{what}": "a compiled program is told where arrays lie"
+        for what in ("NOT_GATHERED", "SLOTS", "Places", "spread_of")
+    },
     "torch_impl/memory.py:saved_bytes": "eager autograd keeps tensors, a compiler has a plan",
     "torch_impl/memory.py:live_bytes": "eager execution has live tensors, a compiler has a plan",
     "jax_impl/memory.py:planned_bytes": "eager autograd keeps tensors, a compiler has a plan",
