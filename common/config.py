@@ -34,12 +34,13 @@ STACKS = ("loop", "scan", "checkpointed")
 LOSSES = ("plain", "chunked")
 NORMS = ("plain", "fused")
 OPTIMIZERS = ("plain", "fused")
-PRODUCTS = ("plain", "wide")
+PRODUCTS = ("plain", "wide", "tf32")
 DECODES = ("plain", "streamed")
 GENERATORS = ("shared", "native")
 BASES = ("plain", "nf4", "nf4_double")
 ALLOCATORS = ("plain", "kept")
 GRAPHS = ("none", "cuda")
+BUFFERS = ("donated", "kept")
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,7 @@ STRATEGIES = {
     "allocator": ALLOCATORS,
     "base": BASES,
     "graphs": GRAPHS,
+    "buffers": BUFFERS,
 }
 
 
@@ -251,19 +253,23 @@ class Execution(Record):
     `experts` run one by one ("loop"), sorted by expert in one product ("grouped"), or with their matrices taken for
     every token ("gathered"). `compile` None is the framework's own way: PyTorch runs eagerly, JAX compiles; True
     compiles PyTorch's blocks, False runs JAX operation by operation.
-    `layers="scan"` compiles one block for all layers (JAX); "checkpointed" is a scan that keeps what the linear layers
+    `layers="scan"` compiles one block for all layers (JAX); "checkpointed" (in JAX a scan) keeps what the linear layers
     of a block give, and computes the rest again on the way back. `loss="chunked"` never holds all logits while
     training. `norm` and `optimizer` "fused" are PyTorch's own kernels; XLA fuses by itself. `products="wide"`
-    multiplies the 16-bit numbers of linear layers in 32 bits (PyTorch, on a CPU without instructions for 16).
+    multiplies the 16-bit numbers of linear layers in 32 bits (PyTorch, on a CPU without instructions for 16); "tf32"
+    has a GPU cut float32 numbers to TF32's 11 significant bits before it multiplies matrices, and sum in float32.
     `decode="streamed"` multiplies a single row by a product of its own. `rng="native"` draws dropout and sampling noise
     from the framework's own generator: other numbers in every framework. `base="nf4"` keeps the matrices of linear
     maps inside layers, which are not trained then, in 4 bits (`common/nf4.py`); "nf4_double" keeps what these are
-    multiplied by in 8. Only these two fields change results: one where numbers are drawn, the other as rounding does.
+    multiplied by in 8. Only these change results: `rng` where numbers are drawn, `base` and "tf32" as rounding does.
     `allocator="kept"` is a process that keeps its memory, in large pages (`common/allocator.py`). `graphs="cuda"`
     launches at once what a call of PyTorch launches on a GPU: forward passes, losses, gradients, steps of decoding;
-    prompts, the caller's own caches, taps and components run without. `layout` spreads training over devices, as in
-    "data=2,tensor=4" (`common/layout.py`).
+    prompts, the caller's own caches, taps and components run without. `buffers="kept"` has JAX's programs write results
+    beside what they were given, whose memory they take over otherwise ("donated"). `layout` spreads training over
+    devices, as in "data=2,tensor=4" (`common/layout.py`).
     """
+
+    LATER: ClassVar[tuple[str, ...]] = ("buffers",)
 
     dtype: str = "float32"
     device: str = "cpu"
@@ -284,6 +290,7 @@ class Execution(Record):
     allocator: str = "plain"
     base: str = "plain"
     graphs: str = "none"
+    buffers: str = "donated"
     layout: str = ""
 
     def __post_init__(self):
@@ -299,6 +306,9 @@ class Execution(Record):
         for name, table in STRATEGIES.items():
             if getattr(self, name) not in table:
                 raise unknown(f"{name} (of Execution)", str(getattr(self, name)), table)
+        if self.products == "tf32" and (self.dtype != "float32" or self.device == "cpu"):
+            told = f"{self.dtype} on {self.device}"
+            raise UserError(f"products='tf32' is for float32 on a GPU, not for {told}: leave it out.")
         if self.base != "plain" and self.layout:
             raise UserError(f"base={self.base!r} keeps a model on one device: leave layout={self.layout!r} out.")
         if self.compile is not None:
@@ -317,7 +327,7 @@ class Execution(Record):
 
 
 _PLAIN = "*"  # every implementation that a mode does not name
-# named executions, by implementation; all but "native rng" and those in 4 bits compute the same
+# named executions, by implementation; all but "native rng", "tf32" and those in 4 bits compute the same
 MODES: dict[str, dict[str, dict[str, Any]]] = {
     "default": {_PLAIN: {}},
     "eager": {_PLAIN: {"compile": False}},
@@ -346,6 +356,8 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
     "nf4": {_PLAIN: {"base": "nf4"}},
     "nf4 double": {_PLAIN: {"base": "nf4_double"}},
     "graphs": {_PLAIN: {"graphs": "cuda"}},
+    "undonated": {_PLAIN: {"buffers": "kept"}},
+    "tf32": {_PLAIN: {"products": "tf32"}},
     "wide": {"torch": {"products": "wide"}, _PLAIN: {}},
     # what pays on a CPU in each wing and can be looked into: the ablation suite of `parallax bench` measures each entry
     "fast": {

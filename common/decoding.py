@@ -27,8 +27,11 @@ def crop_prompts(prompts: Sequence[Sequence[int]], sampling: SamplingConfig, con
                 f"Prompt {number} has {len(row)} tokens and {sampling.max_new_tokens} more are asked for, but the"
                 f" context holds {config.context_length}: shorten one of them, or choose overflow 'crop'."
             )
-    if sampling.end_token is not None and sampling.end_token >= config.vocab_size:
-        raise UserError(f"The end token {sampling.end_token} is outside the vocabulary (0 to {config.vocab_size - 1}).")
+    known = config.vocab_size if sampling.tokens is None else sampling.tokens
+    if known > config.vocab_size:
+        raise UserError(f"{known} tokens are to choose from, and the model's vocabulary has {config.vocab_size}.")
+    if sampling.end_token is not None and sampling.end_token >= known:
+        raise UserError(f"The end token {sampling.end_token} is outside the vocabulary (0 to {known - 1}).")
     return [row[-config.context_length :] for row in rows]
 
 

@@ -132,7 +132,8 @@ def sample(model: door.Model, tokenizer, data: Data, prompt: str | None, count: 
     """`count` tokens that go on from a prompt, or from the start of the held-out text, drawn with `seed`."""
     ids = tokenizer.encode(prompt) if prompt else data.held_out.gather(np.arange(1))[0][0, :PROMPT]
     ids = np.asarray(ids)[-model.config.context_length + 1 :]
-    drawn = SamplingConfig(count, temperature=0.8, top_k=40, seed=seed, overflow="crop")
+    how = {"temperature": 0.8, "top_k": 40, "overflow": "crop", "tokens": tokenizer.vocab_size}
+    drawn = SamplingConfig(count, seed=seed, **how)
     (row,) = model.generate([ids.tolist()], drawn)
     return tokenizer.decode(np.asarray(row))
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from common.errors import unknown
 from common.record import Record, flag, number, positive_int, whole
@@ -15,7 +16,10 @@ class SamplingConfig(Record):
 
     `end_token` ends a row and is not part of its text. `overflow` says what happens when prompt and new tokens
     do not fit in the context: "error" refuses, "crop" keeps the last `context_length` tokens (as the book does).
+    `tokens` is how many ids are tokens, where the model's vocabulary has more: the others are never chosen.
     """
+
+    LATER: ClassVar[tuple[str, ...]] = ("tokens",)
 
     max_new_tokens: int = 64
     temperature: float = 0.0
@@ -26,6 +30,7 @@ class SamplingConfig(Record):
     overflow: str = "error"
     cache: bool = True
     prefill_chunk: int | None = None
+    tokens: int | None = None
 
     def __post_init__(self):
         positive_int(self, "max_new_tokens")
@@ -37,8 +42,9 @@ class SamplingConfig(Record):
         if self.end_token is not None:
             whole(self, "end_token", 0, math.inf, "a token id >= 0")
         flag(self, "cache")
-        if self.prefill_chunk is not None:
-            positive_int(self, "prefill_chunk")
+        for name in ("prefill_chunk", "tokens"):
+            if getattr(self, name) is not None:
+                positive_int(self, name)
         whole(self, "seed", 0, 2**32, "a whole number in [0, 2^32)")
         if self.overflow not in OVERFLOWS:
             raise unknown("overflow rule", str(self.overflow), OVERFLOWS)

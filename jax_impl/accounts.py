@@ -14,7 +14,7 @@ from .flops import matmul_flops, xla_flops
 from .generate import recipe
 from .memory import planned_bytes
 from .optim import empty_slots
-from .precision import dtype
+from .precision import MATMULS, dtype, told
 
 
 def fused_kernel(config, execution, masked):
@@ -32,7 +32,12 @@ class Accounts:
     PLAN = "XLA: arguments + outputs + temporaries - aliases"
 
     def about(self):
-        """What the framework chooses by itself, as it chose: the kernel of fused attention."""
+        """What the framework chooses by itself, as it chose: the kernel of fused attention; and how matrices are
+        multiplied where its flags say otherwise."""
+        products = self.execution.products
+        return self._kernels() | (told(products) if products in MATMULS and products != "plain" else {})
+
+    def _kernels(self):
         if self.execution.attention in COMPILED_KERNELS:
             from .attention.compiled import compiled_kernel
 

@@ -22,12 +22,10 @@ from .attention import empty_cache
 from .generate import generate
 from .layers import ELEMENTWISE
 from .optim import empty_slots
-from .precision import dtype
+from .precision import MATMULS, dtype, multiplying, told
 from .programs import programs
 from .quantise import Quantised, dequantise, quantise
 from .tasks import TASKS
-
-MATMUL = "highest"  # no TF32
 
 
 def _scoped(method):
@@ -55,11 +53,11 @@ class JaxModel(Accounts):
             self.params = dict(weights) if shared else self._folded(self._small(parameters.checked(config, weights)))
 
     def scope(self):
-        """The context of everything this model does: its device, its width of numbers, no TF32."""
+        """The context of everything this model does: its device, its width of numbers, its kind of products."""
         stack = contextlib.ExitStack()
         stack.enter_context(jax.default_device(self.device))
         stack.enter_context(jax.enable_x64(self.execution.dtype == "float64"))
-        stack.enter_context(jax.default_matmul_precision(MATMUL))
+        stack.enter_context(multiplying(self.execution.products))
         if self.execution.compile is False:
             stack.enter_context(jax.disable_jit())
         return stack
@@ -258,11 +256,8 @@ class JaxBackend:
         return {"jax": jax.__version__, "flax": flax.__version__, "optax": optax.__version__}
 
     def flags(self):
-        with jax.default_matmul_precision(MATMUL):  # as in the scope of every model
-            matmul = jax.config.jax_default_matmul_precision
         return {
-            "tf32": matmul not in ("highest", "float32"),
-            "matmul_precision": matmul,
+            **told("plain"),
             "x64": "in float64 only",
             "threefry_partitionable": jax.config.jax_threefry_partitionable,
         }
@@ -302,8 +297,8 @@ class JaxBackend:
             advice = f"set NPROC={execution.threads} in the environment"
             raise UserError(f"JAX takes its {self.threads()} threads when it starts: {advice}.")
         allocator.check(execution)
-        for name in ("norm", "optimizer", "products"):
-            if getattr(execution, name) != "plain":
+        for name, own in {"norm": ("plain",), "optimizer": ("plain",), "products": tuple(MATMULS)}.items():
+            if getattr(execution, name) not in own:
                 raise UserError(f"XLA fuses and widens by itself; {name}={getattr(execution, name)!r} is PyTorch's.")
         if execution.graphs != "none":
             raise UserError(f"JAX compiles whole programs; graphs={execution.graphs!r} is PyTorch's.")

@@ -6,16 +6,16 @@ import numpy as np
 from common import backend as door
 from common import params as parameters
 
-from .backend import MATMUL, _recipe
+from .backend import _recipe
 from .memory import planned_bytes
 from .placing import Places, mesh_of
-from .precision import dtype
+from .precision import dtype, multiplying
 from .programs import programs
 
 
 def plan(config, execution, train, length):
     """Bytes of one device by XLA's plan (see `planned_bytes`) of a step with these settings."""
-    with jax.enable_x64(execution.dtype == "float64"), jax.default_matmul_precision(MATMUL):
+    with jax.enable_x64(execution.dtype == "float64"), multiplying(execution.products):
         layout = execution.spread
         mesh = mesh_of(layout, execution.device.partition(":")[0])
         places, own = Places(config, layout, mesh), programs(config, execution)

@@ -35,6 +35,19 @@ from .train import loss_and_grads, train_step
 MAPPINGS = 25_000
 
 
+def donated(function, which, **how):
+    """A program whose results take over the memory of these arguments."""
+    return jax.jit(function, donate_argnums=which, **how)
+
+
+def kept(function, which, **how):
+    """A program whose results lie beside all that it was given."""
+    return jax.jit(function, **how)
+
+
+BUFFERS = {"donated": donated, "kept": kept}
+
+
 class Programs:
     """What is compiled for one (config, execution); take it from `programs`, which all models of that kind share."""
 
@@ -48,22 +61,23 @@ class Programs:
         self.fold, self.unfold = (functools.partial(way, period=config.period) for way in FOLDS[execution.layers])
         self.spread = spread_of(config, execution)
         self.shapes = {".".join(map(str, path)): value.get_value().shape for path, value in nnx.to_flat_state(state)}
+        donating = BUFFERS[execution.buffers]
         self.forward = jax.jit(self._forward, static_argnums=3)
         self.loss_sum = jax.jit(self._loss_sum)
         self.log_probs = jax.jit(self._log_probs)
         self.gradients = jax.jit(self._gradients, static_argnums=7)
-        self.step = jax.jit(self._step, static_argnums=9, donate_argnums=(0, 1))
+        self.step = donating(self._step, (0, 1), static_argnums=9)
         self.part = jax.jit(self._part, static_argnums=0)
         self.component = jax.jit(self._component, static_argnums=0)
-        self.extend = jax.jit(self._extend, donate_argnums=1)
-        self.reset = jax.jit(emptied, donate_argnums=0, keep_unused=True)  # whose memory the result takes over
-        self.prefill = jax.jit(self._prefill, donate_argnums=1)
+        self.extend = donating(self._extend, 1)
+        self.reset = donating(emptied, 0, keep_unused=True)  # whose memory the result takes over
+        self.prefill = donating(self._prefill, 1)
         self.choose = jax.jit(self._choose, static_argnums=3)
         self.serve = jax.jit(self._serve)
-        self.optimize = jax.jit(self._optimize, static_argnums=4, donate_argnums=(0, 2))
+        self.optimize = donating(self._optimize, (0, 2), static_argnums=4)
         self.dropout = jax.jit(self._dropout, static_argnums=1)
         self.next_token = jax.jit(self._next_token, static_argnums=5)
-        self.decode = jax.jit(self._decode, static_argnums=(7, 8), donate_argnums=1)
+        self.decode = donating(self._decode, 1, static_argnums=(7, 8))
 
     def rebuild(self, params):
         """The module with these values (folded as the execution wants), while tracing."""

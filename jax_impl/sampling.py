@@ -28,7 +28,8 @@ def filter_logits(logits_BV, temperature, top_k, top_p):
 
 def sample(logits_BV, positions_B, sampling, seed, address=rng.address):
     """The next token of every row, [B]. Row b draws its noise at address (seed, SAMPLING, position, b)."""
-    # [1] greedy: the largest logit, the lowest id among equals
+    # [1] of ids that are tokens: greedy takes the largest logit, the lowest id among equals
+    logits_BV = logits_BV[:, : sampling.tokens]
     if sampling.temperature == 0:
         return logits_BV.argmax(-1).astype(jnp.int32)
     # [2] keep what may be drawn

@@ -22,7 +22,7 @@ from .flops import matmul_flops
 from .generate import serve
 from .masks import causal_mask
 from .memory import live_bytes, saved_bytes
-from .precision import dtype
+from .precision import MATMULS, dtype, told
 from .train import loss_and_grads, objective
 
 
@@ -55,7 +55,12 @@ class Accounts:
     PLAN = "live tensors at the peak (MemTracker), run eagerly"
 
     def about(self):
-        """What the framework chooses by itself, as it chose: the kernel of fused attention."""
+        """What the framework chooses by itself, as it chose: the kernel of fused attention; and how matrices are
+        multiplied where its flags say otherwise."""
+        products = self.execution.products
+        return self._kernels() | (told(products) if products in MATMULS and products != "plain" else {})
+
+    def _kernels(self):
         if self.execution.attention in COMPILED_KERNELS:
             from .attention.compiled import compiled_kernel
 
@@ -77,6 +82,8 @@ class Accounts:
             raise UserError(f"The component {path!r} runs without dropout here; ask for the whole model.")
         if path:
             call = self._counted("forward", batch, length, path, None)
+        elif self.execution.layers == "checkpointed":
+            return None  # what a policy keeps no hook sees: see planned_bytes
         else:
             inputs, targets, positions, count = self._batch(batch, length)
             key = door.step_key(self.config, (0, 0) if dropout else None, rng.address)

@@ -21,12 +21,23 @@ from .layers import ELEMENTWISE
 from .loss import batch_loss
 from .models import MODELS
 from .optim import OPTIMIZERS, empty_slots
-from .precision import dtype
+from .precision import dtype, multiplying, told
 from .preference import row_log_probs
 from .quantise import Quantised, QuantisedLinear, quantise
 from .stack import compile_in_place
 from .tasks import TASKS
 from .train import clipped_gradients, loss_and_grads, train_step
+
+
+def _scoped(method):
+    """Run a method with the model's kind of matrix products."""
+
+    @functools.wraps(method)
+    def run(self, *args, **kwargs):
+        with self.scope():
+            return method(self, *args, **kwargs)
+
+    return run
 
 
 class TorchModel(Accounts):
@@ -48,6 +59,10 @@ class TorchModel(Accounts):
             for block in self.net.model.layers:
                 compile_in_place(block)
 
+    def scope(self):
+        """The context of everything that this model multiplies."""
+        return multiplying(self.execution.products)
+
     def _fill(self, weights):
         """Put the weights into the network, one at a time."""
         small = nf4.kept(self.config, self.execution.base)
@@ -68,6 +83,7 @@ class TorchModel(Accounts):
         """All parameters by name; those that are kept in 4 bits are dequantised."""
         return dict(self.net.named_parameters()) | {name: one.weight for name, one in self._small().items()}
 
+    @_scoped
     def forward(self, ids, positions=None, taps=()):
         ids = door.check_ids(ids, self.config)
         positions = door.positions_of(ids, positions, 0, self.config)
@@ -82,6 +98,7 @@ class TorchModel(Accounts):
     def _logits(self, ids, positions):
         return self.net.head(self.hidden(self.net, ids, positions))
 
+    @_scoped
     def loss(self, ids, targets):
         ids, targets, positions, count = door.loss_inputs(ids, targets, self.config)
         return self._loss_sum(ids, targets, positions).item() / count
@@ -90,12 +107,14 @@ class TorchModel(Accounts):
         with torch.inference_mode():
             return self.summed(self.net, self._put(ids), self._put(targets), self._places(positions))
 
+    @_scoped
     def log_probs(self, ids, targets):
         ids, targets, positions, _ = door.loss_inputs(ids, targets, self.config)
         with torch.inference_mode():
             sums, counts = log_probs(self.net, self._put(ids), self._put(targets), self._places(positions))
         return _numpy(sums).astype(np.float64), _numpy(counts)
 
+    @_scoped
     def gradients(self, ids, targets, dropout=None):
         inputs, targets, positions, count = door.step_inputs(ids, targets, self.config)
         key = door.step_key(self.config, dropout, self.address)
@@ -106,6 +125,7 @@ class TorchModel(Accounts):
         arrays = self._put(inputs), self._put(targets), self._places(positions)
         return self.differentiated(self.net, *arrays, count, key)
 
+    @_scoped
     def component(self, path, inputs, cotangent):
         module = self.net.get_submodule(path).requires_grad_()  # a run may have frozen some
         compute = dtype(self.execution.precision.compute)
@@ -128,6 +148,7 @@ class TorchModel(Accounts):
         with torch.inference_mode():
             cache.emptied(emptied(cache.layers))
 
+    @_scoped
     def extend(self, cache, ids, positions=None):
         door.check_cache(cache, self)
         ids = door.check_ids(ids, self.config)
@@ -147,7 +168,13 @@ class TorchModel(Accounts):
         }
 
     def stream(self, prompts, sampling):
-        yield from generate(self.net, self._serving, self.config, self.execution, prompts, sampling)
+        steps = generate(self.net, self._serving, self.config, self.execution, prompts, sampling)
+        while True:
+            with self.scope():  # not across the yield: the caller's own work is none of ours
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step
 
     def _serving(self):
         """The model that decodes, made anew after every step of training."""
@@ -167,6 +194,7 @@ class TorchModel(Accounts):
         else:
             self.slots = {name: self._own(slots[name]) for name in slots}
 
+    @_scoped
     def train_step(self, inputs, targets):
         return door.StepResult(*(x.item() for x in self._train_step(inputs, targets)))
 
@@ -207,12 +235,14 @@ class TorchModel(Accounts):
         return {name: self._read(slot).copy() for name, slot in self.slots.items()}
 
     def prepare(self, task, inputs, targets=None, sampling=None):
-        run = door.pick("task", task, TASKS)(self, inputs, targets, sampling)
+        with self.scope():
+            run = door.pick("task", task, TASKS)(self, inputs, targets, sampling)
 
         def prepared():
-            found = run()
-            self._wait()
-            return found
+            with self.scope():
+                found = run()
+                self._wait()
+                return found
 
         return prepared
 
@@ -280,13 +310,7 @@ class TorchBackend:
         return {"torch": torch.__version__}
 
     def flags(self):
-        matmul = torch.backends.cuda.matmul.fp32_precision
-        return {
-            "tf32": matmul == "tf32",
-            "fp32_precision": torch.backends.fp32_precision,
-            "fp32_precision_cuda_matmul": matmul,
-            "deterministic": torch.are_deterministic_algorithms_enabled(),
-        }
+        return {**told("plain"), "deterministic": torch.are_deterministic_algorithms_enabled()}
 
     def devices(self):
         found = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
@@ -315,8 +339,12 @@ class TorchBackend:
         return None  # nothing is compiled before there are processes
 
     def build(self, config, weights, execution):
-        if execution.layers != "loop":
+        if execution.layers == "scan":
             raise UserError(f"PyTorch runs its layers in a loop; layers={execution.layers!r} is JAX's.")
+        if execution.layers == "checkpointed" and execution.compile:
+            raise UserError("A compiled block chooses by itself what it keeps: leave out compile, or 'checkpointed'.")
+        if execution.buffers != "donated":
+            raise UserError(f"PyTorch writes in place what moves; buffers={execution.buffers!r} is JAX's.")
         if execution.device not in [*self.devices(), *(["cuda"] if torch.cuda.is_available() else [])]:
             raise UserError(f"PyTorch sees no device {execution.device!r}; it sees {', '.join(self.devices())}.")
         graphs.check(execution)

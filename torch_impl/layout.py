@@ -19,7 +19,7 @@ from common.errors import UserError
 from common.preference import Pairs
 
 from . import rng
-from .backend import TorchModel, _numpy, log_probs, loss_sum
+from .backend import TorchModel, _numpy, _scoped, log_probs, loss_sum
 from .optim import OPTIMIZERS, empty_slots, muon
 from .placing import added, cut_maps, cuts_of, local_of, mesh_of, part_of, whole_of
 from .train import objective
@@ -227,6 +227,7 @@ class SpreadModel(TorchModel):
         self.served = self.served or self.whole()
         return self.served
 
+    @_scoped
     def log_probs(self, ids, targets):
         ids, targets, positions, _ = door.loss_inputs(ids, targets, self.config)
         found, first = self._evaluated(log_probs, ids, targets, positions)

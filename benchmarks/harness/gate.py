@@ -23,6 +23,8 @@ ROUNDINGS = (
     12  # of a block's stream: two norms, six products, scores, softmax, activation, two additions, about one each
 )
 ROUNDED = 0.41  # of u: the RMS of a rounding
+CUT = "tf32"
+LEAST = {CUT: 0.1}  # of u; of all else 0.75
 SPREAD = 2.0  # how much too high the estimate of sixteen squared normals is hardly ever (a chance of 1e-7)
 
 
@@ -88,12 +90,13 @@ def bounds(dtype: str, layers: int, elements: int, terms: int = 0) -> tuple[floa
     rounds: 0.41 u sqrt(n / 2), in float32 where numbers have 16 bits. Least: numbers that were computed more precisely
     and rounded once are about 0.41 u off (errors uniform within half an ulp), at most 0.72 u as estimated; who computes
     in this precision throughout is 2 u off or more, at least 0.9 u as estimated.
-    Sums to a single number may be exact by luck, so they have no least error.
+    Sums to a single number may be exact by luck, so they have no least error. TF32 rounds the factors of products
+    alone, so an honest run may be far less off than one that rounds everything; 0.1 u is more than float32 allows.
     """
     u = UNIT_ROUNDOFF[dtype]
     added = ROUNDED * min(u, UNIT_ROUNDOFF["float32"]) * math.sqrt(terms / 2)
     most = math.hypot(4 * u * math.sqrt(ROUNDINGS * layers + 4), added) * (SPREAD if elements > 1 else 1)
-    return (0.75 * u if elements > 1 else 0.0), most
+    return (LEAST.get(dtype, 0.75) * u if elements > 1 else 0.0), most
 
 
 def judge(

@@ -34,8 +34,13 @@ def verdicts(cell: Cell, one: Contender, shown: Any, wanted: Any) -> list[gate.V
     """What the gate says of a contender's outputs; those drawn by a generator of its own can only be as many."""
     if one.options.get("rng") == NATIVE:
         return gate.judge_drawn(shown, wanted, cell.config.vocab_size)
-    found = gate.judge(shown, wanted, cell.dtype, cell.config, sums=cell.task not in ELEMENTWISE)
+    found = gate.judge(shown, wanted, arithmetic(cell, one), cell.config, sums=cell.task not in ELEMENTWISE)
     return [replace(own, bound=max(own.bound, one.allowed.get(kind(own.what), 0.0))) for own in found]
+
+
+def arithmetic(cell: Cell, one: Contender) -> str:
+    """The precision by whose errors a contender is judged: its own, or that to which products cut their factors."""
+    return gate.CUT if one.options.get("products") == gate.CUT else cell.dtype
 
 
 def kind(what: str) -> str:

@@ -1,7 +1,8 @@
 """A training step made faster rung by rung: every contender has all that the ones before it have, and one thing more.
 
-After the ladder of the book's bonus material to chapter 5. Its first rung, a mask that is made on the fly, is where
-both wings begin: no mask is stored.
+After the ladder of the book's bonus material to chapter 5. Three of its rungs are where both wings begin: no mask is
+stored, batches are made in NumPy beside the step, and GELU is one operation (PyTorch's own kernel; XLA fuses what JAX's
+is written out as). What the rungs after it cannot have stands aside: of them none has it.
 """
 
 from collections.abc import Iterator
@@ -11,47 +12,77 @@ from benchmarks.harness.cells import Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.suites.scope import TITLES, Scope, kept, wing
 from common.config import ModelConfig
+from common.weights.grow import padded_size
 
+BARE = {"torch": "default", "jax": "undonated"}
+# what a rung is called, and the word of `--mode` that it adds; "" leaves out what was bare
 RUNGS = {
-    "torch": ("fused optimizer", "fused norm", "fused", "chunked loss", "compiled"),
-    "jax": ("fused", "scan", "checkpointed", "chunked loss"),
+    "torch": {
+        "fused optimizer": "fused optimizer",
+        "PyTorch's norm": "fused norm",
+        "fused attention": "fused",
+        "checkpointed": "checkpointed",
+        "chunked loss": "chunked loss",
+        "compiled": "compiled",
+    },
+    "jax": {
+        "donated buffers": "",
+        "fused attention": "fused",
+        "scan": "scan",
+        "checkpointed": "checkpointed",
+        "chunked loss": "chunked loss",
+    },
 }
+ASIDE = {("torch", "checkpointed")}  # a compiled block chooses by itself what it keeps
 ROUND = 64  # a padded vocabulary is a multiple of it
 SIZES = {"nano": (8, 128), "gpt2-124m": (2, 128)}
 
 
 def cells(scope: Scope) -> Iterator[Cell]:
-    """In float32, with a padded vocabulary and in bfloat16 at the end; then the last rungs at twice the batch."""
+    """In float32, with a padded vocabulary, and in fewer bits at the end; then the last rungs at twice the batch."""
     model, config = scope.main, scope.config(scope.main)
     if model != scope.small:  # everybody's state is in memory at once
         config = config.with_(num_layers=max(1, config.num_layers // 4))
         model = f"{model} × {config.num_layers} layers"
     batch, length = SIZES.get(scope.main, (2, 128))
     for name in TITLES:
-        rungs = tuple(_rungs(scope, name, config))
+        rungs = tuple(_numbered(name, _rungs(scope, name, config)))
         along = {"part": name, "mixed": True, "memory": True}
         yield Cell("ladder", "train", model, config, batch, length, "float32", rungs, **along)
         yield Cell("ladder", "train", model, config, 2 * batch, length, "float32", rungs[-3:], **along)
 
 
-def _rungs(scope: Scope, name: str, config: ModelConfig) -> Iterator[Contender]:
-    yield wing(name)
-    for count in range(1, len(RUNGS[name]) + 1):
-        how = "+".join(RUNGS[name][:count])
-        yield replace(wing(name, how), name=f"{name} {count}: {RUNGS[name][count - 1]}", title=_title(name, count))
+def _numbered(name: str, rungs: Iterator[tuple[str, Contender]]) -> Iterator[Contender]:
+    """The rungs by number and what they add; what stands aside has the number of the rung that it stands beside."""
+    count = 0
+    for label, one in rungs:
+        beside = (name, label) in ASIDE
+        count += bool(label) and not beside
+        number = f"{count} aside" if beside else count
+        named = {"name": f"{name} {number}: {label}", "title": f"{TITLES[name]}, {number}: + {label}"}
+        yield replace(one, **named) if label else one
+
+
+def _rungs(scope: Scope, name: str, config: ModelConfig) -> Iterator[tuple[str, Contender]]:
+    """(what it adds, who has it), from the bare step on."""
+    yield "", wing(name, BARE[name])
+    words: list[str] = []
+    for label, word in RUNGS[name].items():
+        yield label, wing(name, _joined(*words, word))
+        words += [word] if (name, label) not in ASIDE else []
+    how = _joined(*words)
     for one in kept(scope, **{name: how}):
         how = one.mode
-        yield replace(one, name=f"{name} {count + 1}: kept memory", title=f"{TITLES[name]}, {count + 1}: + kept memory")
-    padded = config.with_(vocab_size=-(-config.vocab_size // ROUND) * ROUND)
-    if padded != config:
-        label = "padded vocabulary"
-        found = wing(name, how, model=(label, padded))
-        yield replace(found, name=f"{name} {count + 2}: {label}", title=f"{TITLES[name]}, {count + 2}: + {label}")
-    narrow = wing(name, how, dtype="bfloat16")
-    if not scope.multiplies_16_bits and name == "torch":
-        narrow = wing(name, f"{how}+wide", dtype="bfloat16")
-    yield replace(narrow, name=f"{name} {count + 3}: bfloat16", title=f"{TITLES[name]}, {count + 3}: in bfloat16")
+        yield "kept memory", one
+    padded = config.with_(vocab_size=padded_size(config.vocab_size, ROUND))
+    model = None if padded == config else ("padded vocabulary", padded)
+    if model is not None:
+        yield "padded vocabulary", wing(name, how, model=model)
+    if scope.device != "cpu":
+        yield "TF32", wing(name, _joined(how, "tf32"), model=model)
+    wide = not scope.multiplies_16_bits and name == "torch"
+    yield "bfloat16", wing(name, _joined(how, "wide" if wide else ""), dtype="bfloat16", model=model)
 
 
-def _title(name: str, count: int) -> str:
-    return f"{TITLES[name]}, {count}: + {RUNGS[name][count - 1]}"
+def _joined(*words: str) -> str:
+    return "+".join(filter(None, words)) or "default"

@@ -58,6 +58,7 @@ def generate(
         overflow=overflow,
         cache=cache,
         prefill_chunk=prefill_chunk,
+        tokens=encoder.vocab_size,
     )
     model = door.load(backend).build(found.config, found.weights, run)
     prompts = [encoder.encode(text).tolist() for text in prompt]

@@ -26,6 +26,9 @@ def train(
         ),
     ] = "pydoc",
     length: Annotated[int | None, typer.Option(help="Tokens per window (default: the model's context).")] = None,
+    pad_vocabulary: Annotated[
+        int | None, typer.Option(help="Round the vocabulary up to a multiple, as in 64, by rows that no token has.")
+    ] = None,
     plan: groups.Plan = _PLAN,
     eval_windows: Annotated[int, typer.Option(help="Windows of held-out text that are evaluated.")] = 8,
     sample_every: Annotated[int, typer.Option(help="Steps between samples of text; 0 is none.")] = 0,
@@ -40,8 +43,10 @@ def train(
     from common.data import tokens
     from common.errors import UserError
     from common.tokenizers import FROM_FILES, holds
+    from common.weights.grow import padded
 
-    here = running.Running(context, "pretrain", run, how, _FREE, {"--eval-windows": eval_windows})
+    positive = {"--eval-windows": eval_windows, "--pad-vocabulary": 1 if pad_vocabulary is None else pad_vocabulary}
+    here = running.Running(context, "pretrain", run, how, _FREE, positive)
     if plan.epochs is not None and (plan.epochs < 1 or here.said("steps")):
         raise UserError(f"--epochs {plan.epochs} stands in place of --steps, and is a whole number > 0.")
     if sample_every < 0:
@@ -59,9 +64,11 @@ def train(
             vocab = Path(data) if vocab is None and holds(Path(data), tokenizer) else vocab
         start = here.model(model, plan.seed, tokenizer, vocab, variant)
         settings = plan.train_config()
+    encoder = options.tokenizer_for(tokenizer, vocab, start.config.vocab_size, model.weights or here.resumed)
+    if here.start is None and pad_vocabulary is not None:
+        start.config, start.weights = padded(start.config, start.weights, pad_vocabulary, plan.seed)
     here.execution.spread.check(start.config, settings)
     backend = here.backend()
-    encoder = options.tokenizer_for(tokenizer, vocab, start.config.vocab_size, model.weights or here.resumed)
     length = length or start.config.context_length
     door.check_length(length, start.config)
     text = runs.prepare_data(data, encoder, length, settings, start.record and start.record["data"])

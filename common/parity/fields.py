@@ -16,7 +16,7 @@ import numpy as np
 from common import allocator, params
 from common.cases import Case
 from common.compare import UNIT_ROUNDOFF, difference
-from common.config import FAMILIES, Execution
+from common.config import FAMILIES, STACKS, Execution
 from common.parity.perturb import another, names_of
 from common.parity.probes import ORACLE, Outcome, Probe, forward, probes, smallest
 from common.parity.rows import Exhibit, Row
@@ -35,7 +35,7 @@ UNREAD = {
     "Execution.attention": "another kernel of the same function",
     "Execution.compile": "the same operations, compiled or one by one",
     "Execution.threads": "the same work, shared otherwise",
-    "Execution.layers": "the same block for every layer, compiled once",
+    "Execution.layers": "the same block for every layer, compiled once, or called again on the way back",
     "Execution.loss": "the same loss, some rows at a time",
     "Execution.norm": "another kernel of the same function",
     "Execution.optimizer": "another kernel of the same step",
@@ -47,6 +47,7 @@ UNREAD = {
     "Execution.latent": "the same products in another order",
     "Execution.allocator": "the same work in other memory",
     "Execution.graphs": "the same kernels, launched at once",
+    "Execution.buffers": "the same programs, which write elsewhere",
     "Execution.rng": "only training and sampling draw",
 }
 SLOW = ("Execution.compile",)  # PyTorch's compiler takes half a minute
@@ -220,6 +221,8 @@ def _other_executions(session: Session, subject: str, name: str) -> list[Executi
         return [base.with_(threads=wing.threads())]
     if name == "compile":  # one of the two is what it does by itself
         return [base.with_(compile=value) for value in (True, False)]
+    if name == "layers":
+        return [base.with_(layers=value) for value in STACKS if value != base.layers]
     changed = another(base.with_(dtype="float32") if name == "attention" else base, name)
     return [] if changed is None else [changed]
 

@@ -38,7 +38,7 @@ def answers(
     Rows at once get as many new tokens as fit behind the longest of their prompts; a prompt that fills the context gets
     none.
     """
-    context = model.config.context_length
+    context, sampling = model.config.context_length, sampling.with_(tokens=tokenizer.vocab_size)
     prompts = [tokenizer.encode(instructions.prompt(row, style)).tolist() for row in rows]
     for start in range(0, len(rows), batch):
         chosen = range(start, min(start + batch, len(rows)))

@@ -9,6 +9,19 @@ from common.config import ModelConfig
 from common.errors import UserError
 
 
+def padded_size(size: int, multiple: int) -> int:
+    """The least multiple that is as large: the rows of a padded vocabulary."""
+    return -(-size // multiple) * multiple
+
+
+def padded(
+    config: ModelConfig, weights: Mapping[str, np.ndarray], multiple: int, seed: int = 0
+) -> tuple[ModelConfig, Mapping[str, np.ndarray]]:
+    """(config, weights) whose vocabulary is a multiple: rows that no token has follow those that there are."""
+    more = padded_size(config.vocab_size, multiple) - config.vocab_size
+    return grown(config, weights, more, seed) if more else (config, weights)
+
+
 def grown(
     config: ModelConfig, weights: Mapping[str, np.ndarray], tokens: int, seed: int = 0
 ) -> tuple[ModelConfig, Mapping[str, np.ndarray]]:

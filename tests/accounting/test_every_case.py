@@ -21,7 +21,7 @@ RUNS = {
     "torch fused": ("torch", {"attention": "fused"}, "fused"),
     "jax": ("jax", {}, "plain"),
     "jax scan": ("jax", {"layers": "scan"}, "plain"),
-    "jax checkpointed": ("jax", {"layers": "checkpointed"}, "checkpointed"),
+    **{f"{wing} checkpointed": (wing, {"layers": "checkpointed"}, "checkpointed") for wing in WINGS},
     "jax fused": ("jax", {"attention": "fused"}, "plain"),
     **{f"{wing} {kernel}": (wing, {"attention": kernel}, kernel) for wing in WINGS for kernel in ("loop", "blockwise")},
     "torch masked": ("torch", {"attention": "masked"}, "masked"),

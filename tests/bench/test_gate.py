@@ -5,14 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.harness import contenders, contest, gate
+from benchmarks.harness import contenders, contest, gate, judging
 from benchmarks.harness.cells import TRAIN, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.recipe import Recipe
+from benchmarks.suites.scope import wing
 from common import backend as door
 from common import params
 from common.adapters import Adapter
-from common.config import Execution, GPTConfig, SamplingConfig, mode
+from common.compare import UNIT_ROUNDOFF
+from common.config import Execution, GPTConfig, SamplingConfig, mode, preset
 from common.quantised import quantised
 
 CONFIG = GPTConfig(31, 24, 12, 2, 3, ff_dim=20)
@@ -195,3 +197,13 @@ def test_a_sum_over_the_vocabulary_may_be_made_one_term_after_the_other(dtype):
     assert 2 * without < error < within < 2 * error
     looser = gate.bounds(dtype, 12, 64, count)[1] / gate.bounds(dtype, 12, 64)[1]
     assert 1.5 < looser < 2 if dtype == "float32" else looser < 1.001
+
+
+def test_who_says_tf32_must_have_cut_something():
+    """No more than its roundoff allows, and more than float32 could be off."""
+    for layers in (1, 4, 12, 48):
+        least, most = gate.bounds("tf32", layers, 1000)
+        assert gate.bounds("float32", layers, 1000)[1] < least < UNIT_ROUNDOFF["tf32"] < most
+    one = wing("torch", "tf32")
+    cell = Cell("train", "train", "nano", preset("nano"), 1, 8, "float32", (one, wing("torch")))
+    assert [judging.arithmetic(cell, who) for who in cell.contenders] == ["tf32", "float32"]

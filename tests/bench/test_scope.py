@@ -1,5 +1,7 @@
 """Which precisions and modes the suites take follows from what the device can multiply."""
 
+import itertools
+
 import pytest
 
 from benchmarks.harness import contest, gate, machine
@@ -124,3 +126,28 @@ def test_depth_is_measured_at_the_width_of_the_large_model(monkeypatch):
 def test_cells_have_names_of_their_own(quick):
     names = [cell.name for suite in SUITES.values() for cell in suite(Scope(quick=quick))]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("scope", [Scope(), Scope(quick=True), Scope("cuda")], ids=["cpu", "quick", "cuda"])
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_every_rung_of_the_ladder_is_one_thing_more(scope, name):
+    """Its fields of Execution, its model or its precision: one of them is another than on the rung before."""
+    cell = next(cell for cell in SUITES["ladder"](scope) if cell.part == name)
+    rungs = [one for one in cell.contenders if "aside" not in one.name]
+    told = [{**one.options, "model": one.config, "dtype": one.dtype} for one in rungs]
+    for before, after in itertools.pairwise(told):
+        own = {key for key in {*before, *after} if before.get(key) != after.get(key)}
+        if after["dtype"]:  # 16 bits take the place of TF32, and are widened where nothing multiplies them
+            own -= {"products"}
+        assert len(own) == 1, (before, after)
+    numbers = [int(one.name.split(":")[0].split()[1]) for one in rungs[1:]]
+    assert numbers == list(range(1, len(rungs)))
+    labels = [one.name.partition(": ")[2] for one in cell.contenders]
+    wanted = {"torch": ["fused optimizer", "PyTorch's norm", "compiled"], "jax": ["donated buffers", "scan"]}[name]
+    wanted += ["fused attention", "checkpointed", "chunked loss", "bfloat16"]
+    wanted += ["TF32"] if scope.device == "cuda" else []
+    wanted += [] if scope.quick else ["padded vocabulary"]
+    assert set(wanted) <= set(labels)
+    assert ("TF32" in labels) == (scope.device == "cuda")
+    twice = [one for one in SUITES["ladder"](scope) if one.part == name][1]
+    assert (twice.batch, twice.contenders) == (2 * cell.batch, cell.contenders[-3:])

@@ -260,3 +260,25 @@ def test_the_meter_leaves_out_the_first_step_and_never_shows_more_than_all():
     assert meter.most(Execution(dtype="bfloat16"), None) is None
     assert meter.most(Execution(device="cuda"), "an unknown device") is None
     assert meter.most(Execution(device="cuda"), "NVIDIA H100 80GB HBM3") == 67e12
+
+
+def test_a_padded_vocabulary(call, tmp_path, file, text):
+    """The rows that there were start as they are; a run says so, goes on with it, and writes texts of tokens alone."""
+    out, path = tmp_path / "run", file(**{"pad-vocabulary": 96, "sample-every": 2})
+    assert call("train", "--settings", path, "--until", 3, "--out", out)[0] == 0
+    found = load_checkpoint(out / "checkpoint")
+    name = "model.embed_tokens.weight"
+    assert found.config.vocab_size == 288
+    moved = np.abs(found.weights[name][:256] - load_checkpoint(tmp_path / "weights").weights[name]).max()
+    assert moved < 4 * found.training["train"]["learning_rate"]  # in three steps of AdamW
+    assert tomllib.loads((out / "settings.toml").read_text())["pad-vocabulary"] == 96
+    code, _, err = call("train", "--resume", out, "--pad-vocabulary", 64)
+    assert (code, "leave out --pad-vocabulary" in err) == (2, True)
+    assert call("train", "--resume", out, "--backend", "jax")[0] == 0
+    assert load_checkpoint(out / "checkpoint").config.vocab_size == 288
+    more = ["--temperature", 5, "--max-new-tokens", 20, "--json"]
+    code, told, _ = call("generate", "--weights", out, "--prompt", "sea", *more)
+    assert code == 0
+    assert all(0 <= token < 256 for token in json.loads(told)["rows"][0]["tokens"])
+    code, _, err = call("train", "--settings", path, "--pad-vocabulary", 0, "--out", tmp_path / "none")
+    assert (code, "--pad-vocabulary is 0; allowed is a whole number > 0." in err) == (2, True)

@@ -31,6 +31,7 @@ CHOOSING = {
     "feed_forward": [{"kind": "mixture_of_experts", "num_experts": 4, "top_k": 2, "choice_bias": True}],
     "activation": "silu",
 }
+SHARING = [{"kind": "grouped_query", "num_kv_heads": 2, "shares": shares} for shares in (False, True)]
 FAST = {"torch": {"loss": "chunked", "norm": "fused", "optimizer": "fused"}, "jax": {"layers": "checkpointed"}}
 EXACT, SINGLE = 1e-12, 2e-5  # of the largest number of a tensor
 
@@ -111,6 +112,23 @@ def check(found, limit=EXACT):
 def test_pytorchs_processes_follow_one(layout, model):
     processes = 4 if "," in layout else 2
     check(follow("torch", layout, processes, model=model))
+
+
+@pytest.mark.full_for("tensor=2", "data=2")
+@pytest.mark.parametrize(
+    ("layout", "model"),
+    [
+        ("data=2", DROPPING),
+        ("shard=2", {**DROPPING, "attention": SHARING}),
+        ("tensor=2", TODAY),
+        ("shard=2,tensor=2", TODAY),
+    ],
+    ids=["data=2", "shard=2", "tensor=2", "both"],
+)
+def test_pytorchs_checkpointed_blocks_follow_one(layout, model):
+    """Blocks that are called again on the way back find their shards and draw what they drew."""
+    processes = 4 if "," in layout else 2
+    check(follow("torch", layout, processes, model=model, execution={"layers": "checkpointed"}))
 
 
 @pytest.mark.full

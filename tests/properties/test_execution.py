@@ -15,6 +15,7 @@ TRAIN = TrainConfig(steps=5, warmup_steps=1, learning_rate=1e-2, clip_norm=0.5, 
 WAYS = {
     "scan": ("jax", {"layers": "scan"}),
     "checkpointed": ("jax", {"layers": "checkpointed"}),
+    "checkpointed torch": ("torch", {"layers": "checkpointed"}),
     "no jit": ("jax", {"compile": False}),
 }
 COMPILED = ("torch", {"compile": True})  # takes half a minute

@@ -13,7 +13,6 @@ LONG = 300  # rows of a batch, so that a chunk is full and another is not
 FUSED = {"norm": "fused", "optimizer": "fused"}
 REFUSED = {
     ("torch", "scan"),
-    ("torch", "checkpointed"),
     ("jax", "fused norm"),
     ("jax", "fused optimizer"),
     ("jax", "flex"),
@@ -22,6 +21,9 @@ REFUSED = {
     ("jax", "cudnn"),  # on a CPU
     ("torch", "graphs"),  # likewise
     ("jax", "graphs"),
+    ("torch", "tf32"),
+    ("jax", "tf32"),
+    ("torch", "undonated"),
 }  # what only the other wing has
 
 

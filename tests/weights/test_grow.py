@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from common import backend, params
-from common.config import Execution, GPTConfig
+from common.config import Execution, GPTConfig, SamplingConfig
 from common.errors import UserError
 from common.run import weights_of
 from common.tokenizers import bpe
 from common.weights.checkpoint import save_checkpoint
-from common.weights.grow import grown
+from common.weights.grow import grown, padded, padded_size
 
 SENTENCE = "Sample text with MyNewToken_1 and MyNewToken_2. <|endoftext|>"
 
@@ -41,6 +41,43 @@ def test_old_rows_and_logits_stay_to_the_bit(wing, tied):
 
 def table_of(weights):
     return weights["model.embed_tokens.weight"]
+
+
+@pytest.mark.parametrize(("size", "multiple", "found"), [(50257, 64, 50304), (256, 64, 256), (1, 8, 8), (9, 8, 16)])
+def test_a_vocabulary_is_rounded_up(size, multiple, found):
+    assert padded_size(size, multiple) == found
+
+
+@pytest.mark.full_for("untied-jax", "tied-torch")
+@pytest.mark.parametrize("wing", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_what_pads_a_vocabulary_is_never_chosen(wing, tied):
+    """However likely the model finds it; and tokens are drawn as by the model without, for their noise is the same."""
+    config = GPTConfig(13, 16, 8, 2, 2, ff_dim=12, tie_embeddings=tied)
+    weights, prompts = params.randomise(config, 3), [[1, 2, 3], [4]]
+    larger, more = padded(config, weights, 8)
+    assert larger.vocab_size == 16
+    assert padded(larger, more, 8) == (larger, more)
+    more = dict(more)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in more:  # one of three opposite rows wins at every position
+            more[name] = np.concatenate([more[name][:13], [[9.0] * 8, [-9.0] * 8, [9.0, -9.0] * 4]]).astype(np.float32)
+    build = backend.load(wing).build
+    plain, model = (build(c, w, Execution("float64")) for c, w in ((config, weights), (larger, more)))
+    assert any(token > 12 for row in model.generate(prompts, SamplingConfig(6)) for token in row)
+    for drawn in ({}, {"temperature": 1.3, "seed": 2}, {"temperature": 1.0, "top_k": 5, "top_p": 0.8, "cache": False}):
+        sampling = SamplingConfig(6, **drawn)
+        assert model.generate(prompts, sampling.with_(tokens=13)) == plain.generate(prompts, sampling)
+
+
+def test_more_tokens_than_a_vocabulary_has_are_refused():
+    config = GPTConfig(13, 16, 8, 2, 2, ff_dim=12)
+    model = backend.load("numpy").build(config, params.randomise(config, 3), Execution("float64"))
+    with pytest.raises(UserError, match="14 tokens are to choose from, and the model's vocabulary has 13"):
+        model.generate([[1]], SamplingConfig(1, tokens=14))
+    with pytest.raises(UserError, match=r"The end token 12 is outside the vocabulary \(0 to 11\)"):
+        model.generate([[1]], SamplingConfig(1, tokens=12, end_token=12))
+    assert "tokens" not in SamplingConfig().to_dict()
 
 
 @pytest.mark.parametrize("tokens", [0, -1, 1.5])
