@@ -125,6 +125,7 @@ LORA = {"adapters": [{"targets": ["*.q_proj", "*.down_proj"], "rank": 4, "alpha"
 DORA = {"adapters": [{"targets": ["*"], "rank": 4, "dora": True}], "tie_embeddings": False}
 LABELS = {"num_labels": 3, "pooling": "mean", "causal": False}
 LAST = {"trained": ["model.layers.1.*", "model.norm.*", "score.*"]}
+PART = {"trained": ["model.layers.2.*", "model.norm.*", "score.*"]}
 TUNING = {
     "lora data=2": ("data=2", LORA, {}, None),
     "dora shard=2": ("shard=2", DORA, {}, None),
@@ -143,6 +144,13 @@ def test_fine_tuning_follows_one(backend, name):
     processes = 2 if backend == "torch" else 1
     found = follow(backend, layout, processes, model=model, train=train, preference=preference)
     assert set(found["errors"]) == {"told", "held", "weight", "slot", "grad"}
+    assert max(found["errors"].values()) < EXACT, found["errors"]
+
+
+@pytest.mark.full
+def test_devices_of_jax_whose_scan_is_trained_in_part_follow_one():
+    how = {"layers": "checkpointed"}
+    found = follow("jax", "shard=2", model={"num_layers": 3, "num_labels": 3}, train=PART, execution=how)
     assert max(found["errors"].values()) < EXACT, found["errors"]
 
 
