@@ -100,7 +100,6 @@ def check(config: "GPTConfig", execution) -> None:
         "attention": attention and execution.attention in ("module", "module_weights"),
         "projections": attention and execution.projections != "plain",
         "latent": execution.latent == "absorbed" and any(path.endswith("up_proj") for path in paths) and attention,
-        "loss": execution.loss == "chunked" and "lm_head" in paths,
     }
     for field, wrong in ways.items():
         if wrong:

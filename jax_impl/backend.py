@@ -23,7 +23,7 @@ from .generate import generate
 from .layers import ELEMENTWISE
 from .optim import empty_slots
 from .precision import MATMULS, dtype, multiplying, told
-from .programs import programs
+from .programs import programs, programs_of
 from .quantise import Quantised, dequantise, quantise
 from .tasks import TASKS
 
@@ -48,9 +48,12 @@ class JaxModel(Accounts):
         door.check_form(config, execution)
         self.config, self.execution, self.device = config, execution, device
         with self.scope():
-            self.programs, self.served = programs(config, execution), None
-            shared = isinstance(weights, Shared)
-            self.params = dict(weights) if shared else self._folded(self._small(parameters.checked(config, weights)))
+            self.served = None
+            if isinstance(weights, Shared):
+                self.programs, self.params = programs_of(config, execution, weights.count), dict(weights)
+            else:
+                self.programs = programs(config, execution)
+                self.params = self._folded(self._small(parameters.checked(config, weights)))
 
     def scope(self):
         """The context of everything this model does: its device, its width of numbers, its kind of products."""
@@ -153,9 +156,18 @@ class JaxModel(Accounts):
         self.train, self.step = train, step
         self.recipe = _recipe(train)
         nf4.check_trained(self.config, self.execution.base, parameters.trained(self.config, train))
+        self._fit(train)
         turned, trained = parameters.turned(self.config, train.optimizer), self.programs.trained(train)
         own = {name: p for name, p in self.params.items() if trained.get(name)}  # bits are never trained
         self.slots = empty_slots(own, turned) if slots is None else self._folded(slots)
+
+    def _fit(self, train):
+        """Have programs whose scan ends before layers that a run trains otherwise; the numbers stay what they are."""
+        fitting = programs(self.config, self.execution, train)
+        if fitting is not self.programs:
+            own, self.params = self._named(self.params), None
+            self.programs, self.served = fitting, None
+            self.params = self._folded(own)
 
     def train_step(self, inputs, targets):
         return door.StepResult(*(float(x) for x in self._train_step(inputs, targets)))
@@ -182,8 +194,9 @@ class JaxModel(Accounts):
 
     def base(self):
         config, _ = adapters.without(self.config, {})
-        own = {name: p for name, p in self.params.items() if adapters.belongs(name) is None}
-        return JaxModel(config, Shared(own), self.execution, self.device)
+        own = Shared({name: p for name, p in self.params.items() if adapters.belongs(name) is None})
+        own.count = self.programs.count
+        return JaxModel(config, own, self.execution, self.device)
 
     @_scoped
     def weights(self):
@@ -244,7 +257,8 @@ class JaxModel(Accounts):
 
 
 class Shared(dict):
-    """Parameters of a model, as its programs take them, that another one is made of: they are the same arrays."""
+    """Parameters of a model, as its programs take them, that another one is made of: they are the same arrays. `count`
+    is that of the programs."""
 
 
 class JaxBackend:

@@ -14,7 +14,7 @@ from .precision import at_least, dtype
 class Linear(nnx.Module):
     """y = x W^T + b, with W [out, in]; `change` adds what adapters do (`lora.py`), where there are some."""
 
-    change = None
+    change, adapters = None, ()
 
     def __init__(self, in_dim, out_dim, bias, execution):
         kind = dtype(execution.precision.param)

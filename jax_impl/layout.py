@@ -66,6 +66,7 @@ class SpreadModel(JaxModel):
         self.layout.check(self.config, train)
         self.train, self.step, self.recipe = train, step, _recipe(train)
         with self.scope():
+            self._fit(train)
             self.slots = self._nothing() if slots is None else self._folded(slots)
 
     def _nothing(self):

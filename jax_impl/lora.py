@@ -41,6 +41,33 @@ def changed(linear, x, y):
     return y
 
 
+def widened(linear, x):
+    """Pairs of an input [..., I] and a matrix [out, I], whose products add up to what a linear map gives with its bias
+    and its adapters: for what multiplies by matrices itself. x [..., in]."""
+    # [1] the bias, a product with ones
+    gains_O1, pairs = 1.0, []
+    if linear.bias is not None:
+        pairs.append((jnp.ones_like(x[..., :1]), linear.bias[...][:, None]))
+    for adapter, site in linear.adapters:
+        # [2] A x, some of whose numbers are dropped on the way, beside scale B
+        entering = dropout(x, adapter.dropout, DRAWN.key, site=site)
+        a_RI = linear.lora_A[adapter.name].weight[...]
+        b_OR = adapter.scale * linear.lora_B[adapter.name].weight[...]
+        # [3] DoRA: the rows of both get longer; where x is whole that is one matrix for all
+        if adapter.dora:
+            lengths_O = linear.lora_magnitude_vector[adapter.name].weight[...]
+            gain_O1 = (lengths_O / row_norms(linear, adapter))[:, None]
+            b_OR = gain_O1 * b_OR
+            if entering is x:
+                gains_O1 = gains_O1 + (gain_O1 - 1)
+            else:
+                pairs.append((entering, (gain_O1 - 1) * linear.weight[...]))
+        pairs.append((_product(linear, entering, a_RI), b_OR))
+    # [4] W x
+    own_OI = linear.weight[...] if isinstance(gains_O1, float) else gains_O1 * linear.weight[...]
+    return [(x, own_OI), *pairs]
+
+
 def row_norms(linear, adapter):
     """|W + scale B A| of every row [out], a constant for gradients. Source: Liu et al. 2024, section 4.3."""
     # [1] the matrix as if it were merged

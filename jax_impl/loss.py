@@ -10,6 +10,7 @@ from common.backend import IGNORED
 from common.preference import Pairs
 
 from .layers import matmul
+from .lora import widened
 from .preference import preference_loss
 
 CHUNK = 256  # positions whose logits exist at once
@@ -34,10 +35,13 @@ def plain_loss(model, hidden_BTE, targets_BT):
 
 def chunked_loss(model, hidden_BTE, targets_BT):
     """The same for CHUNK positions at a time: logits [B, T, V] never exist. Gradients are made on the way."""
-    # [1] rows of hidden states and of targets
-    hidden_NE, targets_N = hidden_BTE.reshape(-1, hidden_BTE.shape[-1]), targets_BT.reshape(-1)
-    # [2] the sum over all chunks
-    total = _chunks(hidden_NE, model.head_weight, targets_N, jnp.dtype(model.reduce))
+    # [1] what is multiplied by which matrix: hidden states by the head, and what its adapters add
+    head = model.lm_head if model.score is None else model.score
+    pairs = [(hidden_BTE, model.head_weight)] if head is None else widened(head, hidden_BTE)
+    # [2] rows of these inputs, and of targets
+    rows, targets_N = tuple(x_BTI.reshape(-1, x_BTI.shape[-1]) for x_BTI, _ in pairs), targets_BT.reshape(-1)
+    # [3] the sum over all chunks
+    total = _chunks(rows, tuple(weight_VI for _, weight_VI in pairs), targets_N, jnp.dtype(model.reduce))
     return total, (targets_N != IGNORED).sum()
 
 
@@ -45,53 +49,55 @@ LOSSES = {"plain": plain_loss, "chunked": chunked_loss}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _chunks(hidden_NE, weight_VE, targets_N, reduce):
-    """Sum of token losses of hidden states [N, E] and head weights [V, E]."""
-    losses = _each(lambda total, *rows: (total + _loss(rows[0], weight_VE, rows[1], reduce), None))
-    return losses(jnp.zeros((), jnp.promote_types(hidden_NE.dtype, reduce)), hidden_NE, targets_N)[0]
+def _chunks(inputs, weights, targets_N, reduce):
+    """Sum of token losses of logits that are a sum of products: of inputs [N, I] and matrices [V, I]."""
+    losses = _each(lambda total, parts, targets_C: (total + _loss(parts, weights, targets_C, reduce), None))
+    return losses(jnp.zeros((), jnp.promote_types(inputs[0].dtype, reduce)), inputs, targets_N)[0]
 
 
-def _forward(hidden_NE, weight_VE, targets_N, reduce):
-    """The sum, and its gradients."""
+def _forward(inputs, weights, targets_N, reduce):
+    """The sum, and its gradients; XLA leaves out what nobody asks for, as of a head that is frozen."""
 
-    def add(sums, hidden_CE, targets_C):
-        loss, (grad_CE, grad_VE) = jax.value_and_grad(_loss, (0, 1))(hidden_CE, weight_VE, targets_C, reduce)
-        return (sums[0] + loss, sums[1] + grad_VE), grad_CE
+    def add(sums, parts, targets_C):
+        loss, (own, more) = jax.value_and_grad(_loss, (0, 1))(parts, weights, targets_C, reduce)
+        return (sums[0] + loss, jax.tree.map(jnp.add, sums[1], more)), own
 
-    nothing = jnp.zeros((), jnp.promote_types(hidden_NE.dtype, reduce)), jnp.zeros_like(weight_VE)
-    (total, grad_VE), grad_NE = _each(add)(nothing, hidden_NE, targets_N)
-    return total, (grad_NE, grad_VE)
+    zero = jnp.zeros((), jnp.promote_types(inputs[0].dtype, reduce))
+    (total, of_weights), of_inputs = _each(add)((zero, jax.tree.map(jnp.zeros_like, weights)), inputs, targets_N)
+    return total, (of_inputs, of_weights)
 
 
 def _backward(reduce, grads, share):
-    return *((share * grad).astype(grad.dtype) for grad in grads), None
+    return *jax.tree.map(lambda grad: (share * grad).astype(grad.dtype), grads), None
 
 
 _chunks.defvjp(_forward, _backward)
 
 
 def _each(add):
-    """`add(sums, hidden [C, E], targets [C])` over chunks of CHUNK rows, and over what is left of them."""
+    """`add(sums, inputs [C, I], targets [C])` over chunks of CHUNK rows, and over what is left of them."""
 
-    def run(sums, hidden_NE, targets_N):
+    def run(sums, inputs, targets_N):
         whole = len(targets_N) // CHUNK * CHUNK
-        found = []
+        found, rows = [], (inputs, targets_N)
         if whole:
-            parts = hidden_NE[:whole].reshape(-1, CHUNK, hidden_NE.shape[-1]), targets_N[:whole].reshape(-1, CHUNK)
-            sums, rows = jax.lax.scan(lambda sums, part: add(sums, *part), sums, parts)
-            found.append(rows)
+            parts = jax.tree.map(lambda one: one[:whole].reshape(-1, CHUNK, *one.shape[1:]), rows)
+            sums, own = jax.lax.scan(lambda sums, part: add(sums, *part), sums, parts)
+            found.append(jax.tree.map(lambda one: one.reshape(whole, -1), own))
         if whole < len(targets_N) or not whole:
-            sums, rows = add(sums, hidden_NE[whole:], targets_N[whole:])
-            found.append(rows)
-        if found[0] is None:
-            return sums, None
-        return sums, jnp.concatenate([rows.reshape(-1, hidden_NE.shape[-1]) for rows in found])
+            sums, own = add(sums, *jax.tree.map(lambda one: one[whole:], rows))
+            found.append(own)
+        return sums, jax.tree.map(lambda *own: jnp.concatenate(own), *found)
 
     return run
 
 
-def _loss(hidden_CE, weight_VE, targets_C, reduce):
-    return token_loss(matmul("ce,ve->cv", hidden_CE, weight_VE.astype(hidden_CE.dtype), reduce), targets_C)[0]
+def _loss(parts, weights, targets_C, reduce):
+    products = (
+        matmul("ci,vi->cv", x_CI, weight_VI.astype(x_CI.dtype), reduce)
+        for x_CI, weight_VI in zip(parts, weights, strict=True)
+    )
+    return token_loss(functools.reduce(jnp.add, products), targets_C)[0]
 
 
 def batch_loss(model, hidden_BTE, targets_BT):

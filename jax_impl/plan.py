@@ -18,7 +18,7 @@ def plan(config, execution, train, length):
     with jax.enable_x64(execution.dtype == "float64"), multiplying(execution.products):
         layout = execution.spread
         mesh = mesh_of(layout, execution.device.partition(":")[0])
-        places, own = Places(config, layout, mesh), programs(config, execution)
+        places, own = Places(config, layout, mesh), programs(config, execution, train)
         kind = dtype(execution.precision.param)
         params = _shapes(own, places, {name: one.shape for name, one in parameters.table(config).items()}, kind)
         slots = _shapes(own, places, parameters.slots(config, train), kind)

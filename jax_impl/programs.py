@@ -28,7 +28,7 @@ from .optim import clip_by_global_norm, update
 from .placing import spread_of
 from .preference import row_log_probs
 from .sampling import sample
-from .stack import FOLDS, place
+from .stack import FOLDS, place, repeats
 from .train import loss_and_grads, train_step
 
 # Linux gives a process 65,530 mappings of memory; a compiled program takes about six, and for lack of one XLA aborts.
@@ -49,16 +49,18 @@ BUFFERS = {"donated": donated, "kept": kept}
 
 
 class Programs:
-    """What is compiled for one (config, execution); take it from `programs`, which all models of that kind share."""
+    """What is compiled for one (config, execution), whose scan, if it is one, goes over `count` periods of layers; take
+    it from `programs`, which all models of that kind share."""
 
-    def __init__(self, config, execution):
+    def __init__(self, config, execution, count):
         self.config, self.execution, self.address = config, execution, rng.GENERATORS[execution.rng]
         # every layer by itself: for components, and for decoding, which would copy what it takes out of a fold
         self.apart, state = graph_of(config, execution.with_(layers="loop"))
         forms = generate.WHILE_DECODING[execution.decode] | parts.decoding(config, execution)
         self.serving, _ = graph_of(config, execution.with_(layers="loop", **forms))
-        self.graph = self.apart if execution.layers == "loop" else folded_graph(config, execution)
-        self.fold, self.unfold = (functools.partial(way, period=config.period) for way in FOLDS[execution.layers])
+        self.graph = self.apart if execution.layers == "loop" else folded_graph(config, execution, count)
+        self.count, self.folds = count, {"period": config.period, "count": count}
+        self.fold, self.unfold = (functools.partial(way, **self.folds) for way in FOLDS[execution.layers])
         self.spread = spread_of(config, execution)
         self.shapes = {".".join(map(str, path)): value.get_value().shape for path, value in nnx.to_flat_state(state)}
         donating = BUFFERS[execution.buffers]
@@ -87,16 +89,15 @@ class Programs:
 
     def place(self, name):
         """(folded name, repeat) of a parameter; see `stack.place`."""
-        plain = self.execution.layers == "loop"
-        return (name, None) if plain else place(name, self.config.period, self.config.num_layers)
+        return (name, None) if self.execution.layers == "loop" else place(name, **self.folds)
 
     def trained(self, train):
-        """Which parameters a run trains, by their folded names."""
+        """Which parameters a run trains, by their folded names; these programs must be made for it."""
         own, found = parameters.trained(self.config, train), {}
         for name, marks in self.fold({name: np.array(mark) for name, mark in own.items()}):
-            found[name] = bool(marks.all())
             if marks.any() != marks.all():
                 raise UserError(f"Of what a scan holds together in {name}, a part is trained: use layers='loop'.")
+            found[name] = bool(marks.all())
         return found
 
     def _forward(self, params, ids, positions, wanted):
@@ -184,22 +185,28 @@ def graph_of(config, execution):
     return nnx.split(nnx.eval_shape(lambda: MODELS[config.family](config, execution)))
 
 
-def folded_graph(config, execution):
-    """The description of a model of one period of blocks, which stands for all whole ones, and of the blocks behind
+def folded_graph(config, execution, count):
+    """The description of a model of one period of blocks, which stands for `count` of them, and of the blocks behind
     the last of these. Blocks that differ otherwise are refused."""
     period = config.period
     blocks = nnx.eval_shape(lambda: MODELS[config.family](config, execution)).model.layers
     graphs = [nnx.graphdef(block) for block in blocks]
     if any(graph != graphs[index % period] for index, graph in enumerate(graphs)):
         raise UserError("The blocks of this model differ from each other: use layers='loop'.")
-    return graph_of(config.with_(num_layers=period + config.num_layers % period), execution)[0]
+    return graph_of(config.with_(num_layers=config.num_layers - (count - 1) * period), execution)[0]
+
+
+def programs(config, execution, train=parameters.EVERYTHING):
+    """The programs of a kind of model that is trained so, made once; without settings all layers are alike."""
+    loops = execution.layers == "loop"
+    return programs_of(config, execution, 1 if loops else repeats(config, parameters.trained(config, train)))
 
 
 @functools.lru_cache(maxsize=64)
-def programs(config, execution):
-    """The programs of a kind of model, made once."""
+def programs_of(config, execution, count):
+    """The same by how many periods of layers a scan goes over; a loop has none to count."""
     make_room()
-    return Programs(config, execution)
+    return Programs(config, execution, count)
 
 
 def make_room():

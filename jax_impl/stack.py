@@ -1,6 +1,7 @@
 """The blocks of a model, one after the other: how they are run, chosen by name."""
 
 import functools
+import itertools
 import re
 from fnmatch import fnmatchcase
 
@@ -113,63 +114,71 @@ def _asked(taps, layers, found):
     return {name: value for name, value in found.items() if name in wanted}
 
 
-def apart(arrays, period):
+def apart(arrays, period, count):
     """(name, array) of NumPy's arrays by name, as a loop takes them: every layer's own by itself."""
     yield from arrays.items()
 
 
-def together(arrays, period):
+def together(arrays, period, count):
     """The inverse of `apart`."""
     return dict(arrays)
 
 
-def fold(arrays, period):
-    """(name, array) as a scan takes them: those of every layer i, i + period, … in one, [repeat, …], named by layer i.
-    Layers behind the last whole period follow, as they are.
+def fold(arrays, period, count):
+    """(name, array) as a scan over `count` periods takes them: those of its layers i, i + period, … in one,
+    [repeat, …], named by layer i. Layers behind the scan follow, as they are.
 
     Arrays that are made when they are asked for (`LazyWeights`) are stacked for one such name at a time.
     """
-    found = {name: LAYER.fullmatch(name) for name in arrays}
-    count = (1 + max(int(match[2]) for match in found.values() if match)) // period
     layers = {}
-    for name, match in found.items():
-        if match is None:
-            yield name, arrays[name]
-        elif (layer := int(match[2])) < count * period:
-            layers.setdefault(f"{match[1]}{layer % period}{match[3]}", {})[layer] = name
+    for name in arrays:
+        folded, repeat = place(name, period, count)
+        if repeat is None:
+            yield folded, arrays[name]
         else:
-            yield f"{match[1]}{layer - (count - 1) * period}{match[3]}", arrays[name]
+            layers.setdefault(folded, {})[repeat] = name
     for name, own in layers.items():
-        parts = [arrays[own[index]] for index in sorted(own)]
+        parts = [arrays[own[repeat]] for repeat in sorted(own)]
         if len({part.shape for part in parts}) > 1 or len(parts) != count:
             raise UserError("The blocks of this model differ from each other: use layers='loop'.")
         yield name, np.stack(parts)
 
 
-def unfold(arrays, period):
+def unfold(arrays, period, count):
     """The inverse of `fold`."""
-    found = {name: LAYER.fullmatch(name) for name in arrays}
-    own, counts = {}, {len(arrays[name]) for name, match in found.items() if match and int(match[2]) < period}
-    count = counts.pop()
-    for name, match in found.items():
+    own = {}
+    for name, array in arrays.items():
+        match = LAYER.fullmatch(name)
         if match is None:
-            own[name] = arrays[name]
+            own[name] = array
         elif (layer := int(match[2])) < period:
-            own |= {f"{match[1]}{layer + period * i}{match[3]}": arrays[name][i] for i in range(count)}
+            own |= {f"{match[1]}{layer + period * repeat}{match[3]}": array[repeat] for repeat in range(count)}
         else:
-            own[f"{match[1]}{layer + (count - 1) * period}{match[3]}"] = arrays[name]
+            own[f"{match[1]}{layer + (count - 1) * period}{match[3]}"] = array
     return own
 
 
-def place(name, period, layers):
-    """(name, repeat) under which `fold` keeps what a model of so many layers has under a name; None: it is alone."""
-    match, count = LAYER.fullmatch(name), layers // period
+def place(name, period, count):
+    """(name, repeat) under which `fold` keeps what a model has under a name; repeat None: it is alone."""
+    match = LAYER.fullmatch(name)
     if match is None:
         return name, None
     layer = int(match[2])
     if layer < count * period:
         return f"{match[1]}{layer % period}{match[3]}", layer // period
     return f"{match[1]}{layer - (count - 1) * period}{match[3]}", None
+
+
+def repeats(config, trained):
+    """Over how many periods of layers a scan can go: all whole ones, or as many from the first one on as are trained
+    alike (`trained[name]`). What is frozen is then frozen in a whole scan, through which no gradient has to flow."""
+    own = {}
+    for name, match in ((name, LAYER.fullmatch(name)) for name in trained):
+        if match is not None:
+            own.setdefault(int(match[2]), {})[match[3]] = trained[name]
+    whole = range(config.num_layers // config.period * config.period)
+    alike = itertools.takewhile(lambda layer: own[layer] == own[layer % config.period], whole)
+    return sum(1 for _ in alike) // config.period
 
 
 FOLDS = {"loop": (apart, together), "scan": (fold, unfold), "checkpointed": (fold, unfold)}

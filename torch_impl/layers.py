@@ -11,7 +11,7 @@ from .precision import at_least, dtype
 class Linear(nn.Module):
     """y = x W^T + b, with W [out, in]; `change` adds what adapters do (`lora.py`), where there are some."""
 
-    change = None
+    change, adapters = None, ()
 
     def __init__(self, in_dim, out_dim, bias, execution):
         super().__init__()

@@ -10,6 +10,7 @@ from common.backend import IGNORED
 from common.preference import Pairs
 
 from .layers import wide_product
+from .lora import widened
 from .precision import at_least
 from .preference import preference_loss
 
@@ -35,12 +36,15 @@ def plain_loss(model, hidden_BTE, targets_BT):
 
 def chunked_loss(model, hidden_BTE, targets_BT):
     """The same for CHUNK positions at a time: logits [B, T, V] never exist. Gradients are made on the way."""
-    # [1] rows of hidden states and of targets
-    hidden_NE, targets_N = hidden_BTE.flatten(0, 1), targets_BT.flatten()
-    # [2] the sum over all chunks
-    kind = hidden_NE.dtype
+    # [1] what is multiplied by which matrix: hidden states by the head, and what its adapters add
+    head = model.lm_head if model.score is None else model.score
+    pairs = [(hidden_BTE, model.head_weight)] if head is None else widened(head, hidden_BTE)
+    # [2] rows of these inputs, and of targets
+    rows, targets_N = [(x_BTI.flatten(0, 1), weight_VI) for x_BTI, weight_VI in pairs], targets_BT.flatten()
+    # [3] the sum over all chunks
+    kind = hidden_BTE.dtype
     work = torch.promote_types(kind, torch.float32) if model.product is wide_product else kind
-    total = _Chunks.apply(hidden_NE, model.head_weight, targets_N, model.reduce, work, torch.is_grad_enabled())
+    total = _Chunks.apply(targets_N, model.reduce, work, torch.is_grad_enabled(), *sum(rows, ()))
     return total, (targets_N != IGNORED).sum()
 
 
@@ -48,38 +52,43 @@ LOSSES = {"plain": plain_loss, "chunked": chunked_loss}
 
 
 class _Chunks(torch.autograd.Function):
-    """Sum of token losses of hidden states [N, E] and head weights [V, E]; `work` is the type of all products."""
+    """Sum of token losses of logits that are a sum of products: of inputs [N, I] and matrices [V, I], which come in
+    turn; `work` is the type of all products. What learns nothing needs no gradient of its own size."""
 
     @staticmethod
-    def forward(ctx, hidden_NE, weight_VE, targets_N, reduce, work, differentiate):
-        kind, own_VE = hidden_NE.dtype, weight_VE.to(hidden_NE.dtype).to(work)
-        total = torch.zeros((), dtype=torch.promote_types(kind, reduce), device=hidden_NE.device)
-        learns = differentiate and ctx.needs_input_grad[1]  # a frozen head needs no gradient of its own size
-        own = torch.zeros_like(weight_VE) if learns else None
-        grads = (torch.empty_like(hidden_NE), own) if differentiate else None
+    def forward(ctx, targets_N, reduce, work, differentiate, *pairs):
+        inputs, weights = pairs[::2], pairs[1::2]
+        kind, learn = inputs[0].dtype, [differentiate and needed for needed in ctx.needs_input_grad[-len(pairs) :]]
+        own = [weight_VI.to(kind).to(work) for weight_VI in weights]
+        total = torch.zeros((), dtype=torch.promote_types(kind, reduce), device=inputs[0].device)
+        grads = [torch.zeros_like(one) if learns else None for one, learns in zip(pairs, learn, strict=True)]
         for start in range(0, len(targets_N), CHUNK):
             rows = slice(start, start + CHUNK)
-            hidden_CE, targets_C = hidden_NE[rows].to(work), targets_N[rows]
+            parts, targets_C = [x_NI[rows].to(work) for x_NI in inputs], targets_N[rows]
             counts_C1 = (targets_C != IGNORED)[:, None]
             at_C1 = torch.where(counts_C1[:, 0], targets_C, 0)[:, None].long()
-            log_probs_CV = torch.log_softmax(at_least(F.linear(hidden_CE, own_VE).to(kind), reduce), -1)
+            logits_CV = F.linear(parts[0], own[0])
+            for x_CI, own_VI in zip(parts[1:], own[1:], strict=True):
+                logits_CV.addmm_(x_CI, own_VI.T)
+            log_probs_CV = torch.log_softmax(at_least(logits_CV.to(kind), reduce), -1)
             total = total - torch.where(counts_C1, log_probs_CV.gather(-1, at_C1), 0.0).sum()
-            if differentiate:  # softmax minus one at the target, zero where the target does not count
+            if any(learn):  # softmax minus one at the target, zero where the target does not count
                 errors_CV = log_probs_CV.exp_()
                 errors_CV.scatter_add_(-1, at_C1, torch.full_like(at_C1, -1, dtype=errors_CV.dtype))
                 errors_CV = errors_CV.mul_(counts_C1).to(kind).to(work)
-                _put_product(grads[0][rows], errors_CV, own_VE)
-                if learns:
-                    _add_product(grads[1], errors_CV.T, hidden_CE)
+            for x_CI, own_VI, into_NI, into_VI in zip(parts, own, grads[::2], grads[1::2], strict=True):
+                if into_NI is not None:
+                    _put_product(into_NI[rows], errors_CV, own_VI)
+                if into_VI is not None:
+                    _add_product(into_VI, errors_CV.T, x_CI)
         ctx.grads = grads
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, share):
-        (grad_NE, grad_VE), ctx.grads = ctx.grads, None  # scaled in place: they serve once
-        scaled = (None if grad is None else grad.mul_(share.to(grad.dtype)) for grad in (grad_NE, grad_VE))
-        return *scaled, None, None, None, None
+        grads, ctx.grads = ctx.grads, None  # scaled in place: they serve once
+        return None, None, None, None, *(None if grad is None else grad.mul_(share.to(grad.dtype)) for grad in grads)
 
 
 def _put_product(out, a, b):

@@ -5,6 +5,9 @@ Gradients are held against differences of that count.
 """
 
 import math
+import os
+from collections import defaultdict
+from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,11 +15,12 @@ import pytest
 
 from common import backend, params
 from common.config import Execution, GPTConfig
-from common.preference import Pairs, Preference
+from common.preference import Pairs, Preference, reduced, rewards
 
 WINGS = ("torch", "jax", "numpy")
 CONFIG = GPTConfig(11, 12, 4, 1, 2, ff_dim=6, tie_embeddings=False, qkv_bias=False)
 PAIRS, LENGTH, SKIPPED = 3, 9, -100
+SIDES = ("chosen", "rejected")
 STEP = 1e-4  # of a difference of five points, whose own error is about STEP ** 4
 LOSSES = {
     "dpo": {"beta": 0.3},
@@ -141,14 +145,96 @@ def test_gradients_are_the_slopes_of_that_count(wing, loss, how):
 
 
 THEIR_NAMES = {"dpo": "sigmoid", "cdpo": "sigmoid", "ipo": "ipo", "hinge": "hinge", "simpo": "simpo"}
+THEIR_DPO = {  # the losses of TRL's main trainer that are here too, and what they take of an answer's tokens
+    ("dpo", "sum"): "sigmoid",
+    ("dpo", "mean"): "sigmoid_norm",
+    ("ipo", "mean"): "ipo",
+    ("hinge", "sum"): "hinge",
+}
+
+
+@pytest.fixture(scope="module")
+def trl():
+    """Its trainers of DPO, CPO and ORPO, whose losses are called by themselves."""
+    pytest.importorskip("trl", reason="trl is not installed: pip install trl")
+    pytest.importorskip("datasets", reason="trl needs datasets")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    places = {"DPO": "trainer", "CPO": "experimental.cpo", "ORPO": "experimental.orpo"}
+    modules = {name: import_module(f"trl.{at}.{name.lower()}_trainer") for name, at in places.items()}
+    return SimpleNamespace(**{name: getattr(one, f"{name}Trainer") for name, one in modules.items()})
+
+
+@pytest.mark.parametrize(("loss", "how"), THEIR_DPO, ids=["-".join(kind) for kind in THEIR_DPO])
+def test_the_loss_of_a_batch_is_that_of_trls_trainer(trl, wing, loss, how):
+    """From logits on: TRL takes the first rows for chosen, and a mask in place of labels."""
+    import torch
+
+    _, model, _, logits = wing
+    ids, pairs = given(loss, how)
+    order = np.r_[0 : 2 * PAIRS : 2, 1 : 2 * PAIRS : 2]
+    labels, reference = pairs.labels[order], pairs.reference[order]
+    counts = labels != SKIPPED
+    if how == "mean":  # they divide the difference of sums, and so the reference's share of it
+        reference = reference * counts.sum(-1)
+    log_probs = torch.log_softmax(torch.tensor(logits[order]), -1)
+    log_probs = log_probs.gather(-1, torch.tensor(np.where(counts, labels, 0))[..., None].long())[..., 0]
+    shifted = torch.nn.functional.pad(torch.tensor(counts), (1, 0))  # targets are tokens one place further on
+    per_token = torch.where(torch.tensor(counts), log_probs, 0.0)
+    out = SimpleNamespace(log_probs=per_token, entropy=per_token, mean_logits=per_token, is_top1=torch.tensor(counts))
+    inputs = {"input_ids": torch.zeros(shifted.shape, dtype=torch.long), "completion_mask": shifted.long()}
+    inputs |= {"attention_mask": torch.ones_like(shifted)}
+    inputs |= {f"ref_{side}_logps": half for side, half in zip(SIDES, torch.tensor(reference).chunk(2), strict=True)}
+    same = SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x)
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=False),
+        accelerator=same,
+        aux_loss_enabled=False,
+        ld_alpha=None,
+        precompute_ref_logps=True,
+        f_divergence_type="reverse_kl",
+        loss_types=[THEIR_DPO[loss, how]],
+        loss_weights=[1.0],
+        beta=LOSSES[loss]["beta"],
+        use_weighting=False,
+        _total_train_tokens=0,
+        _metrics={"eval": defaultdict(list)},
+    )
+    theirs = trl.DPO._compute_loss(trainer, lambda **_: out, inputs, False)
+    assert model.loss(ids, pairs) == pytest.approx(float(theirs), rel=1e-12)
+    found = {name: value[0] for name, value in trainer._metrics["eval"].items() if name.startswith("rewards/")}
+    if how == "sum":  # they log rewards with beta
+        policy = model.log_probs(ids, pairs.labels)[0]
+        told = rewards(policy, pairs.reference, LOSSES[loss]["beta"])
+        names = {"chosen": "chosen", "rejected": "rejected", "margins": "margin", "accuracies": "accuracy"}
+        assert found == pytest.approx({f"rewards/{theirs}": told[own] for theirs, own in names.items()}, rel=1e-6)
+
+
+@pytest.mark.parametrize("how", ["sum", "mean"])
+def test_log_probabilities_of_answers_are_those_of_trl(trl, wing, how):
+    """CPO's and ORPO's own count of them, by which their losses are asked below."""
+    import torch
+
+    _, model, _, logits = wing
+    ids, labels, _ = batch()
+    wanted = torch.tensor(np.pad(labels, ((0, 0), (1, 0)))).long()  # theirs shift: the last logits predict nothing
+    scores = torch.nn.functional.pad(torch.tensor(logits), (0, 0, 0, 1))
+    sums, counts = model.log_probs(ids, labels)
+    for trainer in (trl.CPO, trl.ORPO):
+        theirs = trainer.get_batch_logps(scores, wanted.clone(), average_log_prob=how == "mean")
+        np.testing.assert_allclose(reduced(sums, counts, how), theirs.numpy(), rtol=1e-12)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_losses_are_those_of_trl(loss):
-    """Theirs of log-probabilities: a reference goes into these, for their losses of this form know none."""
-    cpo = pytest.importorskip("trl.experimental.cpo.cpo_trainer", reason="trl is not installed")
-    orpo = pytest.importorskip("trl.experimental.orpo.orpo_trainer")
-    torch = pytest.importorskip("torch")
+def test_losses_are_those_of_trl(trl, loss):
+    """Of log-probabilities, by CPO and ORPO: where these know no reference, it goes into the log-probabilities.
+
+    Theirs (1.16) differ in what goes with them: CPO adds the likelihood of the chosen answer unless `cpo_alpha` is 0;
+    ORPO's is that of prompt and answer (`chosen_nll_loss` in its `concatenated_forward`), where here, as in the paper,
+    it is the answer's; the rest is computed in float32. cDPO is CPO's `label_smoothing`, which the trainer of DPO knows
+    in other losses alone ("robust", "exo_pair").
+    """
+    import torch
+
     from common.oracle.preference import PREFERENCES
 
     rng, settings = np.random.default_rng(8), LOSSES[loss]
@@ -157,11 +243,11 @@ def test_losses_are_those_of_trl(loss):
     about = {"beta": settings["beta"], "label_smoothing": settings.get("smoothing", 0.0), "alpha": 0.0}
     about |= {"simpo_gamma": settings.get("gamma", 0.0), "loss_type": THEIR_NAMES.get(loss, "")}
     trainer = SimpleNamespace(accelerator=SimpleNamespace(device="cpu"), **about)
-    if loss == "orpo":  # in float32, and without the likelihood, which their step subtracts from
+    if loss == "orpo":  # without the likelihood, which their step subtracts from
         chosen, rejected = (torch.tensor(side) for side in policy.T)
-        theirs = -policy[:, 0] - orpo.ORPOTrainer.odds_ratio_loss(trainer, chosen, rejected)[0].numpy()
+        theirs = -policy[:, 0] - trl.ORPO.odds_ratio_loss(trainer, chosen, rejected)[0].numpy()
         np.testing.assert_allclose(got, theirs, rtol=1e-5)
         return
     ahead = policy if loss == "simpo" else policy - reference
-    theirs = cpo.CPOTrainer.cpo_loss(trainer, *(torch.tensor(side) for side in ahead.T))[0].numpy()
+    theirs = trl.CPO.cpo_loss(trainer, *(torch.tensor(side) for side in ahead.T))[0].numpy()
     np.testing.assert_allclose(got, theirs, rtol=1e-12)

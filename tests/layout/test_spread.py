@@ -147,6 +147,7 @@ BOTH = {"adapters": [FIRST, SECOND], "tie_embeddings": False, "qkv_bias": True, 
 LABELS = {"num_labels": 3, "pooling": "mean", "causal": False}
 JUDGE = {**LABELS, "adapters": [{"targets": ["*_proj", "score"], "rank": 4, "alpha": 1.0, "dropout": 0.2}]}
 LAST = {"trained": ["model.layers.1.*", "model.norm.*", "score.*"]}
+PART = {"trained": ["model.layers.2.*", "model.norm.*", "score.*"]}
 TUNING = {
     "lora data=2": ("data=2", LORA, {}, None),
     "dora shard=2": ("shard=2", DORA, {}, None),
@@ -171,6 +172,13 @@ def test_fine_tuning_follows_one(backend, name):
     layout, model, train, preference = TUNING[name]
     processes = 1 if backend == "jax" else 4 if "," in layout else 2
     check(follow(backend, layout, processes, model=model, train=train, preference=preference))
+
+
+@pytest.mark.full
+def test_devices_of_jax_whose_scan_is_trained_in_part_follow_one():
+    how = {"layers": "checkpointed"}
+    found = follow("jax", "shard=2", model={"num_layers": 3, "num_labels": 3}, train=PART, execution=how)
+    assert max(found["errors"].values()) < EXACT, found["errors"]
 
 
 @pytest.mark.full

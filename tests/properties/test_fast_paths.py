@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from common import allocator, compare, params, quantised
+from common.adapters import Adapter
 from common.backend import IGNORED
 from common.config import MODES, Execution, SamplingConfig, TrainConfig, mode
 from common.errors import UserError
@@ -40,8 +41,8 @@ def batch(config, rows=LONG // 20, length=20):
     return ids[:, :-1], targets
 
 
-def check_gradients(plain, fast, ids, targets):
-    want, got = plain.gradients(ids, targets), fast.gradients(ids, targets)
+def check_gradients(plain, fast, ids, targets, dropout=None):
+    want, got = plain.gradients(ids, targets, dropout), fast.gradients(ids, targets, dropout)
     assert got.value == pytest.approx(want.value, rel=EXACT)
     table = params.table(plain.config)
     for name, gradient in want.grads.items():
@@ -57,6 +58,45 @@ def test_the_chunked_loss(wing, config, fresh_model):
     twice = [np.stack([array, array[::-1]]) for array in (ids, targets)]
     check_gradients(plain, chunked, *twice)  # micro-batches of a chunk and a rest
     check_gradients(plain, chunked, ids[:3], targets[:3])  # less than a chunk
+
+
+HEAD = Adapter("default", ("lm_head",), rank=3, alpha=5.0, dropout=0.3)
+HEADS = {  # several adapters of one matrix: their sum
+    "lora": {"adapters": (HEAD, HEAD.with_(name="stable", rslora=True, dropout=0.0)), "tie_embeddings": False},
+    "dora": {"adapters": HEAD.with_(dora=True, dropout=0.0), "tie_embeddings": False},
+    "all": {
+        "adapters": (
+            HEAD,
+            HEAD.with_(name="turned", rank=2, dora=True),
+            HEAD.with_(name="whole", rslora=True, dora=True, dropout=0.0),
+            HEAD.with_(name="again", dora=True, dropout=0.0),
+        ),
+        "tie_embeddings": False,
+    },
+    "classes": {"num_labels": 5},
+    "classes dora": {"num_labels": 5, "adapters": HEAD.with_(targets=("score",), dora=True)},
+}
+
+
+@pytest.mark.full_for("lora", "dora", "jax-classes")
+@pytest.mark.parametrize("name", HEADS)
+def test_the_chunked_loss_of_heads_that_adapters_change(wing, small, fresh_model, name):
+    """A product of a wider matrix; a classifier's own bias is one more column of it."""
+    config = small.with_(num_layers=1, **HEADS[name])
+    plain, chunked = (fresh_model(wing, config, loss=loss) for loss in ("plain", "chunked"))
+    ids, targets = batch(config)
+    if config.num_labels:
+        targets = np.where(targets == IGNORED, IGNORED, targets % config.num_labels)
+    check_gradients(plain, chunked, ids, targets, (3, 1))
+    assert chunked.loss(ids, targets) == pytest.approx(plain.loss(ids, targets), rel=EXACT)
+    patterns = ("*.lora_*",) if config.adapters else ("score.*",)
+    settings = TrainConfig(steps=2, warmup_steps=0, learning_rate=0.1, trained=patterns)
+    found = []
+    for model in (plain, chunked):
+        model.start_training(settings)
+        steps = [model.train_step(ids, targets) for _ in range(2)]
+        found.append([number for one in steps for number in (one.loss, one.grad_norm)])
+    assert found[1] == pytest.approx(found[0], rel=EXACT)
 
 
 def test_the_chunked_loss_of_nothing(wing, small, fresh_model):
@@ -103,6 +143,88 @@ def test_a_chunked_loss_takes_wide_products(small, fresh_model):
     assert compare.rms(got.grads[name] - want.grads[name]) <= 0.05 * compare.rms(want.grads[name])
 
 
+def trained_in_part(model, settings, data, steps=3):
+    """(losses and norms, weights, slots) of some steps of a run."""
+    model.start_training(settings)
+    told = [model.train_step(*data) for _ in range(steps)]
+    return [n for one in told for n in (one.loss, one.grad_norm)], model.weights(), model.optimizer_slots()
+
+
+PARTS = {
+    "last block": (("model.layers.2.*", "model.norm.*", "score.*"), 2),
+    "last two blocks": (("model.layers.[12].*",), 1),
+    "first block": (("model.layers.0.*",), 1),
+    "every second block": (("model.layers.[02].*",), 1),
+    "head": (("score.*",), 3),
+    "queries": (("*.q_proj.*",), 3),
+}
+
+
+def parts_of(config, name):
+    """(which parameters learn, over how many layers a scan goes)."""
+    patterns, count = PARTS[name]
+    return params.trained(config, TrainConfig(trained=patterns)), count
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_scan_goes_over_layers_that_are_trained_alike(small, name):
+    from jax_impl.stack import repeats
+
+    trained, count = parts_of(small.with_(num_layers=3, num_labels=4), name)
+    assert repeats(small.with_(num_layers=3, num_labels=4), trained) == count
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("name", "layers"), [("last block", "scan"), ("first block", "scan"), ("last block", "checkpointed")]
+)
+def test_a_scan_whose_layers_are_trained_in_part_follows_the_loop(with_dropout, fresh_model, name, layers):
+    """What is frozen stays to the bit; then the run goes on in the loop, and another one trains everything."""
+    patterns, count = PARTS[name]
+    config = with_dropout.with_(num_layers=3, num_labels=4)
+    ids, targets = batch(config, 4, 8)
+    data = [np.stack([part, part[::-1]]) for part in (ids, np.where(targets == IGNORED, IGNORED, targets % 4))]
+    settings = TrainConfig(steps=9, warmup_steps=0, learning_rate=1e-2, clip_norm=0.5, trained=patterns)
+    models = [fresh_model("jax", config, layers=way) for way in ("loop", layers)]
+    start = models[0].weights()
+    want, got = (trained_in_part(model, settings, data) for model in models)
+    assert models[1].programs.count == count
+    assert got[0] == pytest.approx(want[0], rel=EXACT)
+    chosen, table = params.trained(config, settings), params.table(config)
+    assert set(got[2]) == set(want[2]) == set(params.slots(config, settings))
+    for one in (1, 2):
+        for key, value in want[one].items():
+            if one == 1 and not chosen[key]:
+                assert np.array_equal(got[1][key], start[key]), key
+            elif not table.get(key, table["model.norm.weight"]).dead and "k_proj.bias" not in key:
+                assert compare.rms(got[one][key] - value) <= EXACT * compare.rms(value), key
+    resumed = fresh_model("jax", config, weights=got[1], layers=layers)
+    resumed.start_training(settings, got[2], 3)
+    assert resumed.train_step(*data).loss == pytest.approx(models[0].train_step(*data).loss, rel=EXACT)
+    models[1].start_training(settings.with_(trained=()))
+    assert models[1].programs.count == 3
+    assert all(np.array_equal(got[1][key], value) for key, value in models[1].weights().items())
+
+
+def test_what_a_fold_puts_together_it_takes_apart():
+    """Over all whole periods of layers, over some, and where there are no layers at all."""
+    from jax_impl.stack import fold, place, unfold
+
+    arrays = {f"model.layers.{i}.{part}.weight": np.full(3, 10 * i + len(part)) for i in range(7) for part in "ab"}
+    arrays |= {"model.norm.weight": np.arange(3)}
+    for period, count in ((1, 7), (1, 1), (2, 3), (2, 1), (3, 2)):
+        folded = dict(fold(arrays, period, count))
+        assert len(folded) == 1 + 2 * (7 - (count - 1) * period)
+        again = unfold(folded, period, count)
+        assert again.keys() == arrays.keys()
+        for name, array in arrays.items():
+            where, repeat = place(name, period, count)
+            assert np.array_equal(again[name], array)
+            assert np.array_equal(folded[where] if repeat is None else folded[where][repeat], array)
+    alone = {"score.weight.exp_avg": np.ones(2)}
+    assert unfold(dict(fold(alone, 2, 3)), 2, 3) == alone
+
+
 def test_a_scan_refuses_blocks_that_differ(small, monkeypatch):
     """By their description, even where their parameters are alike."""
     from jax_impl.models import gpt
@@ -117,7 +239,7 @@ def test_a_scan_refuses_blocks_that_differ(small, monkeypatch):
 
     monkeypatch.setattr(gpt.Block, "__init__", unlike)
     with pytest.raises(UserError, match="blocks of this model differ"):
-        folded_graph(small, Execution(layers="scan"))
+        folded_graph(small, Execution(layers="scan"), 2)
 
 
 @pytest.mark.parametrize(("field", "value"), [("norm", "fused"), ("optimizer", "fused"), ("products", "wide")])
