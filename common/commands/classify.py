@@ -16,11 +16,25 @@ def classify(
     text: Annotated[
         list[str] | None, typer.Argument(help="Texts to classify; - reads them from standard input, one a line.")
     ] = None,
-    weights: Annotated[Path, typer.Option(help="A run of `parallax finetune classify`.")] = Path("out/classify"),
+    weights: Annotated[Path, typer.Option(help="A run of `parallax finetune classify`, or another classifier.")] = Path(
+        "out/classify"
+    ),
     file: Annotated[Path | None, typer.Option(help="File of texts, one a line.")] = None,
     backend: options.Backend = "torch",
     batch_size: Annotated[int, typer.Option(help="Texts that are computed at once.")] = 8,
+    labels: Annotated[
+        str | None, typer.Option(help="Names of the classes, as in ham,spam (default: the run's, or 0, 1, …).")
+    ] = None,
+    read: Annotated[
+        str | None, typer.Option(help="Position read: last, first or flexible (default: the run's, or flexible).")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of a text at most (default: the run's, or the context).")
+    ] = None,
+    tokenizer: options.TokenizerName = None,
     vocab: options.Vocab = None,
+    adapter: options.Adapter = None,
+    no_adapters: options.NoAdapters = False,
     how: groups.Ways = _HOW,
     json: Annotated[bool, typer.Option("--json", help="Print texts and all probabilities as JSON.")] = False,
 ) -> None:
@@ -32,7 +46,6 @@ def classify(
     from common import backend as door
     from common import run as runs
     from common.commands.finetune import tuning
-    from common.commands.finetune.classify import Texts
     from common.data.labelled import TextExamples
     from common.errors import UserError
     from common.tuning import classes
@@ -41,15 +54,15 @@ def classify(
         raise UserError(f"--batch-size is {batch_size}; allowed is a whole number > 0.")
     execution = how.execution(backend)
     found, record = runs.weights_of(weights)
-    names = record.get("classes")
-    if found.config.num_labels is None or not isinstance(names, list) or len(names) != found.config.num_labels:
-        raise UserError(f"{weights} holds no run of `parallax finetune classify`, which knows the names of classes.")
-    laid = tuning.again(Texts, record)
+    if found.config.num_labels is None:
+        raise UserError(f"{weights} holds no run of `parallax finetune classify`, nor another classifier.")
+    found = options.with_adapters(found, weights, adapter, no_adapters)
+    layout = _layout(record, read, length, found.config)
+    names = _names(weights, record, labels, found.config.num_labels)
     texts = _texts(text or [], file)
-    encoder = options.tokenizer_for(record["tokenizer"], vocab, found.config.vocab_size, weights)
-    own = {"length": record["length"], "read": laid.read, "pad_to": laid.pad_to, "multiple": laid.pad_multiple}
+    encoder = options.tokenizer_for(tokenizer or record.get("tokenizer"), vocab, found.config.vocab_size, weights)
     ids, unknown = [encoder.encode(one) for one in texts], np.zeros(len(texts), np.int64)
-    examples = TextExamples(ids, unknown, pad_id=tuning.end_of(encoder), **own)
+    examples = TextExamples(ids, unknown, pad_id=tuning.end_of(encoder), **layout)
     if examples.truncated:
         options.show(f"{examples.truncated} texts are longer than {examples.length} tokens and are cut there.")
     model = door.load(backend).build(found.config, found.weights, execution)
@@ -62,6 +75,39 @@ def classify(
         print(dumps({"backend": backend, "rows": rows}, ensure_ascii=False))
     else:
         print("\n".join(f"{row['label']}\t{row['probability']:.4f}\t{row['text']}" for row in rows))
+
+
+def _names(weights: Path, record: dict[str, Any], labels: str | None, count: int) -> list[str]:
+    """What the classes are called: as is said, as the run has it, or by their numbers."""
+    from common.errors import UserError
+
+    if labels is not None:
+        names = [name.strip() for name in labels.split(",")]
+        if len(names) != count or len(set(names)) != count or not all(names):
+            raise UserError(f"--labels {labels} is no list of {count} different names; {weights} has {count} classes.")
+        return names
+    names = record.get("classes")
+    if isinstance(names, list) and len(names) == count:
+        return [str(name) for name in names]
+    options.show(f"{weights} does not know the names of its classes; here they are numbers (--labels names them).")
+    return [str(number) for number in range(count)]
+
+
+def _layout(record: dict[str, Any], read: str | None, length: int | None, config: Any) -> dict[str, Any]:
+    """How texts are laid out: as is said, as the run did, or so that the last token of a text is read."""
+    from common.commands.finetune import tuning
+    from common.commands.finetune.classify import Texts
+    from common.errors import UserError
+
+    if length is not None and not 0 < length <= config.context_length:
+        raise UserError(f"--length is {length}; allowed is a whole number from 1 to {config.context_length}.")
+    if record.get("kind") == "classify":
+        laid = tuning.again(Texts, record)
+        own = {"length": record["length"], "read": laid.read, "pad_to": laid.pad_to, "multiple": laid.pad_multiple}
+    else:  # who reads or sees padding gets as much whatever stands beside it
+        padded = read == "last" or not config.cacheable
+        own = {"length": config.context_length, "read": "flexible", "pad_to": "length" if padded else "batch"}
+    return own | {name: one for name, one in (("read", read), ("length", length)) if one is not None}
 
 
 def _texts(said: list[str], file: Path | None) -> list[str]:

@@ -24,6 +24,8 @@ def generate(
     heads: Annotated[int | None, typer.Option(help="Number of heads, where the file cannot tell.")] = None,
     tokenizer: options.TokenizerName = None,
     vocab: options.Vocab = None,
+    adapter: options.Adapter = None,
+    no_adapters: options.NoAdapters = False,
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
     mode: options.Mode = "default",
@@ -47,6 +49,7 @@ def generate(
     found, text = weights_of(weights, heads=heads)
     if found.config.num_labels is not None:
         raise UserError(f"{weights} classifies texts; `parallax classify` asks it.")
+    found = options.with_adapters(found, weights, adapter, no_adapters)
     encoder = options.tokenizer_for(tokenizer or text.get("tokenizer"), vocab, found.config.vocab_size, weights)
     sampling = SamplingConfig(
         max_new_tokens=max_new_tokens,

@@ -4,8 +4,9 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -14,6 +15,9 @@ from common import layout as layouts
 from common.config import ATTENTION_KERNELS, PRESETS, STRATEGIES, Execution
 from common.config import mode as mode_of
 from common.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from common.weights.formats import Loaded
 
 T = TypeVar("T")
 
@@ -46,6 +50,11 @@ TokenizerName = Annotated[
     ),
 ]
 Vocab = Annotated[Path | None, typer.Option(help="Folder of the tokenizer's vocabulary, where it needs one.")]
+Adapter = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", help="Of several adapters this one, without the others (may be given again)."),
+]
+NoAdapters = Annotated[bool, typer.Option("--no-adapters", help="Leave adapters out: the base computes alone.")]
 
 
 def execution(
@@ -95,6 +104,25 @@ def _fields(texts: Iterable[str]) -> dict[str, str]:
             raise unknown("field in --set", name, STRATEGIES)
         fields[name] = value
     return fields
+
+
+def with_adapters(found: "Loaded", where: Path, chosen: list[str] | None, none: bool) -> "Loaded":
+    """Weights with the adapters that were asked for, of those that they have: all, these (`chosen`), or none."""
+    from common import adapters
+
+    if chosen and none:
+        raise UserError(f"--adapter {chosen[0]} and --no-adapters contradict each other; give one of them.")
+    if not chosen and not none:
+        return found
+    have = [one.name for one in found.config.adapters]
+    if not have:
+        raise UserError(f"{where} has no adapters; leave out {'--no-adapters' if none else '--adapter'}.")
+    for name in chosen or ():
+        if name not in have:
+            raise unknown("adapter", name, have)
+    gone = tuple(name for name in have if name not in (chosen or ()))
+    config, weights = adapters.without(found.config, found.weights, gone)
+    return replace(found, config=config, weights=weights)
 
 
 def tokenizer_for(name: str | None, vocab: Path | None, vocab_size: int, near: Path | None = None):

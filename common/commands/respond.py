@@ -30,6 +30,8 @@ def respond(
     heads: Annotated[int | None, typer.Option(help="Number of heads, where the file cannot tell.")] = None,
     tokenizer: options.TokenizerName = None,
     vocab: options.Vocab = None,
+    adapter: options.Adapter = None,
+    no_adapters: options.NoAdapters = False,
     how: groups.Ways = _HOW,
 ) -> None:
     """Answer instructions and keep rows and answers as JSON; a call that was interrupted goes on where it was."""
@@ -54,6 +56,7 @@ def respond(
     found, record = runs.weights_of(weights, heads)
     if found.config.num_labels is not None:
         raise UserError(f"{weights} classifies texts; `parallax classify` asks it.")
+    found = options.with_adapters(found, weights, adapter, no_adapters)
     known = record.get("options") if record.get("kind") in ("instruct", "prefer") else {}
     style = style or known.get("style", "alpaca")
     encoder = options.tokenizer_for(tokenizer or record.get("tokenizer"), vocab, found.config.vocab_size, weights)
@@ -68,7 +71,8 @@ def respond(
     instructions.style_of(style)
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     sampling = SamplingConfig(max_new_tokens=max_new_tokens, end_token=tuning.end_of(encoder), **drawn)
-    asked = {"weights": _identity(weights), "rows": rows, "style": style, "batch": batch_size}
+    kept = [one.name for one in found.config.adapters]
+    asked = {"weights": _identity(weights), "adapters": kept, "rows": rows, "style": style, "batch": batch_size}
     asked = json.dumps({**asked, "sampling": sampling.to_dict(), "execution": execution.to_dict(), "in": backend})
     partial = out.with_name(f"{out.name}.partial")
     done = _taken_up(partial, asked, batch_size)

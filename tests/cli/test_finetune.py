@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from common import params
-from common.config import GPTConfig
+from common import adapters, heads, params
+from common.adapters import Adapter
+from common.backend import load
+from common.config import Execution, GPTConfig
 from common.weights.checkpoint import load_checkpoint, save_checkpoint
 
 BYTES = GPTConfig(256, 96, 16, 2, 2, ff_dim=32)
@@ -55,6 +57,7 @@ def log_of(folder):
 
 
 MORE = {
+    "classify fast": ["--mode", "fast", "--train", "last-block", "--read", "flexible"],
     "classify": ["--train", "last-block", "--read", "flexible", "--dropout", 0.1],
     "classify lora": ["--train", "lora", "--rank", 2, "--targets", "*.q_proj", "--lora-dropout", 0.1, "--no-causal"],
     "instruct": ["--mask-instruction", "--accumulate", 2],
@@ -71,6 +74,7 @@ MORE = {
 def test_a_run_continues_in_the_other_wing(call, tmp_path, asked, name, first, second):
     kind, exact = name.split()[0], ["--dtype", "float64"]
     own = [*asked[kind], *MORE[name], *exact]
+    exact = [*exact, *(["--mode", "fast"] if "fast" in name else [])]
     last = [*exact, *EVALUATED, *(["--no-baseline"] if kind == "classify" else [])]
     whole, split = tmp_path / "whole", tmp_path / "split"
     assert call("finetune", kind, *own, *last, "--backend", first, "--out", whole)[0] == 0
@@ -85,7 +89,7 @@ def test_a_run_continues_in_the_other_wing(call, tmp_path, asked, name, first, s
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-9, err_msg=weight)
     moved = {weight for weight in start if weight in one.weights and (one.weights[weight] != start[weight]).any()}
     block = {weight for weight in start if weight.startswith(("model.layers.1.", "model.norm."))}
-    assert moved == (set() if "lora" in name else block if name == "classify" else set(start))
+    assert moved == (set() if "lora" in name else block if kind == "classify" else set(start))
     logs = log_of(whole), log_of(split)
     assert [line["backend"] for line in logs[1]] == [first, first, second, second]
     for left, right in zip(*logs, strict=True):
@@ -137,6 +141,27 @@ REFUSED = {
     "unknown loss": ("prefer", ["--loss", "dpoo"], "did you mean 'dpo'"),
     "smoothing of another": ("prefer", ["--smoothing", 0.1], "cdpo's"),
     "unknown reference": ("prefer", ["--reference", "on"], "did you mean 'online'"),
+    "length of nothing": ("prefer", ["--length", 0], "--length is 0; allowed is a whole number > 0."),
+    "no prompt that fits": ("prefer", ["--length", 20], "The prompts of all 20 pairs fill 20 tokens"),
+    "no answer that fits": ("instruct", ["--length", 5, "--mask-instruction"], "No answer has a token within 5"),
+    "multiple of nothing": ("instruct", ["--pad-multiple", -1], "--pad-multiple is -1; allowed"),
+    "rank without lora": ("classify", ["--rank", 4], "--rank is for --train lora; this is --train last-block"),
+    "negative rank": ("classify", ["--train", "lora", "--rank", -1], "Adapter.rank is -1"),
+    "alpha of nothing": ("prefer", ["--train", "lora", "--alpha", 0], "Adapter.alpha is 0.0; allowed is a number > 0"),
+    "dropout of everything": ("instruct", ["--train", "lora", "--lora-dropout", 1.5], "Adapter.dropout is 1.5"),
+    "beta of nothing": ("prefer", ["--beta", 0], "Preference.beta is 0.0; allowed is a number > 0"),
+    "class without a name": ("classify", ["--classes", "ham,"], "has a name that is empty"),
+    "padding that is seen": (
+        "classify",
+        ["--no-causal", "--pad-to", "batch", "--accumulate", 2],
+        "--no-causal reads padding, and each of --accumulate 2 batches would get what the longest needs",
+    ),
+    "padding that is averaged": (
+        "classify",
+        ["--average", "--pad-to", "batch", "--accumulate", 2],
+        "--average reads padding",
+    ),
+    "no weights": ("prefer", ["--weights", "nowhere"], "There is nothing at nowhere"),
     "wrong label option": ("classify", ["--stepz", 3], "No such option"),
 }
 
@@ -217,6 +242,85 @@ def test_a_trained_classifier_tells_the_classes_of_texts(call, tmp_path, asked, 
     for command in (("generate", "--prompt", "x"), ("respond", "--data", tmp_path / "x.json")):
         code, _, err = call(*command, "--weights", run)
         assert (code, "`parallax classify` asks it" in err) == (2, True)
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """(folder, config, weights) of a classifier that no run of ours has made, with two adapters."""
+    config, weights = heads.classifier(BYTES, params.randomise(BYTES, 0, 0.5), 3)
+    for name in ("first", "second"):
+        config, weights = adapters.add(config, weights, Adapter(name, ("*.down_proj", "score"), rank=2))
+    weights = dict(weights)
+    weights |= {name: weights[name] + params.draw(0, name, weights[name].shape) for name in adapters.names(config)}
+    save_checkpoint(tmp_path / "given", config, weights)
+    return tmp_path / "given", config, weights
+
+
+def test_classes_without_names_are_numbers_or_what_is_said(call, tmp_path, classifier):
+    """Read at the last token of a text, whatever stands beside it."""
+    folder, config, weights = classifier
+    texts, how = ["a short one", "and one that is a little longer"], ["--backend", "numpy"]
+    code, out, err = call("classify", "--weights", folder, *texts, "--json", *how)
+    assert (code, "does not know the names of its classes" in err) == (0, True)
+    model = load("numpy").build(config, weights, Execution("float64"))
+    for text, row in zip(texts, json.loads(out)["rows"], strict=True):
+        logits = model.forward(np.frombuffer(text.encode(), np.uint8)[None].astype(np.int32)).logits[0, -1]
+        shares = np.exp(logits) / np.exp(logits).sum()
+        assert row["probabilities"] == pytest.approx(dict(zip("012", shares, strict=True)))
+    code, named, err = call("classify", "--weights", folder, *texts, "--json", "--labels", "no, yes, both", *how)
+    assert (code, err) == (0, "")
+    assert list(json.loads(named)["rows"][0]["probabilities"]) == ["no", "yes", "both"]
+    code, last, _ = call("classify", "--weights", folder, *texts, "--read", "last", "--length", 40, "--json", *how)
+    assert (code, last == out) == (0, False)
+    for words, told in (
+        (["--labels", "no,yes"], "--labels no,yes is no list of 3 different names"),
+        (["--labels", "no,yes,no"], "is no list of 3 different names"),
+        (["--read", "lst"], "did you mean 'last'"),
+        (["--length", 97], "--length is 97; allowed is a whole number from 1 to 96"),
+    ):
+        code, out, err = call("classify", "--weights", folder, "x", *words)
+        assert (code, out, told in err, err.count("\n")) == (2, "", True, 2 if "--read" in words else 1), err
+
+
+def test_adapters_are_chosen_by_name_or_left_out(call, tmp_path, classifier):
+    """What is asked is the model without the others, in every command that asks one."""
+    _, config, weights = classifier
+    drawn = ["--max-new-tokens", 24, "--temperature", 1.0]
+    language = BYTES.with_(adapters=tuple(one.with_(targets=("*.down_proj",)) for one in config.adapters))
+    own = {name: weights[name] for name in params.table(language)}
+    (tmp_path / "rows.json").write_text(json.dumps([{"instruction": "Add.", "input": "", "output": "It is."}]))
+    asked = {
+        "classify": (config, weights, ["some text", "--json"]),
+        "generate": (language, own, ["--prompt", "some", "--json", *drawn]),
+        "respond": (language, own, ["--data", tmp_path / "rows.json", "--part", "all", "--style", "phi3", *drawn]),
+    }
+    for command, (whole, arrays, words) in asked.items():
+        said, out = [], tmp_path / "out.json"
+        words = [*words, "--backend", "numpy", *(["--out", out] if command == "respond" else [])]
+        places = {"all": (whole, arrays)}
+        places |= {name: adapters.without(whole, arrays, gone) for name, gone in GONE.items()}
+        for name, own_model in places.items():
+            save_checkpoint(tmp_path / f"{command} {name}", *own_model)
+            chosen = {"all": [], "first": ["--adapter", "first"], "none": ["--no-adapters"]}[name]
+            both = []
+            for place, more in ((f"{command} all", chosen), (f"{command} {name}", [])):
+                code, printed, err = call(command, "--weights", tmp_path / place, *words, *more)
+                assert code == 0, err
+                both.append(out.read_text() if command == "respond" else printed)
+            assert both[0] == both[1]
+            said.append(both[0])
+        assert len(set(said)) == 3, command
+        for more, told in (
+            (["--adapter", "frist"], "Unknown adapter 'frist': did you mean 'first'?"),
+            (["--adapter", "first", "--no-adapters"], "contradict each other"),
+        ):
+            code, _, err = call(command, "--weights", tmp_path / f"{command} all", *words, *more)
+            assert (code, told in err, err.count("\n")) == (2, True, 1)
+        code, _, err = call(command, "--weights", tmp_path / f"{command} none", *words, "--no-adapters")
+        assert (code, "has no adapters; leave out --no-adapters" in err) == (2, True)
+
+
+GONE = {"first": ("second",), "none": None}
 
 
 @pytest.mark.full_for("jax")

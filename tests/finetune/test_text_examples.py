@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.backend import IGNORED
+from common import params
+from common.backend import IGNORED, load
+from common.config import Execution, GPTConfig
 from common.data.labelled import Labelled, TextExamples
 from common.data.windows import Batches
 from common.errors import UserError
@@ -61,6 +63,20 @@ def test_batches_of_one_read_the_last_token_whatever_the_step_needs():
     assert inputs.shape == (4, 1, 5)
     assert read_at(targets)[0] == [[2], [0], [4], [1]]
     assert examples(pad_to="batch").gather(np.array([[1]]))[0].tolist() == [[[4]]]
+
+
+@pytest.mark.full_for("jax")
+@pytest.mark.parametrize("wing", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("how", [{}, {"causal": False}, {"pooling": "mean"}], ids=["causal", "all", "mean"])
+def test_more_padding_is_seen_by_who_looks_behind_a_text_alone(how, wing):
+    """A batch by itself, and as one of a step whose other one is longer: the reason for what commands refuse."""
+    config = GPTConfig(100, 8, 8, 1, 2, num_labels=3, **how)
+    model = load(wing).build(config, params.randomise(config, 1), Execution("float64"))
+    made = examples(pad_to="batch")
+    alone, step = made.gather(np.array([0])), made.gather(np.array([[0], [2]]))
+    assert (alone[0].shape, step[0].shape) == ((1, 3), (2, 1, 5))
+    losses = model.loss(*alone), model.loss(step[0][0], step[1][0])
+    assert (losses[0] == pytest.approx(losses[1], rel=1e-12)) == (how == {})
 
 
 def test_widths_are_multiples_but_never_beyond_the_length():

@@ -67,7 +67,8 @@ def classify(
     from common.tuning import classes
 
     free = {"eval_batches", "baseline"}
-    here = running.Running(context, "classify", run, how, free, {"--eval-batches": eval_batches})
+    positive = {"--eval-batches": eval_batches, "--pad-multiple": texts.pad_multiple}
+    here = running.Running(context, "classify", run, how, free, positive)
     plan = tuning.by_steps(here, plan)
     here.take_up(plan, model.config is not None or model.weights is not None)
     if here.start is not None:
@@ -83,6 +84,7 @@ def classify(
         start.config, start.weights = heads.classifier(start.config, start.weights, len(names), **shape)
         start.config, start.weights, trained = tuning.learns(start.config, start.weights, learning, plan.seed)
         settings = plan.train_config(trained=trained)
+        _check_padding(texts, settings.accumulate)
     here.execution.spread.check(start.config, settings)
     backend = here.backend()
     near = model.weights or here.resumed
@@ -159,6 +161,19 @@ def classify(
     here.go(task, start, settings, backend, tuning.own_settings(here, settings, model))
 
 
+def _check_padding(texts: Texts, accumulate: int) -> None:
+    """Who sees padding must see as much in a step as elsewhere: the micro-batches of a step are all as long as the
+    longest text of any of them."""
+    from common.errors import UserError
+
+    if texts.pad_to == "batch" and accumulate > 1 and (texts.average or not texts.causal):
+        who = "--average" if texts.average else "--no-causal"
+        raise UserError(
+            f"{who} reads padding, and each of --accumulate {accumulate} batches would get what the longest needs: use"
+            " --pad-to length, or leave --accumulate out."
+        )
+
+
 def _parts(texts: Texts) -> Any:
     from common.data import labelled
     from common.errors import UserError
@@ -168,6 +183,8 @@ def _parts(texts: Texts) -> Any:
     except ValueError as error:
         raise UserError(f"--shares {texts.shares} are no numbers; write three, as in 0.7,0.1,0.2.") from error
     names = None if texts.classes is None else [one.strip() for one in texts.classes.split(",")]
+    if names is not None and not all(names):
+        raise UserError(f"--classes {texts.classes!r} has a name that is empty; write them as in ham,spam.")
     found = labelled.read_labelled(texts.data, names)
     found = labelled.balance(found, texts.split_seed) if texts.balance else found
     return labelled.split(found, shares, texts.split_seed)

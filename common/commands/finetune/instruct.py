@@ -51,9 +51,12 @@ def instruct(
     from common.commands.finetune import tuning
     from common.config import TrainConfig
     from common.data.instructions import InstructionExamples, read_instructions
+    from common.errors import UserError
+    from common.inputs import IGNORED
     from common.tuning import answers
 
-    here = running.Running(context, "instruct", run, how, {"eval_batches"}, {"--eval-batches": eval_batches})
+    positive = {"--eval-batches": eval_batches, "--length": rows.length, "--pad-multiple": rows.pad_multiple}
+    here = running.Running(context, "instruct", run, how, {"eval_batches"}, positive)
     plan = tuning.by_steps(here, plan)
     here.take_up(plan, model.config is not None or model.weights is not None)
     if here.start is not None:
@@ -74,6 +77,8 @@ def instruct(
     layout = {"style": rows.style, "mask_instruction": rows.mask_instruction, "multiple": rows.pad_multiple}
     layout |= {"end_id": tuning.end_of(encoder), "length": length}
     parts = {name: InstructionExamples(one, encoder, **layout) for name, one in data._asdict().items()}
+    if not any((row != IGNORED).any() for row in parts["train"].targets):
+        raise UserError(f"No answer has a token within {length}, so nothing would be learned; give a larger --length.")
     batches = tuning.batches_of(here, parts["train"], settings)
     settings = here.counted(settings, plan.epochs, batches)
     batch, cut = settings.batch_size, sum(one.truncated for one in parts.values())

@@ -68,7 +68,8 @@ def prefer(
     from common.config import TrainConfig
     from common.tuning import preferences
 
-    here = running.Running(context, "prefer", run, how, {"eval_batches"}, {"--eval-batches": eval_batches})
+    positive = {"--eval-batches": eval_batches, "--length": pairs.length, "--pad-multiple": pairs.pad_multiple}
+    here = running.Running(context, "prefer", run, how, {"eval_batches"}, positive)
     plan = tuning.by_steps(here, plan)
     here.take_up(plan, model.config is not None or model.weights is not None)
     if here.start is not None:
@@ -181,9 +182,12 @@ def _examples(pairs: Preferences, preference: Any, encoder: Any, length: int) ->
     """({part: examples}, how many pairs were left out because their answers would be cut off whole)."""
     from common.commands.finetune import tuning
     from common.data.preferences import PreferenceExamples, fitting, read_preferences
+    from common.errors import UserError
 
     rows = read_preferences(pairs.data)
     fits = [rows[i] for i in fitting(rows, encoder, style=pairs.style, length=length)]
+    if not fits:
+        raise UserError(f"The prompts of all {len(rows)} pairs fill {length} tokens; allow longer rows by --length.")
     layout = {"style": pairs.style, "end_id": tuning.end_of(encoder), "length": length}
     layout |= {"multiple": pairs.pad_multiple, "mask_prompt": pairs.mask_prompt, "end_counts": pairs.end_counts}
     data = tuning.split_rows(fits, pairs.shares)

@@ -45,9 +45,10 @@ def learns(config: Any, weights: Mapping[str, Any], asked: Learning, seed: int) 
         # a new head that no adapter changes learns itself
         new = "score.weight" in names and not any(one.startswith("score.lora_") for one in names)
         return config, weights, ("*.lora_*", "score.*") if new else ()
-    given = [name for name in ("targets", "rslora", "dora") if getattr(asked, name)]
+    given = [one.name for one in fields(Learning) if one.name != "train" and getattr(asked, one.name) != one.default]
     if given:
-        raise UserError(f"--{given[0]} is for --train lora; this is --train {asked.train}.")
+        option = given[0].replace("_", "-")
+        raise UserError(f"--{option} is for --train lora; this is --train {asked.train}.")
     if asked.train == "all":
         return config, weights, ()
     names = params.table(config)
