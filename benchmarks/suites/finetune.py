@@ -11,7 +11,7 @@ RANK = 16
 EVERYWHERE = Adapter(targets=("model.layers.*",), rank=RANK, alpha=float(RANK))
 # what PEFT's adapters on c_attn would be for queries, keys and values together is another function
 SHARED = EVERYWHERE.with_(targets=("*.o_proj", "*.up_proj", "*.down_proj"))
-SIZES = {"nano": (4, 128), "gpt2-124m": (4, 256)}
+SIZES = {"nano": (4, 128), "gpt2-124m": (1, 256)}
 MAIN = {"nano": (64, 32), "gpt2-124m": (128, 64)}  # prompt and new tokens
 STEPS = ("", "+nf4")
 FOUR_BITS = "uneven nf4"  # weights that 4 bits stand for, so that both kinds of base compute the same
@@ -20,7 +20,7 @@ FOUR_BITS = "uneven nf4"  # weights that 4 bits stand for, so that both kinds of
 def cells(scope: Scope) -> Iterator[Cell]:
     """Steps with their memory, then decoding one prompt, both wings in their fast mode."""
     model, wings = scope.main, tuple(TITLES)
-    config, size = scope.config(model), SIZES.get(model, (4, 256))
+    config, size = scope.config(model), SIZES.get(model, (1, 256))
     prompt, new = MAIN.get(model, (128, 64))
     adapted = (f"LoRA rank {RANK}", config.with_(adapters=EVERYWHERE))
     every = (None, adapted)
