@@ -244,6 +244,44 @@ def test_a_trained_classifier_tells_the_classes_of_texts(call, tmp_path, asked, 
         assert (code, "`parallax classify` asks it" in err) == (2, True)
 
 
+def test_what_is_no_text_and_damaged_records_get_one_sentence(call, tmp_path, weights, data, monkeypatch):
+    config, arrays = heads.classifier(BYTES, params.randomise(BYTES, 0, 0.5), 2)
+    kept = {"data": "texts.json", "classes": None, "balance": True, "shares": "0.7,0.1,0.2", "split_seed": 1}
+    kept |= {"length": "longest", "pad_to": "length", "pad_multiple": 1, "read": "last", "average": False}
+    sound = {"kind": "classify", "classes": ["no", "yes"], "length": 20, "options": kept | {"causal": True}}
+    folders = {"sound": sound, "no length": sound | {"length": None}}
+    folders["wrong option"] = sound | {"options": {**sound["options"], "pad_multiple": "two"}}
+    for name, record in folders.items():
+        save_checkpoint(tmp_path / name, config, arrays, training=record)
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    monkeypatch.setattr("sys.stdin", (tmp_path / "latin").open(encoding="utf-8"))
+    rows = {"data": str(data / "pairs.json"), "shares": "0.5,0.4", "style": "phi3"}
+    talking = {"no options": None, "no data": {**rows, "data": None}, "other options": {"style": "phi3"}}
+    for kind in ("instruct", "prefer"):
+        for name, options in talking.items():
+            save_checkpoint(
+                tmp_path / f"{kind} {name}",
+                BYTES,
+                params.randomise(BYTES, 0),
+                training={
+                    "kind": kind,
+                    "options": options,
+                    "length": 96,
+                },
+            )
+    asked = [("classify", "sound", ["-"], "Standard input is not UTF-8 text (byte 0xe9 at offset 3)")]
+    asked += [("classify", "no length", ["x"], "record of this run is damaged: see length.")]
+    asked += [("classify", "wrong option", ["x"], "record of this run is damaged: see options.")]
+    asked += [
+        ("respond", f"{kind} {name}", ["--out", tmp_path / "out.json"], "record of this run is damaged: see options.")
+        for kind in ("instruct", "prefer")
+        for name in talking
+    ]
+    for command, folder, words, told in asked:
+        code, out, err = call(command, "--weights", tmp_path / folder, *words, "--backend", "numpy")
+        assert (code, out, told in err, err.count("\n")) == (2, "", True, 1), (folder, err)
+
+
 @pytest.fixture
 def classifier(tmp_path):
     """(folder, config, weights) of a classifier that no run of ours has made, with two adapters."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -122,11 +122,24 @@ def again(kind: type[T], record: Mapping[str, Any]) -> T:
     """Options as a run's record keeps them."""
     from common.errors import UserError
 
-    options = record.get("options")
+    options, hints = record.get("options"), get_type_hints(kind)
     names = [one.name for one in fields(kind)]
-    if not isinstance(options, dict) or any(name not in options for name in names):
+    wide = {float: float | int}  # a whole number may be written without its point
+    if not isinstance(options, dict) or any(
+        name not in options or not isinstance(options[name], wide.get(hints[name], hints[name])) for name in names
+    ):
         raise UserError("The training record of this run is damaged: see options.")
     return kind(**{name: options[name] for name in names})
+
+
+def length_of(record: Mapping[str, Any]) -> int:
+    """How many tokens a row of a run has at most, as its record keeps it."""
+    from common.errors import UserError
+
+    length = record.get("length")
+    if type(length) is not int or length < 1:
+        raise UserError("The training record of this run is damaged: see length.")
+    return length
 
 
 def own_settings(here: Any, plan: Any, model: groups.Model) -> dict[str, Any]:
