@@ -34,7 +34,7 @@ class Task:
     `evaluate` gives numbers for the log, "held_out" among them, the loss that says which checkpoint is best; `told`
     says them; with `before` it is asked before the first step, too. `epoch` gives those of a whole pass over the data,
     `prepare` makes what must be there before the first step, `finish` finds out what there is to know when all steps
-    are done. `mfu` says whether the closed form of a full training step is what a step does.
+    are done. `mfu` says whether the closed form of a training step is what a step does.
     """
 
     kind: str

@@ -11,6 +11,8 @@ import pytest
 
 from common import meter, params
 from common import run as runs
+from common.accounting import flops
+from common.adapters import Adapter
 from common.compare import difference
 from common.config import Execution, GPTConfig, TrainConfig
 from common.files import take_place
@@ -260,6 +262,16 @@ def test_the_meter_leaves_out_the_first_step_and_never_shows_more_than_all():
     assert meter.most(Execution(dtype="bfloat16"), None) is None
     assert meter.most(Execution(device="cuda"), "an unknown device") is None
     assert meter.most(Execution(device="cuda"), "NVIDIA H100 80GB HBM3") == 67e12
+
+
+def test_the_meter_counts_what_a_run_multiplies():
+    """Of a run that trains a part: what is frozen has no gradient, so the same speed is less of what the device can."""
+    adapted = BYTES.with_(adapters=Adapter(rank=2))
+    plan, how = TrainConfig(batch_size=2, accumulate=3), (32, Execution(), None)
+    for config, train in ((adapted, plan), (BYTES, plan.with_(trained=("model.layers.1.*",)))):
+        part, full = (meter.of_run(config, one, *how).work for one in (train, plan.with_(trained=("*",))))
+        assert part == sum(flops.training(config, 6, 32, trained=params.trained(config, train)).values())
+        assert part < 0.85 * full
 
 
 def test_a_padded_vocabulary(call, tmp_path, file, text):
