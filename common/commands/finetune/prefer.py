@@ -8,10 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from common.commands import groups
-from common.commands.finetune.tuning import Learning
 
 _RUN = groups.Run(out=Path("out/prefer"), eval_every=5)
-_MODEL, _HOW, _LEARNING = groups.Model(), groups.How(), Learning()
+_MODEL, _HOW, _LEARNING = groups.Model(), groups.How(), groups.Learning()
 _PLAN = groups.Plan(  # Raschka, bonus material of chapter 7
     epochs=1, learning_rate=5e-6, schedule="constant", warmup_steps=0, weight_decay=0.01, decay="all", clip_norm=0
 )
@@ -57,7 +56,7 @@ def prefer(
     run: groups.Run = _RUN,
     model: groups.Model = _MODEL,
     pairs: Preferences = _PAIRS,
-    learning: Learning = _LEARNING,
+    learning: groups.Learning = _LEARNING,
     plan: groups.Plan = _PLAN,
     eval_batches: Annotated[int, typer.Option(help="Batches of each part that an evaluation sees.")] = 5,
     how: groups.How = _HOW,

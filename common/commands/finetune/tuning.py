@@ -1,41 +1,24 @@
 """What the commands that fine-tune share: which parameters learn, from which weights, and what their records keep."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
-
-import typer
+from typing import Any, TypeVar, get_type_hints
 
 from common.commands import groups
 
 T = TypeVar("T")
-TRAINED = ("last-layer", "last-block", "last-two-blocks", "all", "lora")
 
 
-@dataclass
-class Learning:
-    """Which parameters learn, and the adapter if it is one that does."""
-
-    train: Annotated[str, typer.Option(help="What learns: " + ", ".join(TRAINED) + ".")] = "all"
-    rank: Annotated[int, typer.Option(help="lora: rank of the adapters.")] = 8
-    alpha: Annotated[float, typer.Option(help="lora: alpha; adapters are scaled by alpha / rank.")] = 8.0
-    lora_dropout: Annotated[float, typer.Option(help="lora: dropout before the adapters.")] = 0.0
-    targets: Annotated[
-        list[str] | None,
-        typer.Option(help="lora: linear maps, as in '*.q_proj' (may be given again; default: all, as in the book)."),
-    ] = None
-    rslora: Annotated[bool, typer.Option("--rslora", help="lora: scale by alpha / sqrt(rank).")] = False
-    dora: Annotated[bool, typer.Option("--dora", help="lora: DoRA, whose rows have lengths that learn.")] = False
-
-
-def learns(config: Any, weights: Mapping[str, Any], asked: Learning, seed: int) -> tuple[Any, Any, tuple[str, ...]]:
+def learns(
+    config: Any, weights: Mapping[str, Any], asked: groups.Learning, seed: int
+) -> tuple[Any, Any, tuple[str, ...]]:
     """(config, weights, patterns of the parameters that learn) of a model that is fine-tuned."""
     from common import adapters, params
     from common.errors import UserError, unknown
 
-    if asked.train not in TRAINED:
-        raise unknown("choice of what learns (--train)", asked.train, TRAINED)
+    if asked.train not in groups.TRAINED:
+        raise unknown("choice of what learns (--train)", asked.train, groups.TRAINED)
     if asked.train == "lora":
         targets = tuple(asked.targets or ("*",))
         own = {"rank": asked.rank, "alpha": asked.alpha, "dropout": asked.lora_dropout}
@@ -45,7 +28,9 @@ def learns(config: Any, weights: Mapping[str, Any], asked: Learning, seed: int) 
         # a new head that no adapter changes learns itself
         new = "score.weight" in names and not any(one.startswith("score.lora_") for one in names)
         return config, weights, ("*.lora_*", "score.*") if new else ()
-    given = [one.name for one in fields(Learning) if one.name != "train" and getattr(asked, one.name) != one.default]
+    given = [
+        one.name for one in fields(groups.Learning) if one.name != "train" and getattr(asked, one.name) != one.default
+    ]
     if given:
         option = given[0].replace("_", "-")
         raise UserError(f"--{option} is for --train lora; this is --train {asked.train}.")
@@ -64,17 +49,24 @@ def learns(config: Any, weights: Mapping[str, Any], asked: Learning, seed: int) 
 
 def language_model(here: Any, model: groups.Model, seed: int) -> Any:
     """What a new run starts from: a model of tokens, whose earlier adapters have become part of it."""
-    from common import adapters
     from common.errors import UserError
 
     start = here.model(model, seed, model.tokenizer, model.vocab)
-    if start.config.adapters:
-        names = ", ".join(one.name for one in start.config.adapters)
-        here.show(f"The adapters of {model.weights} ({names}) are merged into its weights first.")
-        start.config, start.weights = adapters.merge(start.config, start.weights)
+    start.config, start.weights = merged(here, model, start.config, start.weights)
     if start.config.num_labels is not None and here.kind != "classify":
         raise UserError(f"{model.weights} classifies texts; give weights that predict tokens.")
     return start
+
+
+def merged(here: Any, model: groups.Model, config: Any, weights: Mapping[str, Any]) -> tuple[Any, Any]:
+    """(config, weights) whose adapters, if any, have become part of the weights; that is told."""
+    from common import adapters
+
+    if not config.adapters:
+        return config, weights
+    names = ", ".join(one.name for one in config.adapters)
+    here.show(f"The adapters of {model.weights} ({names}) are merged into its weights first.")
+    return adapters.merge(config, weights)
 
 
 def fingerprint(weights: Mapping[str, Any]) -> str:
