@@ -60,7 +60,9 @@ def classify(
     layout = _layout(record, read, length, found.config)
     names = _names(weights, record, labels, found.config.num_labels)
     texts = _texts(text or [], file)
-    encoder = options.tokenizer_for(tokenizer or record.get("tokenizer"), vocab, found.config.vocab_size, weights)
+    encoder = options.tokenizer_for(
+        tokenizer or options.tokenizer_of(record, weights), vocab, found.config.vocab_size, weights
+    )
     ids, unknown = [encoder.encode(one) for one in texts], np.zeros(len(texts), np.int64)
     examples = TextExamples(ids, unknown, pad_id=tuning.end_of(encoder), **layout)
     if examples.truncated:

@@ -58,8 +58,10 @@ def respond(
         raise UserError(f"{weights} classifies texts; `parallax classify` asks it.")
     found = options.with_adapters(found, weights, adapter, no_adapters)
     known = _rows_of(record)
-    style = style or known.get("style", "alpaca")
-    encoder = options.tokenizer_for(tokenizer or record.get("tokenizer"), vocab, found.config.vocab_size, weights)
+    style = style or known.get("style", tuning.STYLE)
+    encoder = options.tokenizer_for(
+        tokenizer or options.tokenizer_of(record, weights), vocab, found.config.vocab_size, weights
+    )
     if record.get("kind") == "prefer" and data is None:  # the rows that it was trained and tested on
         rows = read_preferences(known["data"])
         length = tuning.length_of(record)
@@ -102,7 +104,10 @@ def _rows_of(record: dict[str, Any]) -> dict[str, Any]:
     from common.commands.finetune.prefer import Preferences
 
     kind = {"instruct": Instructions, "prefer": Preferences}.get(record.get("kind"))
-    return {} if kind is None else asdict(tuning.again(kind, record))
+    if kind is None:
+        return {}
+    found = asdict(tuning.again(kind, record))
+    return {**found, "style": found["style"] or tuning.STYLE}
 
 
 def _identity(weights: Path) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def train(
     from common.config import TrainConfig
     from common.data import tokens
     from common.errors import UserError
-    from common.tokenizers import FROM_FILES, holds
+    from common.tokenizers import holds
     from common.weights.grow import padded
 
     positive = {"--eval-windows": eval_windows, "--pad-vocabulary": 1 if pad_vocabulary is None else pad_vocabulary}
@@ -72,6 +72,7 @@ def train(
             tokenizer = tokens.read(data).head["tokenizer"]["name"]
             vocab = Path(data) if vocab is None and holds(Path(data), tokenizer) else vocab
         start = here.model(model, plan.seed, tokenizer, vocab, variant)
+        tokenizer = here.tokenizer(model) if tokenizer is None else tokenizer
     encoder = options.tokenizer_for(tokenizer, vocab, start.config.vocab_size, model.weights or here.resumed)
     if here.start is None:
         if pad_vocabulary is not None:
@@ -99,7 +100,7 @@ def train(
         sample=lambda model: runs.sample(model, encoder, text, prompt, running.SAMPLE, settings.seed),
         sample_every=sample_every,
         # whoever goes on with this run finds its vocabulary there
-        files=encoder.save if tokenizer in FROM_FILES else None,
+        files=tuning.files_of(encoder),
         mfu=True,
     )
     own = {"steps": settings.steps, "epochs": None, "preset": None if named else model.preset}

@@ -78,7 +78,8 @@ def classify(
         start, settings = here.start, TrainConfig.from_dict(here.start.record["train"])
         tokenizer, length = start.record["tokenizer"], start.record["length"]
     else:
-        start, tokenizer, length = tuning.language_model(here, model, plan.seed), model.tokenizer, None
+        start, length = tuning.language_model(here, model, plan.seed), None
+        tokenizer = here.tokenizer(model)
         shape = {"pooling": "mean" if texts.average else "none", "causal": texts.causal, "seed": plan.seed}
         start.config, start.weights = heads.classifier(start.config, start.weights, len(names), **shape)
         start.config, start.weights, trained = tuning.learns(start.config, start.weights, learning, plan.seed)

@@ -65,7 +65,8 @@ def instruct(
         start, settings = here.start, TrainConfig.from_dict(here.start.record["train"])
         tokenizer, length = start.record["tokenizer"], start.record["length"]
     else:
-        start, tokenizer = tuning.language_model(here, model, plan.seed), model.tokenizer
+        start = tuning.language_model(here, model, plan.seed)
+        tokenizer = here.tokenizer(model)
         start.config, start.weights, trained = tuning.learns(start.config, start.weights, learning, plan.seed)
         settings = plan.train_config(trained=trained)
         length = min(rows.length, start.config.context_length)

@@ -28,7 +28,12 @@ class Preferences:
         ),
     ] = "instruction-data-with-preference"
     shares: Annotated[str, typer.Option(help="Shares of training and test, in the order of the rows.")] = "0.85,0.1"
-    style: Annotated[str, typer.Option(help="How a row is written as a prompt: alpaca or phi3.")] = "alpaca"
+    style: Annotated[
+        str | None,
+        typer.Option(
+            help="How a row is written as a prompt: alpaca or phi3 (default: as the weights' run, or alpaca)."
+        ),
+    ] = None
     mask_prompt: Annotated[str, typer.Option(help="Tokens that do not count: book (prompt and two), or exact.")] = (
         "book"
     )
@@ -78,7 +83,9 @@ def prefer(
         start, settings = here.start, TrainConfig.from_dict(here.start.record["train"])
         tokenizer, length = start.record["tokenizer"], start.record["length"]
     else:
-        start, tokenizer = tuning.language_model(here, model, plan.seed), model.tokenizer
+        start = tuning.language_model(here, model, plan.seed)
+        tokenizer = here.tokenizer(model)
+        pairs.style = tuning.style_of(here, pairs.style)
         start.config, start.weights, trained = tuning.learns(start.config, start.weights, learning, plan.seed)
         settings = plan.train_config(trained=trained)
         length = min(pairs.length, start.config.context_length)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_type_hints
 from common.commands import groups
 
 T = TypeVar("T")
+STYLE = "alpaca"  # of prompts, where nothing says another
 
 
 def learns(
@@ -102,6 +103,20 @@ def by_steps(here: Any, plan: groups.Plan) -> groups.Plan:
     elif plan.epochs is None or plan.epochs < 1:
         raise UserError(f"--epochs is {plan.epochs}; allowed is a whole number > 0.")
     return plan
+
+
+def style_of(here: Any, asked: str | None) -> str:
+    """How a new run writes rows as prompts: as is asked for, or as the run that the weights are from, which is told."""
+    if asked is not None or here.origin.get("kind") not in ("instruct", "prefer"):
+        return asked or STYLE
+    from common.errors import UserError
+
+    options = here.origin.get("options")
+    style = options.get("style") if isinstance(options, dict) else None
+    if not isinstance(style, str):
+        raise UserError("The training record of the run that --weights names is damaged: see options.")
+    here.show(f"The run that the weights are from writes prompts as {style}, and so does this (--style chooses).")
+    return style
 
 
 def kept(*asked: Any) -> dict[str, Any]:
