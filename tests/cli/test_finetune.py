@@ -260,17 +260,9 @@ def test_what_is_no_text_and_damaged_records_get_one_sentence(call, tmp_path, we
     rows = {"data": str(data / "pairs.json"), "shares": "0.5,0.4", "style": "phi3"}
     talking = {"no options": None, "no data": {**rows, "data": None}, "other options": {"style": "phi3"}}
     for kind in ("instruct", "prefer"):
-        for name, options in talking.items():
-            save_checkpoint(
-                tmp_path / f"{kind} {name}",
-                BYTES,
-                params.randomise(BYTES, 0),
-                training={
-                    "kind": kind,
-                    "options": options,
-                    "length": 96,
-                },
-            )
+        for name, own in talking.items():
+            record = {"kind": kind, "options": own, "length": 96}
+            save_checkpoint(tmp_path / f"{kind} {name}", BYTES, params.randomise(BYTES, 0), training=record)
     asked = [("classify", "sound", ["-"], "Standard input is not UTF-8 text (byte 0xe9 at offset 3)")]
     asked += [("classify", "no length", ["x"], "record of this run is damaged: see length.")]
     asked += [("classify", "wrong option", ["x"], "record of this run is damaged: see options.")]
