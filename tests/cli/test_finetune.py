@@ -281,13 +281,13 @@ def test_tokenizer_and_style_are_those_of_the_run_that_the_weights_are_from(call
     words, origin = bpe.train((data / "pairs.json").read_text(), 300), tmp_path / "origin"
     rows = {"data": "x.json", "shares": "0.5,0.4", "style": "phi3", "mask_instruction": False, "length": 96}
     record = {"kind": "instruct", "tokenizer": "bpe", "options": {**rows, "pad_multiple": 1}}
-    config = BYTES.with_(vocab_size=words.vocab_size, context_length=200)
+    config = BYTES.with_(vocab_size=words.vocab_size, context_length=320)
     save_checkpoint(origin / "checkpoint", config, params.randomise(config, 0, 0.5), training=record)
     words.save(origin)
     (tmp_path / "text.txt").write_text("Add 1 and 1. It is 2. " * 200)
     commands = {kind: ["finetune", kind, *own[2:]] for kind, own in asked.items()}
-    commands["prefer"] = ["finetune", "prefer", "--data", data / "pairs.json", "--length", 200, *FEW]
-    commands["train"] = ["train", "--data", tmp_path / "text.txt", *FEW[:-2]]
+    commands["prefer"] = ["finetune", "prefer", "--data", data / "pairs.json", "--length", 320, *FEW]
+    commands["train"] = ["train", "--data", tmp_path / "text.txt", "--length", 32, *FEW[:-2]]
     for kind, command in commands.items():
         for chosen in ([], ["--tokenizer", "bytes"]):
             out = tmp_path / f"{kind} {len(chosen)}"
