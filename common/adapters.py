@@ -166,7 +166,8 @@ def without(config: "GPTConfig", weights: Mapping[str, np.ndarray], chosen: tupl
 def merge(config: "GPTConfig", weights: Mapping[str, np.ndarray], chosen: tuple[str, ...] | None = None):
     """(config, weights) in which these adapters (None: all) have become part of the matrices that they change.
 
-    With DoRA one adapter alone can be merged into a matrix: where others change it too, it is refused.
+    Each adds its change from the base's matrix, those with DoRA too. Where one of several has DoRA, all of that matrix
+    are merged at once or none: what is left would turn another matrix.
     """
     return _moved(config, weights, _chosen(config, chosen), 1)
 
@@ -200,18 +201,20 @@ def _moved(config: "GPTConfig", weights: Mapping[str, np.ndarray], gone: tuple[s
     def merged(path: str) -> np.ndarray:
         own = [one for one in config.adapters if f"{path}.lora_A.{one.name}.weight" in every]
         chosen = [one for one in moving if one in own]
-        if len(own) > 1 and any(one.dora for one in own):
-            raise UserError(f"{path} has {len(own)} adapters, one of them with DoRA: merging would change the others.")
+        if len(chosen) < len(own) and any(one.dora for one in own):
+            raise UserError(
+                f"{path} has {len(own)} adapters, one of them with DoRA: merging {len(chosen)} would change the others;"
+                " merge all at once."
+            )
         stored = weights[f"{path}.weight"]
-        weight = np.asarray(stored, np.float64)
+        base = weight = np.asarray(stored, np.float64)
         for one in chosen:
             a, b = (np.asarray(weights[f"{path}.{part}.{one.name}.weight"], np.float64) for part in PARTS[:2])
             change = one.scale * b @ a
             if one.dora:
                 magnitude = np.asarray(weights[f"{path}.{PARTS[2]}.{one.name}.weight"], np.float64)
-                weight = _turned(weight, change, magnitude, sign, path)
-            else:
-                weight = weight + sign * change
+                change = _turned(base, change, magnitude, sign, path) - base
+            weight = weight + sign * change
         return weight.astype(np.float32 if stored.dtype.name == "bfloat16" else stored.dtype)
 
     paths = {base_of(name) for name in every if belongs(name) in gone}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from common import params
 from common.accounting import flops, peaks
 from common.config import Execution, ModelConfig, TrainConfig
 
@@ -52,7 +53,7 @@ class Meter:
 def of_run(config: ModelConfig, train: TrainConfig, length: int, execution: Execution, device: str | None) -> Meter:
     """The meter of a training run; `device` is a GPU's name."""
     batch = train.batch_size * train.accumulate
-    work = sum(flops.training(config, batch, length).values())
+    work = sum(flops.training(config, batch, length, trained=params.trained(config, train)).values())
     return Meter(batch * length, work, most(execution, device))
 
 

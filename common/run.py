@@ -284,5 +284,7 @@ def weights_of(path: Path, heads: int | None = None) -> tuple[formats.Loaded, di
     inner = path / CHECKPOINT
     path = inner if (inner / "config.json").is_file() else path
     found = formats.load(path, heads=heads)
-    record = load_checkpoint(path).training if found.kind == "parallax" else None
-    return found, record or {}
+    if found.kind == "parallax":
+        return found, load_checkpoint(path).training or {}
+    classes = formats.classes_of(path, found)
+    return found, {} if classes is None else {"classes": classes}

@@ -60,7 +60,9 @@ def classify(
     layout = _layout(record, read, length, found.config)
     names = _names(weights, record, labels, found.config.num_labels)
     texts = _texts(text or [], file)
-    encoder = options.tokenizer_for(tokenizer or record.get("tokenizer"), vocab, found.config.vocab_size, weights)
+    encoder = options.tokenizer_for(
+        tokenizer or options.tokenizer_of(record, weights), vocab, found.config.vocab_size, weights
+    )
     ids, unknown = [encoder.encode(one) for one in texts], np.zeros(len(texts), np.int64)
     examples = TextExamples(ids, unknown, pad_id=tuning.end_of(encoder), **layout)
     if examples.truncated:
@@ -103,7 +105,12 @@ def _layout(record: dict[str, Any], read: str | None, length: int | None, config
         raise UserError(f"--length is {length}; allowed is a whole number from 1 to {config.context_length}.")
     if record.get("kind") == "classify":
         laid = tuning.again(Texts, record)
-        own = {"length": record["length"], "read": laid.read, "pad_to": laid.pad_to, "multiple": laid.pad_multiple}
+        own = {
+            "length": tuning.length_of(record),
+            "read": laid.read,
+            "pad_to": laid.pad_to,
+            "multiple": laid.pad_multiple,
+        }
     else:  # who reads or sees padding gets as much whatever stands beside it
         padded = read == "last" or not config.cacheable
         own = {"length": config.context_length, "read": "flexible", "pad_to": "length" if padded else "batch"}
@@ -114,12 +121,12 @@ def _texts(said: list[str], file: Path | None) -> list[str]:
     """What is to be classified."""
     import sys
 
-    from common.data.corpora import read_text
+    from common.data.corpora import decoded, read_text
     from common.errors import UserError
 
     texts: list[Any] = []
     for one in said:
-        texts += sys.stdin.read().split("\n") if one == STDIN else [one]
+        texts += decoded(sys.stdin.buffer.read(), "Standard input").split("\n") if one == STDIN else [one]
     if file is not None:
         texts += read_text(file).split("\n")
     texts = [one for one in texts if one.strip()]

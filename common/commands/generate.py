@@ -50,7 +50,9 @@ def generate(
     if found.config.num_labels is not None:
         raise UserError(f"{weights} classifies texts; `parallax classify` asks it.")
     found = options.with_adapters(found, weights, adapter, no_adapters)
-    encoder = options.tokenizer_for(tokenizer or text.get("tokenizer"), vocab, found.config.vocab_size, weights)
+    encoder = options.tokenizer_for(
+        tokenizer or options.tokenizer_of(text, weights), vocab, found.config.vocab_size, weights
+    )
     sampling = SamplingConfig(
         max_new_tokens=max_new_tokens,
         temperature=temperature,

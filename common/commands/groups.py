@@ -13,6 +13,7 @@ from common.commands import options, settings
 from common.config import Execution, TrainConfig
 
 _DEFAULT = TrainConfig()
+TRAINED = ("last-layer", "last-block", "last-two-blocks", "all", "lora")
 
 
 @dataclass
@@ -84,6 +85,22 @@ class Plan:
         own = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "epochs"}
         own["final_rate"] = self.learning_rate / 10 if self.final_rate is None else self.final_rate
         return TrainConfig(**{**own, "clip_norm": self.clip_norm or None, **more})
+
+
+@dataclass
+class Learning:
+    """Which parameters learn, and the adapter if it is one that does."""
+
+    train: Annotated[str, typer.Option(help="What learns: " + ", ".join(TRAINED) + ".")] = "all"
+    rank: Annotated[int, typer.Option(help="lora: rank of the adapters.")] = 8
+    alpha: Annotated[float, typer.Option(help="lora: alpha; adapters are scaled by alpha / rank.")] = 8.0
+    lora_dropout: Annotated[float, typer.Option(help="lora: dropout before the adapters.")] = 0.0
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(help="lora: linear maps, as in '*.q_proj' (may be given again; default: all, as in the book)."),
+    ] = None
+    rslora: Annotated[bool, typer.Option("--rslora", help="lora: scale by alpha / sqrt(rank).")] = False
+    dora: Annotated[bool, typer.Option("--dora", help="lora: DoRA, whose rows have lengths that learn.")] = False
 
 
 @dataclass

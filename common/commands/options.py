@@ -3,10 +3,10 @@
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -125,15 +125,29 @@ def with_adapters(found: "Loaded", where: Path, chosen: list[str] | None, none: 
     return replace(found, config=config, weights=weights)
 
 
+def tokenizer_of(record: Mapping[str, Any], where: Path) -> str | None:
+    """The name of the tokenizer that a run was trained with, by its record; None where there is none."""
+    name = record.get("tokenizer")
+    if name is not None and not isinstance(name, str):
+        raise UserError(f"The training record of {where} is damaged: see tokenizer.")
+    return name
+
+
 def tokenizer_for(name: str | None, vocab: Path | None, vocab_size: int, near: Path | None = None):
-    """The tokenizer by name, or the one whose vocabulary has the model's size; it must fit into the model."""
-    from common.tokenizers import holds, tokenizer
+    """The tokenizer by name, or whose vocabulary lies in the folder that is given or that of the weights, or has the
+    model's size; it must fit into the model."""
+    from common.tokenizers import FROM_FILES, holds, tokenizer
 
     if name is None:
         by_size = {256: "bytes", PRESETS["gpt2-124m"].vocab_size: "gpt2"}
-        if vocab_size not in by_size:
+        places = [one for one in (vocab, near) if one is not None]
+        kept = [kind for place in places for kind in FROM_FILES if holds(place, kind)]
+        if kept and by_size.get(vocab_size) != "gpt2":  # a folder of GPT-2 may hold its vocabulary in several forms
+            name = kept[0]
+        elif vocab_size in by_size:
+            name = by_size[vocab_size]
+        else:
             raise UserError(f"No tokenizer has {vocab_size} tokens as this model does; name one with --tokenizer.")
-        name = by_size[vocab_size]
     if vocab is None and near is not None and holds(near, name):
         vocab = near
     found = tokenizer(name, vocab)

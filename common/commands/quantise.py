@@ -51,7 +51,9 @@ def quantise(
         found, text = weights_of(weights, heads=heads)
         config, arrays, source = found.config, found.weights, f"weights of {weights.resolve().name}"
     if data is not None:  # whatever is wrong shows before the work begins
-        encoder = options.tokenizer_for(tokenizer or text.get("tokenizer"), vocab, config.vocab_size, weights)
+        encoder = options.tokenizer_for(
+            tokenizer or options.tokenizer_of(text, weights), vocab, config.vocab_size, weights
+        )
         rows = table.rows(data, encoder, config, windows)
     labels = None if not Console(stderr=True).is_terminal else str
     report = quantised.report(config, arrays, lambda names: options.progress(names, len(names), labels))

@@ -57,12 +57,15 @@ def respond(
     if found.config.num_labels is not None:
         raise UserError(f"{weights} classifies texts; `parallax classify` asks it.")
     found = options.with_adapters(found, weights, adapter, no_adapters)
-    known = record.get("options") if record.get("kind") in ("instruct", "prefer") else {}
-    style = style or known.get("style", "alpaca")
-    encoder = options.tokenizer_for(tokenizer or record.get("tokenizer"), vocab, found.config.vocab_size, weights)
+    known = _rows_of(record)
+    style = style or known.get("style", tuning.STYLE)
+    encoder = options.tokenizer_for(
+        tokenizer or options.tokenizer_of(record, weights), vocab, found.config.vocab_size, weights
+    )
     if record.get("kind") == "prefer" and data is None:  # the rows that it was trained and tested on
         rows = read_preferences(known["data"])
-        rows = [rows[i] for i in fitting(rows, encoder, style=known["style"], length=record["length"])]
+        length = tuning.length_of(record)
+        rows = [rows[i] for i in fitting(rows, encoder, style=known["style"], length=length)]
     else:
         rows = instructions.read_instructions(data or known.get("data", "instruction-data"))
     if part != "all":
@@ -90,6 +93,21 @@ def respond(
         options.show(f"\n{instructions.prompt(one, style).strip()}\n>> {one['model_response']}")
     empty = sum(not one["model_response"] for one in done)
     print(f"{len(done)} answers ({empty} of them empty) are in {out}.")
+
+
+def _rows_of(record: dict[str, Any]) -> dict[str, Any]:
+    """Which rows a run of instructions or preferences was trained on, and in which style; of others nothing."""
+    from dataclasses import asdict
+
+    from common.commands.finetune import tuning
+    from common.commands.finetune.instruct import Instructions
+    from common.commands.finetune.prefer import Preferences
+
+    kind = {"instruct": Instructions, "prefer": Preferences}.get(record.get("kind"))
+    if kind is None:
+        return {}
+    found = asdict(tuning.again(kind, record))
+    return {**found, "style": found["style"] or tuning.STYLE}
 
 
 def _identity(weights: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Task:
     `evaluate` gives numbers for the log, "held_out" among them, the loss that says which checkpoint is best; `told`
     says them; with `before` it is asked before the first step, too. `epoch` gives those of a whole pass over the data,
     `prepare` makes what must be there before the first step, `finish` finds out what there is to know when all steps
-    are done. `mfu` says whether the closed form of a full training step is what a step does.
+    are done. `mfu` says whether the closed form of a training step is what a step does.
     """
 
     kind: str
@@ -77,6 +77,7 @@ class Running:
                 raise UserError(f"{name} is {value}; allowed is a whole number > 0.")
         self.free = self.free | {"vocab"} | groups.names(groups.Run, groups.How)
         self.out, self.start, self.automatic = run.out, None, False
+        self.origin: dict[str, Any] = {}  # the record of the run that the weights at the start are from
         self.again = layouts.restarted()
         self.lenient = run.auto_resume or self.again  # a run that is done is no mistake
 
@@ -147,12 +148,22 @@ class Running:
         elif variant is not None:
             raise UserError("--variant is for a new model, and --weights has one; leave one of them out.")
         else:
-            found, _ = runs.weights_of(asked.weights, asked.heads)
+            found, self.origin = runs.weights_of(asked.weights, asked.heads)
             start = runs.Start(found.config, found.weights)
         if asked.dropout is not None:
             rates = dict.fromkeys(("dropout_embed", "dropout_attn", "dropout_shortcut"), asked.dropout)
             start.config = start.config.with_(**rates)
         return start
+
+    def tokenizer(self, asked: groups.Model) -> str | None:
+        """The tokenizer of a new run, once its model is there: by its name, or that of the run that the weights are
+        from, which is told."""
+        if asked.tokenizer is not None or asked.weights is None:
+            return asked.tokenizer
+        name = options.tokenizer_of(self.origin, asked.weights)
+        if name is not None:
+            self.show(f"{asked.weights} was trained with the tokenizer {name}, and so is this (--tokenizer names one).")
+        return name
 
     def backend(self) -> door.Backend:
         """The implementation; a new run finds no other one in its folder."""

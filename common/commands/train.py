@@ -8,6 +8,7 @@ import typer
 from common.commands import groups
 
 _RUN, _MODEL, _PLAN, _HOW = groups.Run(), groups.Model(), groups.Plan(), groups.How()
+_LEARNING = groups.Learning()
 _FREE = {"eval_windows", "sample_every", "prompt"}
 
 
@@ -29,6 +30,7 @@ def train(
     pad_vocabulary: Annotated[
         int | None, typer.Option(help="Round the vocabulary up to a multiple, as in 64, by rows that no token has.")
     ] = None,
+    learning: groups.Learning = _LEARNING,
     plan: groups.Plan = _PLAN,
     eval_windows: Annotated[int, typer.Option(help="Windows of held-out text that are evaluated.")] = 8,
     sample_every: Annotated[int, typer.Option(help="Steps between samples of text; 0 is none.")] = 0,
@@ -39,10 +41,11 @@ def train(
     from common import backend as door
     from common import run as runs
     from common.commands import options, running
+    from common.commands.finetune import tuning
     from common.config import TrainConfig
     from common.data import tokens
     from common.errors import UserError
-    from common.tokenizers import FROM_FILES, holds
+    from common.tokenizers import holds
     from common.weights.grow import padded
 
     positive = {"--eval-windows": eval_windows, "--pad-vocabulary": 1 if pad_vocabulary is None else pad_vocabulary}
@@ -53,6 +56,12 @@ def train(
         raise UserError(f"--sample-every is {sample_every}; allowed is a whole number >= 0 (0 is none).")
     named = model.config is not None or model.weights is not None
     here.take_up(plan, named)
+    less = learning.train in groups.TRAINED and learning.train != "all"
+    if here.start is None and model.weights is None and less:
+        raise UserError(
+            f"--train {learning.train} leaves most of a model as it is, and a new one has learned nothing yet: give"
+            " --weights, or leave it out."
+        )
     tokenizer, vocab = model.tokenizer, model.vocab
     if here.start is not None:
         start = here.start
@@ -63,16 +72,22 @@ def train(
             tokenizer = tokens.read(data).head["tokenizer"]["name"]
             vocab = Path(data) if vocab is None and holds(Path(data), tokenizer) else vocab
         start = here.model(model, plan.seed, tokenizer, vocab, variant)
-        settings = plan.train_config()
+        tokenizer = here.tokenizer(model) if tokenizer is None else tokenizer
     encoder = options.tokenizer_for(tokenizer, vocab, start.config.vocab_size, model.weights or here.resumed)
-    if here.start is None and pad_vocabulary is not None:
-        start.config, start.weights = padded(start.config, start.weights, pad_vocabulary, plan.seed)
+    if here.start is None:
+        if pad_vocabulary is not None:
+            start.config, start.weights = padded(start.config, start.weights, pad_vocabulary, plan.seed)
+        if less:
+            start.config, start.weights = tuning.merged(here, model, start.config, start.weights)
+        start.config, start.weights, trained = tuning.learns(start.config, start.weights, learning, plan.seed)
+        settings = plan.train_config(trained=trained)
     here.execution.spread.check(start.config, settings)
     backend = here.backend()
     length = length or start.config.context_length
     door.check_length(length, start.config)
     text = runs.prepare_data(data, encoder, length, settings, start.record and start.record["data"])
     settings = here.counted(settings, plan.epochs, text.batches)
+    tuning.show_learning(here, start.config, settings)
 
     task = running.Task(
         kind="pretrain",
@@ -85,7 +100,7 @@ def train(
         sample=lambda model: runs.sample(model, encoder, text, prompt, running.SAMPLE, settings.seed),
         sample_every=sample_every,
         # whoever goes on with this run finds its vocabulary there
-        files=encoder.save if tokenizer in FROM_FILES else None,
+        files=tuning.files_of(encoder),
         mfu=True,
     )
     own = {"steps": settings.steps, "epochs": None, "preset": None if named else model.preset}

@@ -66,14 +66,19 @@ def read_text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    return decoded(data, path)
+
+
+def decoded(data: bytes, where: Path | str) -> str:
+    """UTF-8 text without its byte order mark, from a file or another place; see `read_text`."""
     zero = data.find(b"\0")
     if zero >= 0:
-        raise UserError(f"{path} is binary (a NUL byte at offset {zero}); give UTF-8 text.")
+        raise UserError(f"{where} is binary (a NUL byte at offset {zero}); give UTF-8 text.")
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         wrong = f"byte 0x{data[error.start]:02x} at offset {error.start}"
-        raise UserError(f"{path} is not UTF-8 text ({wrong}); convert it to UTF-8 first.") from error
+        raise UserError(f"{where} is not UTF-8 text ({wrong}); convert it to UTF-8 first.") from error
 
 
 def _file(path: Path) -> Corpus:

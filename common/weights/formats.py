@@ -101,30 +101,42 @@ def load(path: Path | str, *, heads: int | None = None, tie: bool | None = None)
     return Loaded(config, gpt2_names.to_canonical(scheme, config, tensors, path), kind)
 
 
+def classes_of(path: Path | str, found: Loaded) -> list[str] | None:
+    """What the classes of a classifier are called, where its folder says so: for each a name of its own."""
+    record = (checkpoint.load_checkpoint(path).training or {}) if found.kind == "parallax" else {}
+    names = huggingface.read_classes(path) if found.kind == "hf" else record.get("classes")
+    sound = isinstance(names, list) and len(names) == found.config.num_labels == len(set(map(str, names)))
+    return [str(name) for name in names] if sound else None
+
+
 @dataclass(frozen=True)
 class Target:
     """A form that can be written: its usual names, whether others may be asked for, and how it is written from
-    (path, config, weights, scheme, max_shard_bytes)."""
+    (path, config, weights, scheme, max_shard_bytes, names of classes)."""
 
     names: str
     free: bool
-    write: Callable[[Path, ModelConfig, Mapping[str, np.ndarray], gpt2_names.Scheme, int | None], None]
+    write: Callable[
+        [Path, ModelConfig, Mapping[str, np.ndarray], gpt2_names.Scheme, int | None, list[str] | None], None
+    ]
 
 
 TARGETS: dict[str, Target] = {
-    "hf": Target("hf", False, lambda path, config, weights, _, size: huggingface.write_hf(path, config, weights, size)),
+    "hf": Target(
+        "hf", False, lambda path, config, weights, _, *more: huggingface.write_hf(path, config, weights, *more)
+    ),
     "parallax": Target("canonical", False, lambda path, config, weights, *_: save_checkpoint(path, config, weights)),
     "safetensors": Target(
         "hf",
         True,
-        lambda path, config, weights, scheme, _: safetensors_io.write_file(
+        lambda path, config, weights, scheme, *_: safetensors_io.write_file(
             path, gpt2_names.from_canonical(scheme, config, weights)
         ),
     ),
     "pth": Target(
         "book",
         True,
-        lambda path, config, weights, scheme, _: pth.write_pth(
+        lambda path, config, weights, scheme, *_: pth.write_pth(
             path, gpt2_names.from_canonical(scheme, config, weights)
         ),
     ),
@@ -167,15 +179,16 @@ def convert(
         raise UserError(f"A target of kind {kind!r} is a single file; only 'hf' can be sharded.")
     keep_apart(source, target)
     found = load(source, heads=heads, tie=tie)
+    classes = classes_of(source, found)
     if form.free:
         _refuse_what_a_file_cannot_say(found.config, target)
-    form.write(target, found.config, found.weights, gpt2_names.SCHEMES[names or form.names], max_shard_bytes)
+    form.write(target, found.config, found.weights, gpt2_names.SCHEMES[names or form.names], max_shard_bytes, classes)
     return target
 
 
 def _refuse_what_a_file_cannot_say(config: ModelConfig, target: Path) -> None:
     """A file of tensors has no config: what neither shapes nor GPT-2's own values tell would be lost."""
-    usual = {"activation": "gelu_tanh", "norm_eps": 1e-5, **gpt2_names.PLAIN}
+    usual = {"activation": "gelu_tanh", "norm_eps": 1e-5, "num_labels": None, **gpt2_names.PLAIN}
     lost = [f"{name} {getattr(config, name)!r}" for name, value in usual.items() if getattr(config, name) != value]
     if lost:
         raise UserError(f"{target} would lose {' and '.join(lost)}: a file of tensors has no config; give a folder.")

@@ -13,9 +13,10 @@ import numpy as np
 from common import params
 from common.config import GPTConfig
 from common.errors import UserError
-from common.weights.stored import Stored, StoredWeights, stored
+from common.weights.stored import Stored, StoredWeights, in_memory, stored
 
 LAYER = "model.layers.{i}."
+SCORE, SCORE_BIAS = "score.weight", "score.bias"
 EMBED, POSITIONS, HEAD = "model.embed_tokens.weight", "model.embed_positions.weight", "lm_head.weight"
 QUERY, KEY, VALUE, OUT = (f"self_attn.{name}_proj" for name in "qkvo")
 UP, DOWN, NORM1, NORM2 = "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm"
@@ -44,6 +45,7 @@ class Scheme:
     norm_leaves: tuple[str, str] = (".weight", ".bias")
     layout: str = "out, in"
     writes_tied_head: bool = False
+    score: str | None = None  # the head of a classifier, which has no bias there
     buffers: str | None = None
 
     @property
@@ -77,6 +79,7 @@ HF = Scheme(
     norm="transformer.ln_f",
     head="lm_head.weight",
     layout="in, out",
+    score=SCORE,
     buffers=r"transformer\.h\.\d+\.attn\.(masked_)?bias",
 )
 HF_BARE = replace(
@@ -197,6 +200,8 @@ def entries(scheme: Scheme, config: GPTConfig) -> dict[str, Entry]:
             add_module(scheme.layer.format(i=i) + theirs, tuple(LAYER.format(i=i) + name for name in ours))
     add_module(scheme.norm, ("model.norm",))
     add(scheme.head, (HEAD,))
+    if scheme.score is not None:
+        add(scheme.score, (SCORE,))
     if config.tie_embeddings and scheme.writes_tied_head:
         add(scheme.head, (EMBED,))
     return found
@@ -250,6 +255,8 @@ def to_canonical(scheme: Scheme, config: GPTConfig, tensors: Mapping[str, Stored
     for theirs, entry in wanted.items():
         for part, name in enumerate(entry.ours):
             found.setdefault(name, _part(kept[theirs], part, len(entry.ours), entry.layout))
+    if scheme.score in wanted:
+        found[SCORE_BIAS] = in_memory(np.zeros(config.num_labels, kept[scheme.score].dtype))
     weights = StoredWeights({name: found[name] for name in params.table(config) if name in found})
     params.check(config, weights.shapes, str(where))
     return weights
@@ -257,7 +264,7 @@ def to_canonical(scheme: Scheme, config: GPTConfig, tensors: Mapping[str, Stored
 
 def from_canonical(scheme: Scheme, config: GPTConfig, weights: Mapping[str, np.ndarray]) -> dict[str, Stored]:
     """The tensors of a scheme, in its order, each made from canonical weights when it is read."""
-    usual = {name: _usual(name) for name in config.LATER}
+    usual = {name: _usual(name) for name in config.LATER if scheme.score is None or name != "num_labels"}
     if scheme is not CANONICAL and (more := [name for name in usual if getattr(config, name) != usual[name]]):
         raise UserError(
             f"{scheme.title} has no form for a model with {' and '.join(more)}; save it as a Parallax checkpoint"
@@ -266,6 +273,11 @@ def from_canonical(scheme: Scheme, config: GPTConfig, weights: Mapping[str, np.n
     wanted = entries(scheme, config)
     sources = stored(weights)
     params.check(config, {name: source.shape for name, source in sources.items()}, "The set of weights to be written")
+    if scheme.score in wanted and np.any(sources[SCORE_BIAS].read()):
+        raise UserError(
+            f"{scheme.title} has no form for a classifier whose head has a bias, as this one has; save it as a Parallax"
+            " checkpoint."
+        )
     return {theirs: _joined([sources[name] for name in entry.ours], entry) for theirs, entry in wanted.items()}
 
 

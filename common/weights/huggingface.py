@@ -4,7 +4,7 @@ Source of the fields and their defaults: transformers, models/gpt2/configuration
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,27 @@ _REQUIRED: dict[str, Any] = {  # options that change the function: only these va
 }
 
 
+CLASSIFIER, PROBLEM = "GPT2ForSequenceClassification", "single_label_classification"
+
+
+def classes_from_dict(values: Mapping[str, Any], where: object) -> list[str] | None:
+    """The names of a classifier's classes, by number, from transformers' config; None for a model of tokens.
+
+    It keeps them as `id2label`, and leaves that out for its default, two. Source: transformers, configuration_utils.py.
+    """
+    kinds = values.get("architectures")
+    if not isinstance(kinds, list) or CLASSIFIER not in kinds:
+        return None
+    if (problem := values.get("problem_type")) not in (None, PROBLEM):
+        raise UserError(f"{where} has problem_type = {one_line(problem)}, which is not implemented; {PROBLEM} is.")
+    names = values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    if not isinstance(names, dict) or set(names) != {str(number) for number in range(len(names))}:
+        raise UserError(f"{where} has an id2label that does not name the classes from 0 on.")
+    if len(names) < 2:
+        raise UserError(f"{where} is for a model with one output, which is no classifier: it has to tell two classes.")
+    return [str(names[str(number)]) for number in range(len(names))]
+
+
 def config_from_dict(values: Mapping[str, Any], where: object) -> GPTConfig:
     """A GPTConfig from transformers' config; refuses other families and options that change the computation."""
     family = values.get("model_type")
@@ -67,6 +88,8 @@ def config_from_dict(values: Mapping[str, Any], where: object) -> GPTConfig:
         known = ", ".join(_ACTIVATIONS)
         raise UserError(f"{where} has the activation {activation!r}, which is not implemented; known are {known}.")
     ours: dict[str, Any] = {"activation": _ACTIVATIONS[activation], "qkv_bias": True}
+    if (classes := classes_from_dict(values, where)) is not None:
+        ours["num_labels"] = len(classes)
     for field, (theirs, aliases, default) in _FIELDS.items():
         ours[field] = next((values[key] for key in (theirs, *aliases) if key in values), default)
     try:
@@ -75,18 +98,25 @@ def config_from_dict(values: Mapping[str, Any], where: object) -> GPTConfig:
         raise damaged(where, "GPT-2 config", error) from error
 
 
-def config_to_dict(config: GPTConfig, dtype: str) -> dict[str, Any]:
-    """transformers' config for a GPTConfig, with every field that its GPT-2 class reads when it computes."""
+def config_to_dict(config: GPTConfig, dtype: str, classes: Sequence[str] | None = None) -> dict[str, Any]:
+    """transformers' config for a GPTConfig, with every field that its GPT-2 class reads when it computes; `classes` are
+    the names of a classifier's."""
     end = END_OF_TEXT if config.vocab_size > END_OF_TEXT else None
     ours = config.to_dict()
     theirs = {key: ours[field] for field, (key, _, _) in _FIELDS.items()}
+    kind = "GPT2LMHeadModel"
+    if config.num_labels is not None:
+        names = classes or [f"LABEL_{number}" for number in range(config.num_labels)]
+        theirs |= {"id2label": {str(number): name for number, name in enumerate(names)}, "pad_token_id": end}
+        theirs["label2id"] = {name: number for number, name in enumerate(names)}
+        kind = CLASSIFIER
     return dict(
         sorted(
             {
                 **theirs,
                 "n_inner": None if config.ff_dim == 4 * config.embed_dim else config.ff_dim,
                 "activation_function": _OURS_TO_THEIRS[config.activation],
-                "architectures": ["GPT2LMHeadModel"],
+                "architectures": [kind],
                 "bos_token_id": end,
                 "dtype": dtype,
                 "eos_token_id": end,
@@ -103,6 +133,12 @@ def read_config(folder: Path | str) -> GPTConfig:
     return config_from_dict(read_json(path, "config file"), path)
 
 
+def read_classes(folder: Path | str) -> list[str] | None:
+    """The names of the classes of a Hugging Face GPT-2 folder, if it classifies."""
+    path = Path(folder) / "config.json"
+    return classes_from_dict(read_json(path, "config file"), path)
+
+
 def read_hf(folder: Path | str) -> tuple[GPTConfig, StoredWeights]:
     """Config and canonical weights of a GPT-2 that transformers saved, single or sharded, with or without prefix."""
     folder = Path(folder)
@@ -113,13 +149,18 @@ def read_hf(folder: Path | str) -> tuple[GPTConfig, StoredWeights]:
 
 
 def write_hf(
-    folder: Path | str, config: GPTConfig, weights: Mapping[str, np.ndarray], max_shard_bytes: int | None = None
+    folder: Path | str,
+    config: GPTConfig,
+    weights: Mapping[str, np.ndarray],
+    max_shard_bytes: int | None = None,
+    classes: Sequence[str] | None = None,
 ) -> None:
-    """Write a folder that `GPT2LMHeadModel.from_pretrained` loads; it replaces an older one only when complete."""
+    """Write a folder that `from_pretrained` of `GPT2LMHeadModel`, or of `GPT2ForSequenceClassification` for a
+    classifier, loads; it replaces an older one only when complete. `classes` are the names of a classifier's."""
     folder = require_replaceable(folder)
     tensors = gpt2_names.from_canonical(gpt2_names.HF, config, weights)
     dtype = tensors[gpt2_names.HF.embed].dtype.name
     with replacing_folder(folder) as temporary:
         safetensors_io.write_folder(temporary, tensors, max_shard_bytes)
-        text = json.dumps(config_to_dict(config, dtype), indent=2) + "\n"
+        text = json.dumps(config_to_dict(config, dtype, classes), indent=2) + "\n"
         (temporary / "config.json").write_text(text, encoding="utf-8")

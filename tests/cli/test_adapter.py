@@ -103,6 +103,40 @@ def test_merged_weights_compute_the_same(call, run, tmp_path):
     assert np.abs(plain - want).max() > 1e-2 * np.abs(want).max()
 
 
+def test_adapters_on_one_map_are_merged_together_with_dora(call, tmp_path):
+    """Their sum is what the oracle computes; some of them alone would change what the others turn."""
+    made = [Adapter(name, ("*.q_proj", "*.up_proj"), rank=2, dora=name != "plain") for name in ("one", "plain", "two")]
+    config, weights = adapted_weights(*made)
+    save_checkpoint(tmp_path / "run", config, weights)
+    want = logits(tmp_path / "run")
+    merged, own = adapters.merge(config, {name: np.asarray(one, np.float64) for name, one in weights.items()})
+    exact = load("numpy").build(merged, own, EXACT).forward(IDS).logits
+    assert np.abs(exact - want).max() < 1e-12 * np.abs(want).max()
+    assert call("adapter", "merge", tmp_path / "run", "--out", tmp_path / "all")[0] == 0
+    assert load_checkpoint(tmp_path / "all").config == SMALL
+    assert np.abs(logits(tmp_path / "all") - want).max() < 1e-5 * np.abs(want).max()
+    for names in ("one", "plain", "one,two"):
+        code, out, err = call("adapter", "merge", tmp_path / "run", "--out", tmp_path / "some", "--names", names)
+        assert (code, out, "3 adapters, one of them with DoRA" in err, err.count("\n")) == (2, "", True, 1), err
+    assert not (tmp_path / "some").exists()
+
+
+def test_a_model_without_adapters_or_some(call, run, tmp_path):
+    code, out, _ = call("adapter", "remove", run, "--out", tmp_path / "bare")
+    assert (code, "first, second removed" in out) == (0, True)
+    bare, base = load_checkpoint(tmp_path / "bare"), params.randomise(SMALL, 3)
+    assert (bare.config, bare.training) == (SMALL, {"tokenizer": "bytes", "kind": "instruct"})
+    assert all((bare.weights[name] == base[name]).all() for name in params.table(SMALL))
+    assert call("adapter", "remove", run, "--adapter", "first", "--out", tmp_path / "one")[0] == 0
+    config, weights = adapted_weights(FIRST, SECOND)
+    save_checkpoint(tmp_path / "want", *adapters.without(config, weights, ("first",)))
+    assert [one.name for one in load_checkpoint(tmp_path / "one").config.adapters] == ["second"]
+    assert np.array_equal(logits(tmp_path / "one"), logits(tmp_path / "want"))
+    both = ["--adapter", "first", "--adapter", "second"]
+    assert call("adapter", "remove", run, *both, "--out", tmp_path / "none")[0] == 0
+    assert load_checkpoint(tmp_path / "none").config == SMALL
+
+
 def test_through_the_files_of_peft_and_back(call, run, tmp_path):
     save_checkpoint(tmp_path / "base", SMALL, params.randomise(SMALL, 3))
     for name in ("first", "second"):
@@ -133,6 +167,9 @@ def test_refusals(call, run, tmp_path):
         (("merge", tmp_path / "nowhere", *out), "nowhere"),
         (("merge", tmp_path / "peft", *out), "without its base"),
         (("merge", run, "--out", run), "holds the state of a training run"),
+        (("remove", run, *out, "--adapter", "frist"), "did you mean 'first'"),
+        (("remove", base, *out), "has no adapters"),
+        (("remove", run, "--out", run), "holds the state of a training run"),
         (("export", run, *out), "2 adapters; choose one of first, second by --name"),
         (("export", run, *out, "--name", "secnd"), "did you mean 'second'"),
         (("export", base, *out), "has no adapters"),

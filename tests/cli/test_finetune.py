@@ -8,7 +8,9 @@ import pytest
 from common import adapters, heads, params
 from common.adapters import Adapter
 from common.backend import load
+from common.commands import options
 from common.config import Execution, GPTConfig
+from common.tokenizers import bpe
 from common.weights.checkpoint import load_checkpoint, save_checkpoint
 
 BYTES = GPTConfig(256, 96, 16, 2, 2, ff_dim=32)
@@ -242,6 +244,79 @@ def test_a_trained_classifier_tells_the_classes_of_texts(call, tmp_path, asked, 
     for command in (("generate", "--prompt", "x"), ("respond", "--data", tmp_path / "x.json")):
         code, _, err = call(*command, "--weights", run)
         assert (code, "`parallax classify` asks it" in err) == (2, True)
+
+
+def test_what_is_no_text_and_damaged_records_get_one_sentence(call, tmp_path, weights, data, monkeypatch):
+    config, arrays = heads.classifier(BYTES, params.randomise(BYTES, 0, 0.5), 2)
+    kept = {"data": "texts.json", "classes": None, "balance": True, "shares": "0.7,0.1,0.2", "split_seed": 1}
+    kept |= {"length": "longest", "pad_to": "length", "pad_multiple": 1, "read": "last", "average": False}
+    sound = {"kind": "classify", "classes": ["no", "yes"], "length": 20, "options": kept | {"causal": True}}
+    folders = {"sound": sound, "no length": sound | {"length": None}}
+    folders["wrong option"] = sound | {"options": {**sound["options"], "pad_multiple": "two"}}
+    for name, record in folders.items():
+        save_checkpoint(tmp_path / name, config, arrays, training=record)
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    monkeypatch.setattr("sys.stdin", (tmp_path / "latin").open(encoding="utf-8"))
+    rows = {"data": str(data / "pairs.json"), "shares": "0.5,0.4", "style": "phi3"}
+    talking = {"no options": None, "no data": {**rows, "data": None}, "other options": {"style": "phi3"}}
+    for kind in ("instruct", "prefer"):
+        for name, own in talking.items():
+            record = {"kind": kind, "options": own, "length": 96}
+            save_checkpoint(tmp_path / f"{kind} {name}", BYTES, params.randomise(BYTES, 0), training=record)
+    asked = [("classify", "sound", ["-"], "Standard input is not UTF-8 text (byte 0xe9 at offset 3)")]
+    asked += [("classify", "no length", ["x"], "record of this run is damaged: see length.")]
+    asked += [("classify", "wrong option", ["x"], "record of this run is damaged: see options.")]
+    asked += [
+        ("respond", f"{kind} {name}", ["--out", tmp_path / "out.json"], "record of this run is damaged: see options.")
+        for kind in ("instruct", "prefer")
+        for name in talking
+    ]
+    for command, folder, words, told in asked:
+        code, out, err = call(command, "--weights", tmp_path / folder, *words, "--backend", "numpy")
+        assert (code, out, told in err, err.count("\n")) == (2, "", True, 1), (folder, err)
+
+
+def test_tokenizer_and_style_are_those_of_the_run_that_the_weights_are_from(call, tmp_path, asked, data):
+    """Unless the command line says otherwise; the vocabulary is found where the run has kept it."""
+    words, origin = bpe.train((data / "pairs.json").read_text(), 300), tmp_path / "origin"
+    rows = {"data": "x.json", "shares": "0.5,0.4", "style": "phi3", "mask_instruction": False, "length": 96}
+    record = {"kind": "instruct", "tokenizer": "bpe", "options": {**rows, "pad_multiple": 1}}
+    config = BYTES.with_(vocab_size=words.vocab_size, context_length=320)
+    save_checkpoint(origin / "checkpoint", config, params.randomise(config, 0, 0.5), training=record)
+    words.save(origin)
+    (tmp_path / "text.txt").write_text("Add 1 and 1. It is 2. " * 200)
+    commands = {kind: ["finetune", kind, *own[2:]] for kind, own in asked.items()}
+    commands["prefer"] = ["finetune", "prefer", "--data", data / "pairs.json", "--length", 320, *FEW]
+    commands["train"] = ["train", "--data", tmp_path / "text.txt", "--length", 32, *FEW[:-2]]
+    for kind, command in commands.items():
+        for chosen in ([], ["--tokenizer", "bytes"]):
+            out = tmp_path / f"{kind} {len(chosen)}"
+            code, _, err = call(*command, "--weights", origin, "--until", 1, "--out", out, *chosen)
+            assert (code, "was trained with the tokenizer bpe" in err) == (0, not chosen), err
+            assert load_checkpoint(out / "checkpoint").training["tokenizer"] == ("bytes" if chosen else "bpe")
+            assert (out / bpe.MERGES).is_file() is (not chosen)
+    styles = {"--until": "phi3", "--style": "alpaca"}
+    for option, style in styles.items():
+        out = tmp_path / style
+        own = [*commands["prefer"], "--weights", origin, "--out", out, "--until", 1]
+        code, _, err = call(*own, *(["--style", style] if option == "--style" else []))
+        assert (code, "writes prompts as phi3" in err) == (0, style == "phi3"), err
+        assert load_checkpoint(out / "checkpoint").training["options"]["style"] == style
+    code, _, err = call("finetune", "prefer", "--resume", tmp_path / "phi3")
+    assert (code, "writes prompts" in err) == (0, False), err
+    save_checkpoint(origin / "checkpoint", config, params.randomise(config, 0), training={"tokenizer": ["bpe"]})
+    for command in (commands["train"], ["generate", "--prompt", "x"]):
+        code, out, err = call(*command, "--weights", origin)
+        assert (code, out, "is damaged: see tokenizer." in err, err.count("\n")) == (2, "", True, 1), err
+
+
+def test_a_vocabulary_of_256_entries_is_not_read_as_bytes(call, tmp_path):
+    words = bpe.train("no special token", 256, specials=())
+    words.save(tmp_path)
+    assert words.encode("a").tolist() != list(b"a")
+    assert options.tokenizer_for(None, None, 256).name == "bytes"
+    for own in ((None, tmp_path), (tmp_path, None)):
+        assert options.tokenizer_for(None, own[0], 256, own[1]).encode("a").tolist() == words.encode("a").tolist()
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ import pytest
 
 from common import meter, params
 from common import run as runs
+from common.accounting import flops
+from common.adapters import Adapter
 from common.compare import difference
 from common.config import Execution, GPTConfig, TrainConfig
 from common.files import take_place
@@ -260,6 +262,60 @@ def test_the_meter_leaves_out_the_first_step_and_never_shows_more_than_all():
     assert meter.most(Execution(dtype="bfloat16"), None) is None
     assert meter.most(Execution(device="cuda"), "an unknown device") is None
     assert meter.most(Execution(device="cuda"), "NVIDIA H100 80GB HBM3") == 67e12
+
+
+def test_the_meter_counts_what_a_run_multiplies():
+    """Of a run that trains a part: what is frozen has no gradient, so the same speed is less of what the device can."""
+    adapted = BYTES.with_(adapters=Adapter(rank=2))
+    plan, how = TrainConfig(batch_size=2, accumulate=3), (32, Execution(), None)
+    for config, train in ((adapted, plan), (BYTES, plan.with_(trained=("model.layers.1.*",)))):
+        part, full = (meter.of_run(config, one, *how).work for one in (train, plan.with_(trained=("*",))))
+        assert part == sum(flops.training(config, 6, 32, trained=params.trained(config, train)).values())
+        assert part < 0.85 * full
+
+
+@pytest.mark.full_for("jax-torch")
+@pytest.mark.parametrize(("first", "second"), [("torch", "jax"), ("jax", "torch")])
+def test_pretraining_by_adapters_goes_on_in_the_other_wing(call, tmp_path, file, weights, first, second):
+    lora = ["--train", "lora", "--rank", 2, "--alpha", 4, "--lora-dropout", 0.1, "--targets", "*.q_proj", "--dora"]
+    own, exact = ["--settings", file(**{"learning-rate": 0.01}), *lora], ["--dtype", "float64"]
+    whole, split = tmp_path / "whole", tmp_path / "split"
+    code, _, err = call("train", *own, *exact, "--backend", first, "--out", whole)
+    names = [name for name in params.table(load_checkpoint(whole / "checkpoint").config) if ".lora_" in name]
+    assert (code, "160 of 9,248 parameters learn" in err) == (0, True), err
+    assert call("train", *own, *exact, "--backend", first, "--until", 3, "--out", split)[0] == 0
+    assert call("train", "--resume", split, "--backend", second, *exact, "--eval-every", 2)[0] == 0
+    one, two = (load_checkpoint(folder / "checkpoint") for folder in (whole, split))
+    start = load_checkpoint(weights).weights
+    for name in params.table(one.config):
+        a, b = (np.asarray(found.weights[name], np.float64) for found in (one, two))
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-9, err_msg=name)
+        assert (name in start) is (name not in names)
+        if name in start:
+            assert (a == start[name]).all(), name
+        elif "lora_B" in name:
+            assert a.any(), name
+    assert set(one.slots) == {f"{name}.{slot}" for name in names for slot in ("exp_avg", "exp_avg_sq")}
+    logs = [[json.loads(line) for line in (folder / "log.jsonl").open()] for folder in (whole, split)]
+    assert [line["backend"] for line in logs[1]] == [first] * 3 + [second] * 3
+    assert [line["loss"] for line in logs[0]] == pytest.approx([line["loss"] for line in logs[1]], rel=1e-9)
+
+
+def test_what_learns_is_chosen_among_what_there_is(call, tmp_path, text, weights):
+    out = ["--data", text, "--steps", 2, "--out", tmp_path / "run", *FAST]
+    for words, told in (
+        (["--preset", "nano", "--train", "lora"], "a new one has learned nothing yet: give --weights"),
+        (["--weights", weights, "--rank", 4], "--rank is for --train lora; this is --train all."),
+        (["--weights", weights, "--train", "lor"], "did you mean 'lora'"),
+        (["--weights", weights, "--train", "lora", "--targets", "*.q_prj"], "did you mean 'q_proj'"),
+    ):
+        code, printed, err = call("train", *words, *out)
+        assert (code, printed, told in err, err.count("\n")) == (2, "", True, 1), err
+    assert not (tmp_path / "run").exists()
+    assert call("train", "--weights", weights, "--train", "last-block", *out)[0] == 0
+    found, before = load_checkpoint(tmp_path / "run" / "checkpoint").weights, load_checkpoint(weights).weights
+    moved = {name for name in before if (found[name] != before[name]).any()}
+    assert moved == {name for name in before if name.startswith(("model.layers.1.", "model.norm."))}
 
 
 def test_a_padded_vocabulary(call, tmp_path, file, text):

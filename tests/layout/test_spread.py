@@ -9,10 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
+from common import params
 from common.config import GPTConfig, TrainConfig, model_to_dict
+from common.weights.checkpoint import load_checkpoint, save_checkpoint
 
 FOLLOW = Path(__file__).with_name("follow.py")
 ROOT = Path(__file__).parents[2]
@@ -290,6 +293,56 @@ def test_a_run_changes_its_layout_and_its_framework(tmp_path, call):
     second += ["--dtype", "float64"]
     subprocess.run([sys.executable, "-m", "common.cli", *second], env=environment(), cwd=ROOT, check=True, timeout=300)
     assert losses(out) == pytest.approx(losses(tmp_path / "one"), rel=1e-9)
+
+
+TUNED = {  # kind: (layout, what is its own)
+    "classify": ("shard=2", ["--read", "flexible", "--no-baseline"]),
+    "prefer": ("data=2", ["--style", "phi3", "--length", "96", "--pad-multiple", "96"]),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", TUNED)
+def test_tuning_by_adapters_in_two_processes_ends_like_one(tmp_path, call, kind):
+    """Losses, adapters, what stays, and what is found out at the end."""
+    config = GPTConfig(256, 96, 16, 2, 2, ff_dim=32)
+    save_checkpoint(tmp_path / "weights", config, params.randomise(config, 0, 0.5))
+    words = ["see you at home", "are you there", "on my way now", "call me later", "WIN cash now!!"]
+    rows = [{"text": f"{words[i % 5]} {i}", "label": "spam" if i % 5 == 4 else "ham"} for i in range(60)]
+    if kind == "prefer":
+        rows = [{"instruction": f"Add {i} and 1.", "input": "", "chosen": f"It is {i + 1}."} for i in range(20)]
+        rows = [{**row, "rejected": "Go away."} for row in rows]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    layout, own = TUNED[kind]
+    own = ["finetune", kind, "--weights", str(tmp_path / "weights"), "--data", str(tmp_path / "rows.json"), *own]
+    own += ["--train", "lora", "--rank", "2", "--lora-dropout", "0.1", "--dropout", "0.1", "--dtype", "float64"]
+    own += ["--steps", "4", "--batch-size", "2", "--learning-rate", "0.01", "--eval-every", "2", "--eval-batches", "1"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert call(*own, "--out", one)[0] == 0
+    engine = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "common.cli"]
+    command = [sys.executable, *engine, *own, "--layout", layout, "--out", str(two)]
+    subprocess.run(command, env=environment(), cwd=ROOT, check=True, timeout=300)
+    logs = [[json.loads(line) for line in (folder / "log.jsonl").open()] for folder in (one, two)]
+    for left, right in zip(*logs, strict=True):
+        for number in set(left) - {"backend", "seconds", "tokens_per_second"}:
+            assert left[number] == pytest.approx(right[number], rel=1e-9, abs=1e-11), number
+    ended = [load_checkpoint(folder / "checkpoint") for folder in (one, two)]
+    start = load_checkpoint(tmp_path / "weights").weights
+    for name in params.table(ended[0].config):
+        left, right = (found.weights[name] for found in ended)
+        assert np.abs(left - right).max() <= 1e-9, name
+        if name in start:
+            assert (right == start[name]).all(), name
+        elif "lora_B" in name:
+            assert np.abs(right).max() > 1e-4, name
+    results = [json.loads((folder / "results.json").read_text()) for folder in (one, two)]
+    assert results[0]["before"] == pytest.approx(results[1]["before"])
+    if kind == "classify":
+        assert results[0]["confusion"] == results[1]["confusion"]
+        assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-9)
+    else:
+        for part in ("train", "validation", "test"):
+            assert results[0][part] == pytest.approx(results[1][part], rel=1e-9, abs=1e-11)
 
 
 def test_what_is_started_again_with_other_settings_is_refused(call, tmp_path):

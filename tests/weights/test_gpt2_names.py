@@ -221,8 +221,10 @@ def test_dtypes_survive(tiny, weights):
     assert all(np.array_equal(back[name], halves[name]) for name in halves)
 
 
-@pytest.mark.parametrize("change", [{"adapters": Adapter()}, {"num_labels": 2}, {"pooling": "mean"}], ids=str)
-def test_what_others_have_no_form_for_is_not_left_out(change, tiny, refused):
+@pytest.mark.parametrize(
+    ("scheme", "change"), [(HF, {"adapters": Adapter()}), (BOOK, {"num_labels": 2}), (HF, {"pooling": "mean"})], ids=str
+)
+def test_what_others_have_no_form_for_is_not_left_out(scheme, change, tiny, refused):
     config = tiny.with_(**change)
-    with refused("Hugging Face GPT-2 has no form", *change):
-        gpt2_names.from_canonical(HF, config, params.initialise(config, 0))
+    with refused(f"{scheme.title} has no form", *change):
+        gpt2_names.from_canonical(scheme, config, params.initialise(config, 0))

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from common import backend as door
 from common import params
-from common.config import GPTConfig
+from common.config import Execution, GPTConfig
 from common.weights import huggingface
 from common.weights.formats import convert, load
 from common.weights.huggingface import read_hf, write_hf
@@ -186,6 +187,75 @@ def test_no_query_key_value_biases_no_hugging_face_form(tmp_path, refused):
     with refused("qkv_bias"):
         write_hf(tmp_path / "m", config, params.randomise(config, 0))
     assert list(tmp_path.iterdir()) == []
+
+
+NAMES = ["bad", "so so", "good"]
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """(folder, model) of a classifier that transformers made, every parameter drawn."""
+    shape = {"vocab_size": 256, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2, "pad_token_id": 0}
+    labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: number for number, name in enumerate(NAMES)}}
+    made = transformers.GPT2Config(**shape, **labels, bos_token_id=None, eos_token_id=None)
+    model = transformers.GPT2ForSequenceClassification(made).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(tmp_path / "theirs")
+    return tmp_path / "theirs", model
+
+
+@pytest.mark.full_for("jax")
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_a_classifier_of_transformers_tells_what_it_told_there(call, tmp_path, classifier, backend):
+    """Names, and logits where the last token of a text is read; and the same again when it is written for them."""
+    folder, model = classifier
+    texts = ["a short one", "and one that is longer", "Nice!"]
+    code, out, err = call("classify", "--weights", folder, *texts, "--backend", backend, "--json")
+    assert (code, "does not know the names" in err) == (0, False), err  # err has transformers' bar of writing, too
+    assert call("convert", folder, tmp_path / "ours", "--to", "parallax")[0] == 0
+    assert call("convert", folder, tmp_path / "back")[0] == 0
+    again, info = transformers.GPT2ForSequenceClassification.from_pretrained(
+        tmp_path / "back", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    assert again.config.id2label == dict(enumerate(NAMES))
+    found = load(folder)
+    built = door.load(backend).build(found.config, found.weights, Execution())
+    for text, row in zip(texts, json.loads(out)["rows"], strict=True):
+        ids = np.frombuffer(text.encode(), np.uint8)[None].astype(np.int32)
+        with torch.no_grad():
+            want = model(input_ids=torch.tensor(ids.astype(np.int64))).logits[0].numpy()
+            np.testing.assert_array_equal(again(input_ids=torch.tensor(ids.astype(np.int64))).logits[0].numpy(), want)
+        np.testing.assert_allclose(built.forward(ids).logits[0, -1], want, rtol=0, atol=1e-5 * np.abs(want).max())
+        shares = np.exp(want - want.max()) / np.exp(want - want.max()).sum()
+        assert row["probabilities"] == pytest.approx(dict(zip(NAMES, shares.tolist(), strict=True)), abs=1e-5)
+
+
+def test_classifiers_that_have_no_form_are_refused(tmp_path, classifier, refused):
+    folder, _ = classifier
+    path, found = folder / "config.json", load(folder)
+    told = json.loads(path.read_text())
+    for change, sentence in (
+        ({"problem_type": "regression"}, "problem_type = regression"),
+        ({"id2label": {"0": "x"}}, "one output"),
+        ({"id2label": {"0": "x", "2": "y"}}, "does not name the classes from 0 on"),
+        ({"id2label": {"0": "x", "1": "y"}}, "score.weight has shape [3, 16], expected [2, 16]"),
+    ):
+        path.write_text(json.dumps(told | change))
+        with refused(sentence):
+            load(folder)
+    biased = {**found.weights, "score.bias": np.ones(3, np.float32)}
+    with refused("a classifier whose head has a bias"):
+        write_hf(tmp_path / "m", found.config, biased)
+    with refused("would lose num_labels 3"):
+        path.write_text(json.dumps(told))
+        convert(folder, tmp_path / "m.safetensors")
+    path.write_text(json.dumps({key: one for key, one in told.items() if key not in ("id2label", "label2id")}))
+    assert huggingface.read_classes(folder) == ["LABEL_0", "LABEL_1"]  # what transformers takes for granted
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["theirs"]
 
 
 def test_a_folder_with_other_things_is_not_replaced(tmp_path, refused):

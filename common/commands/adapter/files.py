@@ -1,4 +1,4 @@
-"""`parallax adapter merge`, `export` and `import`"""
+"""`parallax adapter merge`, `remove`, `export` and `import`"""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +26,26 @@ def merge(
     keep_apart(run, out)
     save_checkpoint(out, config, weights, training=_told(record))
     print(f"Wrote {out}: {', '.join(sorted(_names(found.config) - _names(config)))} merged")
+
+
+def remove(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="Folder for the weights.")],
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="Adapter to leave out (may be given again; default: all); others stay.")
+    ] = None,
+) -> None:
+    """Write the model without adapters, or without some: what the base computes, or the others on it."""
+    from common import adapters
+    from common.weights.checkpoint import save_checkpoint
+    from common.weights.formats import keep_apart
+
+    found, record = opened(run)
+    chosen = None if adapter is None else tuple(adapter)
+    config, weights = adapters.without(found.config, found.weights, chosen)
+    keep_apart(run, out)
+    save_checkpoint(out, config, weights, training=_told(record))
+    print(f"Wrote {out}: {', '.join(sorted(_names(found.config) - _names(config)))} removed")
 
 
 def export(

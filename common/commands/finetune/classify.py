@@ -7,10 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from common.commands import groups
-from common.commands.finetune.tuning import Learning
 
 _RUN = groups.Run(out=Path("out/classify"))
-_MODEL, _HOW, _LEARNING = groups.Model(), groups.How(), Learning(train="last-block")
+_MODEL, _HOW, _LEARNING = groups.Model(), groups.How(), groups.Learning(train="last-block")
 _PLAN = groups.Plan(  # Raschka, chapter 6
     epochs=5, learning_rate=5e-5, schedule="constant", warmup_steps=0, weight_decay=0.1, decay="all", clip_norm=0
 )
@@ -51,7 +50,7 @@ def classify(
     run: groups.Run = _RUN,
     model: groups.Model = _MODEL,
     texts: Texts = _TEXTS,
-    learning: Learning = _LEARNING,
+    learning: groups.Learning = _LEARNING,
     plan: groups.Plan = _PLAN,
     eval_batches: Annotated[int, typer.Option(help="Batches of each part that evaluations between epochs see.")] = 5,
     baseline: Annotated[bool, typer.Option(help="Hold it against a logistic regression on bags of words.")] = True,
@@ -79,7 +78,8 @@ def classify(
         start, settings = here.start, TrainConfig.from_dict(here.start.record["train"])
         tokenizer, length = start.record["tokenizer"], start.record["length"]
     else:
-        start, tokenizer, length = tuning.language_model(here, model, plan.seed), model.tokenizer, None
+        start, length = tuning.language_model(here, model, plan.seed), None
+        tokenizer = here.tokenizer(model)
         shape = {"pooling": "mean" if texts.average else "none", "causal": texts.causal, "seed": plan.seed}
         start.config, start.weights = heads.classifier(start.config, start.weights, len(names), **shape)
         start.config, start.weights, trained = tuning.learns(start.config, start.weights, learning, plan.seed)

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from common.commands import groups
-from common.commands.finetune.tuning import Learning
 
 _RUN = groups.Run(out=Path("out/instruct"), eval_every=5)
-_MODEL, _HOW, _LEARNING = groups.Model(), groups.How(), Learning()
+_MODEL, _HOW, _LEARNING = groups.Model(), groups.How(), groups.Learning()
 _PLAN = groups.Plan(  # Raschka, chapter 7
     epochs=2, learning_rate=5e-5, schedule="constant", warmup_steps=0, weight_decay=0.1, decay="all", clip_norm=0
 )
@@ -41,7 +40,7 @@ def instruct(
     run: groups.Run = _RUN,
     model: groups.Model = _MODEL,
     rows: Instructions = _ROWS,
-    learning: Learning = _LEARNING,
+    learning: groups.Learning = _LEARNING,
     plan: groups.Plan = _PLAN,
     eval_batches: Annotated[int, typer.Option(help="Batches of each part that an evaluation sees.")] = 5,
     how: groups.How = _HOW,
@@ -66,7 +65,8 @@ def instruct(
         start, settings = here.start, TrainConfig.from_dict(here.start.record["train"])
         tokenizer, length = start.record["tokenizer"], start.record["length"]
     else:
-        start, tokenizer = tuning.language_model(here, model, plan.seed), model.tokenizer
+        start = tuning.language_model(here, model, plan.seed)
+        tokenizer = here.tokenizer(model)
         start.config, start.weights, trained = tuning.learns(start.config, start.weights, learning, plan.seed)
         settings = plan.train_config(trained=trained)
         length = min(rows.length, start.config.context_length)

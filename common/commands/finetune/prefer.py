@@ -8,10 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from common.commands import groups
-from common.commands.finetune.tuning import Learning
 
 _RUN = groups.Run(out=Path("out/prefer"), eval_every=5)
-_MODEL, _HOW, _LEARNING = groups.Model(), groups.How(), Learning()
+_MODEL, _HOW, _LEARNING = groups.Model(), groups.How(), groups.Learning()
 _PLAN = groups.Plan(  # Raschka, bonus material of chapter 7
     epochs=1, learning_rate=5e-6, schedule="constant", warmup_steps=0, weight_decay=0.01, decay="all", clip_norm=0
 )
@@ -29,7 +28,12 @@ class Preferences:
         ),
     ] = "instruction-data-with-preference"
     shares: Annotated[str, typer.Option(help="Shares of training and test, in the order of the rows.")] = "0.85,0.1"
-    style: Annotated[str, typer.Option(help="How a row is written as a prompt: alpaca or phi3.")] = "alpaca"
+    style: Annotated[
+        str | None,
+        typer.Option(
+            help="How a row is written as a prompt: alpaca or phi3 (default: as the weights' run, or alpaca)."
+        ),
+    ] = None
     mask_prompt: Annotated[str, typer.Option(help="Tokens that do not count: book (prompt and two), or exact.")] = (
         "book"
     )
@@ -57,7 +61,7 @@ def prefer(
     run: groups.Run = _RUN,
     model: groups.Model = _MODEL,
     pairs: Preferences = _PAIRS,
-    learning: Learning = _LEARNING,
+    learning: groups.Learning = _LEARNING,
     plan: groups.Plan = _PLAN,
     eval_batches: Annotated[int, typer.Option(help="Batches of each part that an evaluation sees.")] = 5,
     how: groups.How = _HOW,
@@ -79,7 +83,9 @@ def prefer(
         start, settings = here.start, TrainConfig.from_dict(here.start.record["train"])
         tokenizer, length = start.record["tokenizer"], start.record["length"]
     else:
-        start, tokenizer = tuning.language_model(here, model, plan.seed), model.tokenizer
+        start = tuning.language_model(here, model, plan.seed)
+        tokenizer = here.tokenizer(model)
+        pairs.style = tuning.style_of(here, pairs.style)
         start.config, start.weights, trained = tuning.learns(start.config, start.weights, learning, plan.seed)
         settings = plan.train_config(trained=trained)
         length = min(pairs.length, start.config.context_length)

@@ -1,41 +1,25 @@
 """What the commands that fine-tune share: which parameters learn, from which weights, and what their records keep."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
-
-import typer
+from typing import Any, TypeVar, get_type_hints
 
 from common.commands import groups
 
 T = TypeVar("T")
-TRAINED = ("last-layer", "last-block", "last-two-blocks", "all", "lora")
+STYLE = "alpaca"  # of prompts, where nothing says another
 
 
-@dataclass
-class Learning:
-    """Which parameters learn, and the adapter if it is one that does."""
-
-    train: Annotated[str, typer.Option(help="What learns: " + ", ".join(TRAINED) + ".")] = "all"
-    rank: Annotated[int, typer.Option(help="lora: rank of the adapters.")] = 8
-    alpha: Annotated[float, typer.Option(help="lora: alpha; adapters are scaled by alpha / rank.")] = 8.0
-    lora_dropout: Annotated[float, typer.Option(help="lora: dropout before the adapters.")] = 0.0
-    targets: Annotated[
-        list[str] | None,
-        typer.Option(help="lora: linear maps, as in '*.q_proj' (may be given again; default: all, as in the book)."),
-    ] = None
-    rslora: Annotated[bool, typer.Option("--rslora", help="lora: scale by alpha / sqrt(rank).")] = False
-    dora: Annotated[bool, typer.Option("--dora", help="lora: DoRA, whose rows have lengths that learn.")] = False
-
-
-def learns(config: Any, weights: Mapping[str, Any], asked: Learning, seed: int) -> tuple[Any, Any, tuple[str, ...]]:
+def learns(
+    config: Any, weights: Mapping[str, Any], asked: groups.Learning, seed: int
+) -> tuple[Any, Any, tuple[str, ...]]:
     """(config, weights, patterns of the parameters that learn) of a model that is fine-tuned."""
     from common import adapters, params
     from common.errors import UserError, unknown
 
-    if asked.train not in TRAINED:
-        raise unknown("choice of what learns (--train)", asked.train, TRAINED)
+    if asked.train not in groups.TRAINED:
+        raise unknown("choice of what learns (--train)", asked.train, groups.TRAINED)
     if asked.train == "lora":
         targets = tuple(asked.targets or ("*",))
         own = {"rank": asked.rank, "alpha": asked.alpha, "dropout": asked.lora_dropout}
@@ -45,7 +29,9 @@ def learns(config: Any, weights: Mapping[str, Any], asked: Learning, seed: int) 
         # a new head that no adapter changes learns itself
         new = "score.weight" in names and not any(one.startswith("score.lora_") for one in names)
         return config, weights, ("*.lora_*", "score.*") if new else ()
-    given = [one.name for one in fields(Learning) if one.name != "train" and getattr(asked, one.name) != one.default]
+    given = [
+        one.name for one in fields(groups.Learning) if one.name != "train" and getattr(asked, one.name) != one.default
+    ]
     if given:
         option = given[0].replace("_", "-")
         raise UserError(f"--{option} is for --train lora; this is --train {asked.train}.")
@@ -64,17 +50,24 @@ def learns(config: Any, weights: Mapping[str, Any], asked: Learning, seed: int) 
 
 def language_model(here: Any, model: groups.Model, seed: int) -> Any:
     """What a new run starts from: a model of tokens, whose earlier adapters have become part of it."""
-    from common import adapters
     from common.errors import UserError
 
     start = here.model(model, seed, model.tokenizer, model.vocab)
-    if start.config.adapters:
-        names = ", ".join(one.name for one in start.config.adapters)
-        here.show(f"The adapters of {model.weights} ({names}) are merged into its weights first.")
-        start.config, start.weights = adapters.merge(start.config, start.weights)
+    start.config, start.weights = merged(here, model, start.config, start.weights)
     if start.config.num_labels is not None and here.kind != "classify":
         raise UserError(f"{model.weights} classifies texts; give weights that predict tokens.")
     return start
+
+
+def merged(here: Any, model: groups.Model, config: Any, weights: Mapping[str, Any]) -> tuple[Any, Any]:
+    """(config, weights) whose adapters, if any, have become part of the weights; that is told."""
+    from common import adapters
+
+    if not config.adapters:
+        return config, weights
+    names = ", ".join(one.name for one in config.adapters)
+    here.show(f"The adapters of {model.weights} ({names}) are merged into its weights first.")
+    return adapters.merge(config, weights)
 
 
 def fingerprint(weights: Mapping[str, Any]) -> str:
@@ -112,6 +105,20 @@ def by_steps(here: Any, plan: groups.Plan) -> groups.Plan:
     return plan
 
 
+def style_of(here: Any, asked: str | None) -> str:
+    """How a new run writes rows as prompts: as is asked for, or as the run that the weights are from, which is told."""
+    if asked is not None or here.origin.get("kind") not in ("instruct", "prefer"):
+        return asked or STYLE
+    from common.errors import UserError
+
+    options = here.origin.get("options")
+    style = options.get("style") if isinstance(options, dict) else None
+    if not isinstance(style, str):
+        raise UserError("The training record of the run that --weights names is damaged: see options.")
+    here.show(f"The run that the weights are from writes prompts as {style}, and so does this (--style chooses).")
+    return style
+
+
 def kept(*asked: Any) -> dict[str, Any]:
     """Options as plain data for a run's record."""
     plain = {name: value for one in asked for name, value in asdict(one).items()}
@@ -122,11 +129,24 @@ def again(kind: type[T], record: Mapping[str, Any]) -> T:
     """Options as a run's record keeps them."""
     from common.errors import UserError
 
-    options = record.get("options")
+    options, hints = record.get("options"), get_type_hints(kind)
     names = [one.name for one in fields(kind)]
-    if not isinstance(options, dict) or any(name not in options for name in names):
+    wide = {float: float | int}  # a whole number may be written without its point
+    if not isinstance(options, dict) or any(
+        name not in options or not isinstance(options[name], wide.get(hints[name], hints[name])) for name in names
+    ):
         raise UserError("The training record of this run is damaged: see options.")
     return kind(**{name: options[name] for name in names})
+
+
+def length_of(record: Mapping[str, Any]) -> int:
+    """How many tokens a row of a run has at most, as its record keeps it."""
+    from common.errors import UserError
+
+    length = record.get("length")
+    if type(length) is not int or length < 1:
+        raise UserError("The training record of this run is damaged: see length.")
+    return length
 
 
 def own_settings(here: Any, plan: Any, model: groups.Model) -> dict[str, Any]:
