@@ -155,11 +155,15 @@ class Running:
         return start
 
     def backend(self) -> door.Backend:
-        """The implementation; a new run finds no other one in its folder."""
+        """The implementation, if the folder is free for the run."""
         found = door.load(self.run.backend)
+        self._nobody_else()
+        return found
+
+    def _nobody_else(self) -> None:
+        """A new run finds no other one in its folder."""
         if self.resumed is None and (self.out / runs.CHECKPOINT).exists():
             raise UserError(f"{self.out} already holds a run; go on with --resume {self.out}, or choose another --out.")
-        return found
 
     def counted(self, plan: TrainConfig, epochs: int | None, batches: Batches) -> TrainConfig:
         """The plan with as many steps as the epochs have, if they were told."""
@@ -181,8 +185,6 @@ class Running:
         runs.check_folder(out)
         board = options.tensorboard(out) if run.tensorboard and self.leads else contextlib.nullcontext()
         model = backend.build(start.config, start.weights, execution)
-        if task.files is not None and self.leads:
-            task.files(out)
         model.start_training(plan, start.slots, start.step)
         log, folder = list(start.log), None
         if self.leads:
@@ -216,6 +218,9 @@ class Running:
         )
         alone = folder.alone() if folder is not None else contextlib.nullcontext()
         with alone, board as shown:
+            self._nobody_else()  # since this process began
+            if task.files is not None and self.leads:
+                task.files(out)
             if self.resumed is None and self.leads:
                 write_text(out / settings.FILE, settings.text(self.context, **own))
             if task.prepare is not None:

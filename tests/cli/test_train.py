@@ -14,6 +14,7 @@ from common import run as runs
 from common.compare import difference
 from common.config import Execution, GPTConfig, TrainConfig
 from common.files import take_place
+from common.tokenizers import bpe
 from common.weights.checkpoint import load_checkpoint, save_checkpoint
 
 BYTES = GPTConfig(256, 32, 16, 2, 2, ff_dim=32)
@@ -124,6 +125,25 @@ def test_a_folder_belongs_to_one_process(call, tmp_path, file):
     assert code == 2
     assert "Another process is training in" in err
     assert call("train", "--settings", file(), "--out", out)[0] == 0
+
+
+def test_who_comes_second_leaves_the_folder_as_it_is(call, tmp_path, text, monkeypatch):
+    """Also the vocabulary of a run that has no checkpoint yet; and a run that has ended meanwhile."""
+    out = tmp_path / "run"
+    for name, size in (("one", 262), ("two", 270)):
+        bpe.train(text.read_text(), size).save(tmp_path / name)
+    asked = ["train", "--data", text, "--length", 16, "--tokenizer", "bpe", "--vocab", tmp_path / "two", "--out", out]
+    folder = runs.RunFolder(out)
+    with folder.alone():
+        bpe.load(tmp_path / "one").save(out)
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        code, _, err = call(*asked)
+    assert (code, "Another process is training in" in err) == (2, True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    monkeypatch.setattr(runs, "check_folder", lambda path: folder.checkpoint.mkdir())
+    code, _, err = call(*asked)
+    assert (code, "already holds a run" in err) == (2, True)
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(call, tmp_path, file):
