@@ -3,6 +3,7 @@ log, progress, patience."""
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,7 +190,9 @@ class Running:
         log, folder = list(start.log), None
         if self.leads:
             folder = runs.RunFolder(out, run.keep, run.keep_best, self.resumed, start.weights)
-        best = runs.lowest(log)
+        kept, best = None, math.inf
+        if run.keep_best and self.resumed is not None:
+            kept, best = runs.best_of(self.resumed, log)
         name = gpu.name(execution.device) if execution.device != "cpu" else None
         speed = (
             meter.of_run(start.config, plan, task.length, execution, name)
@@ -221,6 +224,8 @@ class Running:
             self._nobody_else()  # since this process began
             if task.files is not None and self.leads:
                 task.files(out)
+            if kept is not None and folder is not None:
+                folder.keep_as_best(kept)
             if self.resumed is None and self.leads:
                 write_text(out / settings.FILE, settings.text(self.context, **own))
             if task.prepare is not None:

@@ -127,6 +127,28 @@ def test_a_folder_belongs_to_one_process(call, tmp_path, file):
     assert call("train", "--settings", file(), "--out", out)[0] == 0
 
 
+def test_the_best_is_kept_by_who_goes_on_if_its_run_was_killed_before_that(call, tmp_path, file, monkeypatch):
+    out, path = tmp_path / "run", file(**{"keep-best": True})
+    losses, link = iter([3.0, 1.0, 2.0]), runs._link  # after steps 2, 4 and 6
+    monkeypatch.setattr(runs, "held_out_loss", lambda *_: next(losses))
+
+    class Killed(BaseException):
+        pass
+
+    def dies(source, target):
+        if target.name == runs.BEST and target.exists():
+            raise Killed
+        link(source, target)
+
+    monkeypatch.setattr(runs, "_link", dies)
+    with pytest.raises(Killed):
+        call("train", "--settings", path, "--out", out)
+    monkeypatch.setattr(runs, "_link", link)
+    assert [load_checkpoint(out / name).training["step"] for name in ("checkpoint", "best")] == [4, 2]
+    assert call("train", "--resume", out, "--keep-best", "--eval-every", 2)[0] == 0
+    assert [load_checkpoint(out / name).training["step"] for name in ("checkpoint", "best")] == [6, 4]
+
+
 def test_who_comes_second_leaves_the_folder_as_it_is(call, tmp_path, text, monkeypatch):
     """Also the vocabulary of a run that has no checkpoint yet; and a run that has ended meanwhile."""
     out = tmp_path / "run"
