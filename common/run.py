@@ -172,7 +172,7 @@ class RunFolder:
         is is kept as it was given, whatever the precision of a run."""
         self.path, self.keep, self.keep_best = output_folder(path), keep, keep_best
         self.checkpoint, self.older, self.best = self.path / CHECKPOINT, self.path / OLDER, self.path / BEST
-        self.log_path = self.path / LOG
+        self.log_path, self.lines = self.path / LOG, 0  # so many are written
         self.weights, self.frozen = weights, None  # what identifies the weights that stay, once that is known
         if resumed is not None:
             if (resumed / FROZEN).is_dir() and not (self.path / FROZEN).is_dir():
@@ -209,13 +209,31 @@ class RunFolder:
             weights = state.weights if self.weights is None else self.weights
             self.frozen = (freeze(self.path, state.config, weights, TrainConfig.from_dict(record["train"])),)
             self.weights = None
-        write_text(self.log_path, "".join(json.dumps(line) + "\n" for line in log))
+        self.write_log(log)
         save_checkpoint(self.checkpoint, *state, record, *self.frozen)
         if best and self.keep_best:
             self.keep_as_best(self.checkpoint)
         if self.keep > 1:
             for old in sorted(self.older.glob("step-*"))[: -(self.keep - 1)]:
                 shutil.rmtree(old)
+
+    def write_log(self, log: Sequence[dict]) -> None:
+        """Write the log alone, which may be ahead of the checkpoint."""
+        write_text(self.log_path, "".join(json.dumps(line) + "\n" for line in log))
+        self.lines = len(log)
+
+    @contextlib.contextmanager
+    def logged(self, log: Sequence[dict], show: Callable[[str], None]) -> Iterator[None]:
+        """Whatever ends a run before its time, the lines that its `log` has got by then are written."""
+        self.lines = len(log)
+        try:
+            yield
+        except BaseException:
+            if len(log) > self.lines:
+                with contextlib.suppress(UserError):  # what ended the run is what is told
+                    self.write_log(log)
+                    show(f"The log of {len(log)} steps is written; see it with: parallax curves {self.path}")
+            raise
 
     def keep_as_best(self, checkpoint: Path) -> None:
         """Keep a checkpoint, this run's or the one's that it goes on with, as the best."""

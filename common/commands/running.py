@@ -220,7 +220,8 @@ class Running:
             f" {task.words}; steps {start.step} to {until}"
         )
         alone = folder.alone() if folder is not None else contextlib.nullcontext()
-        with alone, board as shown:
+        logged = folder.logged(log, show) if folder is not None else contextlib.nullcontext()
+        with alone, logged, board as shown:
             self._nobody_else()  # since this process began
             if task.files is not None and self.leads:
                 task.files(out)

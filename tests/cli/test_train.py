@@ -149,6 +149,40 @@ def test_the_best_is_kept_by_who_goes_on_if_its_run_was_killed_before_that(call,
     assert [load_checkpoint(out / name).training["step"] for name in ("checkpoint", "best")] == [6, 4]
 
 
+def test_a_run_that_meets_no_number_leaves_the_curves_that_led_there(call, tmp_path, file):
+    out, wild = tmp_path / "run", {"learning-rate": 1e6, "weight-decay": 1e6, "warmup-steps": 0, "steps": 50}
+    code, _, err = call("train", "--settings", file(**wild), "--out", out)
+    assert (code, "lower the learning rate" in err) == (2, True)
+    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").open()]
+    assert steps
+    assert steps == list(range(len(steps)))
+    assert f" of step {len(steps)} is " in err
+    assert f"parallax curves {out}" in err
+    assert not (out / "checkpoint").exists()
+    code, said, _ = call("curves", out, "--out", tmp_path / "plots")
+    assert (code, f"run: {len(steps)} steps" in said) == (0, True)
+
+
+def test_a_run_that_is_interrupted_leaves_its_log_and_goes_on_behind_its_checkpoint(call, tmp_path, file, monkeypatch):
+    out, path, evaluate = tmp_path / "run", file(**{"save-every": 2, "eval_every": 4}), runs.held_out_loss
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "held_out_loss", interrupted)
+    assert call("train", "--settings", path, "--out", out)[0] == 130
+    monkeypatch.setattr(runs, "held_out_loss", evaluate)
+    logs = [runs.read_log(out / "log.jsonl")]
+    assert load_checkpoint(out / "checkpoint").training["step"] == 2
+    assert call("train", "--resume", out, "--until", 3)[0] == 0
+    logs.append(runs.read_log(out / "log.jsonl"))
+    assert call("train", "--resume", out)[0] == 0
+    assert call("train", "--settings", path, "--out", tmp_path / "whole")[0] == 0
+    whole = runs.read_log(tmp_path / "whole" / "log.jsonl")
+    for log, steps in ((logs[0], 3), (logs[1], 3), (runs.read_log(out / "log.jsonl"), 6)):
+        assert [(one["step"], one["loss"]) for one in log] == [(one["step"], one["loss"]) for one in whole[:steps]]
+
+
 def test_who_comes_second_leaves_the_folder_as_it_is(call, tmp_path, text, monkeypatch):
     """Also the vocabulary of a run that has no checkpoint yet; and a run that has ended meanwhile."""
     out = tmp_path / "run"
