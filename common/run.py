@@ -172,7 +172,7 @@ class RunFolder:
         is is kept as it was given, whatever the precision of a run."""
         self.path, self.keep, self.keep_best = output_folder(path), keep, keep_best
         self.checkpoint, self.older, self.best = self.path / CHECKPOINT, self.path / OLDER, self.path / BEST
-        self.log_path = self.path / LOG
+        self.log_path, self.lines = self.path / LOG, 0  # so many are written
         self.weights, self.frozen = weights, None  # what identifies the weights that stay, once that is known
         if resumed is not None:
             if (resumed / FROZEN).is_dir() and not (self.path / FROZEN).is_dir():
@@ -197,21 +197,48 @@ class RunFolder:
             yield
 
     def save(self, state: "State", record: dict[str, Any], log: list[dict], best: bool = False) -> None:
-        """Write checkpoint and log, each all or nothing; the checkpoint before stays where that many are kept, and
-        `best` says that this is the best one until now."""
+        """Write log and checkpoint, each all or nothing; the checkpoint before stays where that many are kept, and
+        `best` says that this is the best one until now.
+
+        The log is first: lines behind the checkpoint are not read by who goes on (`resume`), but nobody could have
+        lines before it again. Who is killed before the best is kept finds it by `best_of`.
+        """
         if self.keep > 1 and self.checkpoint.is_dir():
             _link(self.checkpoint, self.older / f"step-{load_checkpoint(self.checkpoint).training['step']:08d}")
         if self.frozen is None:  # what is not trained is stored once
             weights = state.weights if self.weights is None else self.weights
             self.frozen = (freeze(self.path, state.config, weights, TrainConfig.from_dict(record["train"])),)
             self.weights = None
+        self.write_log(log)
         save_checkpoint(self.checkpoint, *state, record, *self.frozen)
-        write_text(self.log_path, "".join(json.dumps(line) + "\n" for line in log))
         if best and self.keep_best:
-            _link(self.checkpoint, self.best)
+            self.keep_as_best(self.checkpoint)
         if self.keep > 1:
             for old in sorted(self.older.glob("step-*"))[: -(self.keep - 1)]:
                 shutil.rmtree(old)
+
+    def write_log(self, log: Sequence[dict]) -> None:
+        """Write the log alone, which may be ahead of the checkpoint."""
+        write_text(self.log_path, "".join(json.dumps(line) + "\n" for line in log))
+        self.lines = len(log)
+
+    @contextlib.contextmanager
+    def logged(self, log: Sequence[dict], show: Callable[[str], None]) -> Iterator[None]:
+        """Whatever ends a run before its time, the lines that its `log` has got by then are written."""
+        self.lines = len(log)
+        try:
+            yield
+        except BaseException:
+            if len(log) > self.lines:
+                with contextlib.suppress(UserError):  # what ended the run is what is told
+                    self.write_log(log)
+                    show(f"The log of {len(log)} steps is written; see it with: parallax curves {self.path}")
+            raise
+
+    def keep_as_best(self, checkpoint: Path) -> None:
+        """Keep a checkpoint, this run's or the one's that it goes on with, as the best."""
+        if checkpoint != self.best:
+            _link(checkpoint, self.best)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -225,9 +252,16 @@ def _link(source: Path, target: Path) -> None:
                 shutil.copy2(file, temporary / file.name)
 
 
-def lowest(log: Sequence[dict]) -> float:
-    """The lowest held-out loss of a log's lines; infinite if there is none."""
-    return min((line["held_out"] for line in log if line.get("held_out") is not None), default=math.inf)
+def best_of(folder: Path, log: Sequence[dict]) -> tuple[Path | None, float]:
+    """The checkpoint with the lowest held-out loss that a run's folder still has, best/ or the newest one, and its loss
+    by the log; (None, infinity) if neither was evaluated. What the log alone has is no checkpoint."""
+    held_out = {line["step"] + 1: line["held_out"] for line in log if line.get("held_out") is not None}
+    found, lowest = None, math.inf
+    for checkpoint in (folder / BEST, folder / CHECKPOINT):
+        if checkpoint.is_dir():
+            loss = held_out.get((load_checkpoint(checkpoint).training or {}).get("step"), math.inf)
+            found, lowest = (checkpoint, loss) if loss < lowest else (found, lowest)
+    return found, lowest
 
 
 @dataclass

@@ -3,6 +3,7 @@ log, progress, patience."""
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,11 +167,15 @@ class Running:
         return name
 
     def backend(self) -> door.Backend:
-        """The implementation; a new run finds no other one in its folder."""
+        """The implementation, if the folder is free for the run."""
         found = door.load(self.run.backend)
+        self._nobody_else()
+        return found
+
+    def _nobody_else(self) -> None:
+        """A new run finds no other one in its folder."""
         if self.resumed is None and (self.out / runs.CHECKPOINT).exists():
             raise UserError(f"{self.out} already holds a run; go on with --resume {self.out}, or choose another --out.")
-        return found
 
     def counted(self, plan: TrainConfig, epochs: int | None, batches: Batches) -> TrainConfig:
         """The plan with as many steps as the epochs have, if they were told."""
@@ -192,13 +197,13 @@ class Running:
         runs.check_folder(out)
         board = options.tensorboard(out) if run.tensorboard and self.leads else contextlib.nullcontext()
         model = backend.build(start.config, start.weights, execution)
-        if task.files is not None and self.leads:
-            task.files(out)
         model.start_training(plan, start.slots, start.step)
         log, folder = list(start.log), None
         if self.leads:
             folder = runs.RunFolder(out, run.keep, run.keep_best, self.resumed, start.weights)
-        best = runs.lowest(log)
+        kept, best = None, math.inf
+        if run.keep_best and self.resumed is not None:
+            kept, best = runs.best_of(self.resumed, log)
         name = gpu.name(execution.device) if execution.device != "cpu" else None
         speed = (
             meter.of_run(start.config, plan, task.length, execution, name)
@@ -226,7 +231,13 @@ class Running:
             f" {task.words}; steps {start.step} to {until}"
         )
         alone = folder.alone() if folder is not None else contextlib.nullcontext()
-        with alone, board as shown:
+        logged = folder.logged(log, show) if folder is not None else contextlib.nullcontext()
+        with alone, logged, board as shown:
+            self._nobody_else()  # since this process began
+            if task.files is not None and self.leads:
+                task.files(out)
+            if kept is not None and folder is not None:
+                folder.keep_as_best(kept)
             if self.resumed is None and self.leads:
                 write_text(out / settings.FILE, settings.text(self.context, **own))
             if task.prepare is not None:

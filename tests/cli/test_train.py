@@ -16,6 +16,7 @@ from common.adapters import Adapter
 from common.compare import difference
 from common.config import Execution, GPTConfig, TrainConfig
 from common.files import take_place
+from common.tokenizers import bpe
 from common.weights.checkpoint import load_checkpoint, save_checkpoint
 
 BYTES = GPTConfig(256, 32, 16, 2, 2, ff_dim=32)
@@ -126,6 +127,81 @@ def test_a_folder_belongs_to_one_process(call, tmp_path, file):
     assert code == 2
     assert "Another process is training in" in err
     assert call("train", "--settings", file(), "--out", out)[0] == 0
+
+
+def test_the_best_is_kept_by_who_goes_on_if_its_run_was_killed_before_that(call, tmp_path, file, monkeypatch):
+    out, path = tmp_path / "run", file(**{"keep-best": True})
+    losses, link = iter([3.0, 1.0, 2.0]), runs._link  # after steps 2, 4 and 6
+    monkeypatch.setattr(runs, "held_out_loss", lambda *_: next(losses))
+
+    class Killed(BaseException):
+        pass
+
+    def dies(source, target):
+        if target.name == runs.BEST and target.exists():
+            raise Killed
+        link(source, target)
+
+    monkeypatch.setattr(runs, "_link", dies)
+    with pytest.raises(Killed):
+        call("train", "--settings", path, "--out", out)
+    monkeypatch.setattr(runs, "_link", link)
+    assert [load_checkpoint(out / name).training["step"] for name in ("checkpoint", "best")] == [4, 2]
+    assert call("train", "--resume", out, "--keep-best", "--eval-every", 2)[0] == 0
+    assert [load_checkpoint(out / name).training["step"] for name in ("checkpoint", "best")] == [6, 4]
+
+
+def test_a_run_that_meets_no_number_leaves_the_curves_that_led_there(call, tmp_path, file):
+    out, wild = tmp_path / "run", {"learning-rate": 1e6, "weight-decay": 1e6, "warmup-steps": 0, "steps": 50}
+    code, _, err = call("train", "--settings", file(**wild), "--out", out)
+    assert (code, "lower the learning rate" in err) == (2, True)
+    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").open()]
+    assert steps
+    assert steps == list(range(len(steps)))
+    assert f" of step {len(steps)} is " in err
+    assert f"parallax curves {out}" in err
+    assert not (out / "checkpoint").exists()
+    code, said, _ = call("curves", out, "--out", tmp_path / "plots")
+    assert (code, f"run: {len(steps)} steps" in said) == (0, True)
+
+
+def test_a_run_that_is_interrupted_leaves_its_log_and_goes_on_behind_its_checkpoint(call, tmp_path, file, monkeypatch):
+    out, path, evaluate = tmp_path / "run", file(**{"save-every": 2, "eval_every": 4}), runs.held_out_loss
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "held_out_loss", interrupted)
+    assert call("train", "--settings", path, "--out", out)[0] == 130
+    monkeypatch.setattr(runs, "held_out_loss", evaluate)
+    logs = [runs.read_log(out / "log.jsonl")]
+    assert load_checkpoint(out / "checkpoint").training["step"] == 2
+    assert call("train", "--resume", out, "--until", 3)[0] == 0
+    logs.append(runs.read_log(out / "log.jsonl"))
+    assert call("train", "--resume", out)[0] == 0
+    assert call("train", "--settings", path, "--out", tmp_path / "whole")[0] == 0
+    whole = runs.read_log(tmp_path / "whole" / "log.jsonl")
+    for log, steps in ((logs[0], 3), (logs[1], 3), (runs.read_log(out / "log.jsonl"), 6)):
+        assert [(one["step"], one["loss"]) for one in log] == [(one["step"], one["loss"]) for one in whole[:steps]]
+
+
+def test_who_comes_second_leaves_the_folder_as_it_is(call, tmp_path, text, monkeypatch):
+    """Also the vocabulary of a run that has no checkpoint yet; and a run that has ended meanwhile."""
+    out = tmp_path / "run"
+    for name, size in (("one", 262), ("two", 270)):
+        bpe.train(text.read_text(), size).save(tmp_path / name)
+    asked = ["train", "--data", text, "--length", 16, "--tokenizer", "bpe", "--vocab", tmp_path / "two", "--out", out]
+    folder = runs.RunFolder(out)
+    with folder.alone():
+        bpe.load(tmp_path / "one").save(out)
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        code, _, err = call(*asked)
+    assert (code, "Another process is training in" in err) == (2, True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    monkeypatch.setattr(runs, "check_folder", lambda path: folder.checkpoint.mkdir())
+    code, _, err = call(*asked)
+    assert (code, "already holds a run" in err) == (2, True)
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(call, tmp_path, file):
