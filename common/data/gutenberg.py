@@ -187,6 +187,13 @@ def shards(folder: Path) -> list[Path] | None:
     return list(sizes)
 
 
+def prepared(source: Path) -> Path | None:
+    """The folder of a preparation, if that is what `source` is, or one of its shards; else None."""
+    folder = source if source.is_dir() else source.parent
+    own = source.is_dir() or (source.is_file() and source.match("shard-*.txt"))
+    return folder if own and (folder / MANIFEST).is_file() else None
+
+
 def documents(path: Path) -> Iterator[str]:
     """The books of a shard, or of any text file."""
     yield from (text for text in read(path).split(SEPARATOR) if text)

@@ -235,6 +235,11 @@ def test_from_books_to_a_run_that_goes_on(call, library, tmp_path):
     assert (code, err) == (0, "")
     assert out.startswith("2 of 6 books in 1 shard in ")
     assert "Left out, a double: 1" in out
+    for shards in (tmp_path / "shards", tmp_path / "shards" / "shard-0000.txt"):  # books end by a token there
+        code, _, err = call("train", "--data", shards, "--out", tmp_path / "run")
+        assert code == 2
+        assert f"parallax corpus tokens {tmp_path / 'shards'} --tokenizer bytes)" in err
+        assert not (tmp_path / "run").exists()
     how = ["--tokenizer", "bytes", "--processes", 1, "--out", tmp_path / "tokens"]
     code, out, _ = call("corpus", "tokens", tmp_path / "shards", *how)
     assert (code, out.splitlines()[0].split(" of ")[1].split(" in ")[0]) == (0, "2 documents")
