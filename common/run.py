@@ -20,8 +20,8 @@ import numpy as np
 
 from common import backend as door
 from common.config import ModelConfig, SamplingConfig, TrainConfig
-from common.data import tokens
-from common.data.corpora import Corpus, corpus, split
+from common.data import gutenberg, tokens
+from common.data.corpora import NAMED, Corpus, corpus, split
 from common.data.windows import Batches, Windows
 from common.errors import UserError
 from common.files import output_folder, replacing_folder, write_text
@@ -52,6 +52,10 @@ def prepare_data(source: str, tokenizer, length: int, train: TrainConfig, state:
         text.check(tokenizer)
         kept, held_out = split(text.ids, HELD_OUT)
     else:
+        shards = None if source in NAMED else gutenberg.prepared(Path(source).expanduser())
+        if shards is not None:  # as plain text what parts books would be 13 characters
+            make = f"parallax corpus tokens {shards} --tokenizer {tokenizer.name}"
+            raise UserError(f"{source} holds prepared books; make a token file of them ({make}), and train on that.")
         text = corpus(source)
         kept, held_out = map(tokenizer.encode, split(text.text, HELD_OUT))
     windows = Windows(kept, length)

@@ -8,7 +8,7 @@ from common.errors import unknown
 from common.record import Record, number, positive_int, require, whole
 
 METHODS = ("adamw", "muon")
-SCHEDULES = ("constant", "cosine", "linear")
+SCHEDULES = ("constant", "constant_with_warmup", "cosine", "linear")
 DECAYS = ("matrices", "all")
 
 
@@ -20,7 +20,8 @@ class TrainConfig(Record):
     others by AdamW, at the same rate.
 
     `learning_rate` is the peak. Schedules warm up linearly from `initial_rate` over `warmup_steps` and then fall on
-    half a cosine ("cosine") or on a line ("linear") to `final_rate` at `steps`; "constant" stays at the peak.
+    half a cosine ("cosine") or on a line ("linear") to `final_rate` at `steps`, or stay there ("constant_with_warmup");
+    "constant" is at the peak from the first step on, whatever `warmup_steps` is.
     `trained` are patterns over names of parameters ("model.layers.11.*"): what they name is trained, all else stays as
     it is. Without patterns all is, or of a model with adapters these alone.
     Source: Loshchilov and Hutter 2019 (AdamW); Jordan et al. 2024 (Muon); Raschka, appendix D (schedule).
@@ -71,10 +72,10 @@ class TrainConfig(Record):
 
     def rate(self, step: int) -> float:
         """The learning rate of step 0, 1, 2, …"""
-        if self.schedule == "constant":
-            return self.learning_rate
-        if step < self.warmup_steps:
+        if step < self.warmup_steps and self.schedule != "constant":
             return self.initial_rate + step * (self.learning_rate - self.initial_rate) / self.warmup_steps
+        if self.schedule in ("constant", "constant_with_warmup"):
+            return self.learning_rate
         done = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
         left = 1 - done if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
         return self.final_rate + (self.learning_rate - self.final_rate) * left

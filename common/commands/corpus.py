@@ -78,7 +78,9 @@ def _tokens(source: Path, out: Path, name: str, vocab: Path | None, processes: i
     from common.data import gutenberg, tokens
     from common.data.corpora import text_files
 
-    paths = (gutenberg.shards(source) or text_files(source)) if source.is_dir() else [source]
+    paths = gutenberg.shards(source)
+    if paths is None:
+        paths = text_files(source) if source.is_dir() else [source]
     texts = (text for path in paths for text in gutenberg.documents(path))
     several = (os.cpu_count() or 1) if processes is None else processes
     with options.bar("documents") as told:

@@ -11,6 +11,7 @@ import typer
 
 from common.commands import options, settings
 from common.config import Execution, TrainConfig
+from common.errors import UserError
 
 _DEFAULT = TrainConfig()
 TRAINED = ("last-layer", "last-block", "last-two-blocks", "all", "lora")
@@ -68,8 +69,10 @@ class Plan:
     optimizer: Annotated[str, typer.Option(help="adamw, or muon for the matrices inside layers.")] = _DEFAULT.optimizer
     momentum: Annotated[float, typer.Option(help="Muon's decay of the mean gradient.")] = _DEFAULT.momentum
     learning_rate: Annotated[float, typer.Option(help="Peak rate.")] = _DEFAULT.learning_rate
-    schedule: Annotated[str, typer.Option(help="cosine, linear or constant.")] = _DEFAULT.schedule
-    warmup_steps: Annotated[int, typer.Option(help="Linear warm-up.")] = _DEFAULT.warmup_steps
+    schedule: Annotated[str, typer.Option(help="cosine, linear, constant or constant_with_warmup.")] = _DEFAULT.schedule
+    warmup_steps: Annotated[
+        int | None, typer.Option(help=f"Linear warm-up (default: {_DEFAULT.warmup_steps}; constant has none).")
+    ] = None
     initial_rate: Annotated[float, typer.Option(help="Rate at which the warm-up begins.")] = _DEFAULT.initial_rate
     final_rate: Annotated[float | None, typer.Option(help="Rate at the end (default: a tenth of the peak).")] = None
     beta1: Annotated[float, typer.Option(help="AdamW's decay of the mean gradient.")] = _DEFAULT.beta1
@@ -80,9 +83,22 @@ class Plan:
     clip_norm: Annotated[float, typer.Option(help="Limit of the gradient norm; 0 is none.")] = _DEFAULT.clip_norm
     seed: Annotated[int, typer.Option(help="Seed of weights, data order and dropout.")] = _DEFAULT.seed
 
+    @property
+    def warm_up(self) -> int:
+        """Steps of warm-up, also if nothing is said about them."""
+        if self.warmup_steps is None:
+            return 0 if self.schedule == "constant" else _DEFAULT.warmup_steps
+        return self.warmup_steps
+
     def train_config(self, **more: Any) -> TrainConfig:
         """The settings of the run, if epochs do not say how many steps they are."""
+        if self.schedule == "constant" and self.warm_up:
+            raise UserError(
+                f"--schedule constant has no warm-up; leave out --warmup-steps {self.warm_up}, or choose"
+                " --schedule constant_with_warmup."
+            )
         own = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "epochs"}
+        own["warmup_steps"] = self.warm_up
         own["final_rate"] = self.learning_rate / 10 if self.final_rate is None else self.final_rate
         return TrainConfig(**{**own, "clip_norm": self.clip_norm or None, **more})
 

@@ -96,7 +96,7 @@ class Running:
                 raise UserError(f"{run.out} holds a run without {settings.FILE}; go on with --resume {run.out}.")
             resume, self.start = run.out, runs.resume(run.out, self.kind)
             free = self.free | ({"epochs", "steps"} if plan.epochs is not None else {"epochs"})
-            own = {"preset": None} if named else {}
+            own = {"warmup_steps": plan.warm_up, **({"preset": None} if named else {})}
             other = settings.changed(self.context, run.out / settings.FILE, free, **own)
             if other:
                 raise UserError(f"{run.out} holds a run with other settings: {'; '.join(other)}.")

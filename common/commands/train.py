@@ -103,5 +103,6 @@ def train(
         files=tuning.files_of(encoder),
         mfu=True,
     )
-    own = {"steps": settings.steps, "epochs": None, "preset": None if named else model.preset}
+    own = {"steps": settings.steps, "epochs": None, "warmup_steps": settings.warmup_steps}
+    own["preset"] = None if named else model.preset
     here.go(task, start, settings, backend, own)

@@ -168,14 +168,30 @@ def _taken_up(out: Path, sources: Sequence[Path], rules: Rules) -> dict[str, Any
 
 
 def shards(folder: Path) -> list[Path] | None:
-    """The shards that a preparation has written into that folder, None where there was none."""
+    """The shards that a preparation has written into that folder, None where there was none. Raises UserError for one
+    that has none, and for shards that are not as long as they were then."""
+    if not (folder / MANIFEST).exists():
+        return None
     try:
         told = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return [folder / one["name"] for one in told["shards"]]
-    except FileNotFoundError:
-        return None
+        sizes = {folder / one["name"]: int(one["bytes"]) for one in told["shards"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"The preparation in {folder} is damaged ({type(error).__name__}: {error}).") from error
+    if not sizes:
+        raise UserError(f"The preparation in {folder} has no shard yet; go on with it by parallax corpus prepare.")
+    for path, size in sizes.items():
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            wrong = "is missing" if found is None else f"has {found:,} bytes where {size:,} belong"
+            raise UserError(f"{path} {wrong}; prepare the books anew, into another folder.")
+    return list(sizes)
+
+
+def prepared(source: Path) -> Path | None:
+    """The folder of a preparation, if that is what `source` is, or one of its shards; else None."""
+    folder = source if source.is_dir() else source.parent
+    own = source.is_dir() or (source.is_file() and source.match("shard-*.txt"))
+    return folder if own and (folder / MANIFEST).is_file() else None
 
 
 def documents(path: Path) -> Iterator[str]:

@@ -268,6 +268,30 @@ def test_epochs_stand_in_place_of_steps(call, tmp_path, weights, text):
         assert (code, "in place of --steps" in err) == (2, True)
 
 
+def test_a_constant_rate_has_a_warm_up_by_its_own_name(call, tmp_path, file):
+    def rates(out):
+        return [line["rate"] for line in runs.read_log(out / "log.jsonl")]
+
+    for schedule, steps, want in (
+        ("constant", None, [1e-3] * 4),
+        ("constant", 0, [1e-3] * 4),
+        ("constant_with_warmup", 2, [0.0, 5e-4, 1e-3, 1e-3]),
+    ):
+        own = {} if steps is None else {"warmup-steps": steps}
+        out = tmp_path / f"{schedule} {steps}"
+        code, _, err = call("train", "--settings", file(schedule=schedule, steps=4, **own), "--out", out)
+        assert code == 0, err
+        assert rates(out) == want
+        assert tomllib.loads((out / "settings.toml").read_text())["warmup-steps"] == (steps or 0)
+        assert call("train", "--settings", out / "settings.toml", "--auto-resume", "--out", out)[0] == 0
+    wrong = file(schedule="constant", **{"warmup-steps": 100})
+    for more in ((), ("--warmup-steps", 20)):
+        code, _, err = call("train", "--settings", wrong, *more, "--out", tmp_path / "x")
+        assert (code, "or choose --schedule constant_with_warmup." in err) == (2, True)
+        assert f"leave out --warmup-steps {20 if more else 100}," in err
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_variant_is_trained(call, tmp_path, text):
     out = tmp_path / "run"
     variant = "grouped_query num_kv_heads=1 + multi_head"

@@ -250,6 +250,18 @@ def test_linear_rates_are_optaxs():
         assert train.rate(step) == pytest.approx(float(theirs(step)), rel=1e-6), step
 
 
+def test_constant_rates_after_a_warm_up_are_optaxs():
+    import optax
+
+    train = TrainConfig(
+        steps=50, warmup_steps=10, learning_rate=1e-2, initial_rate=1e-3, schedule="constant_with_warmup"
+    )
+    theirs = optax.warmup_constant_schedule(1e-3, 1e-2, 10)
+    for step in (0, 1, 9, 10, 11, 49, 80):
+        assert train.rate(step) == pytest.approx(float(theirs(step)), rel=1e-6), step
+    assert train.with_(warmup_steps=0).rate(0) == train.with_(schedule="constant").rate(0) == 1e-2
+
+
 def test_learning_rate_at_its_edges():
     train = TrainConfig(steps=10, warmup_steps=0, learning_rate=1.0, initial_rate=0.5, final_rate=0.25)
     assert train.rate(0) == 1.0

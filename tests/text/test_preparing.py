@@ -118,6 +118,32 @@ def test_a_preparation_of_something_else_is_not_gone_on_with(library, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"", "has 0 bytes where"), (b"cut", "has 3 bytes where"), (None, "is missing; prepare the books anew")],
+)
+def test_a_shard_that_has_changed_is_refused(call, library, tmp_path, content, told):
+    prepared(library, tmp_path / "shards", shard_bytes=100)
+    path = tmp_path / "shards" / "shard-0001.txt"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    out = tmp_path / "tokens"
+    code, _, err = call("corpus", "tokens", tmp_path / "shards", "--tokenizer", "bytes", "--processes", 1, "--out", out)
+    assert code == 2
+    assert told in err
+    assert err.startswith(f"parallax: {path} ")
+    assert not out.exists()
+
+
+def test_a_preparation_without_a_shard_is_no_text(library, tmp_path):
+    with pytest.raises(UserError, match="Not one of 1 files"):
+        prepared(library[3:4], tmp_path)
+    with pytest.raises(UserError, match="has no shard yet"):
+        gutenberg.shards(tmp_path)
+    assert gutenberg.shards(tmp_path / "nowhere") is gutenberg.shards(library[0]) is None
+
+
+@pytest.mark.parametrize(
     ("rules", "told"), [({"ascii_share": 2}, "share of ASCII"), ({"shard_bytes": 0}, "holds nothing")]
 )
 def test_rules_that_cannot_be(rules, told):
@@ -209,6 +235,11 @@ def test_from_books_to_a_run_that_goes_on(call, library, tmp_path):
     assert (code, err) == (0, "")
     assert out.startswith("2 of 6 books in 1 shard in ")
     assert "Left out, a double: 1" in out
+    for shards in (tmp_path / "shards", tmp_path / "shards" / "shard-0000.txt"):  # books end by a token there
+        code, _, err = call("train", "--data", shards, "--out", tmp_path / "run")
+        assert code == 2
+        assert f"parallax corpus tokens {tmp_path / 'shards'} --tokenizer bytes)" in err
+        assert not (tmp_path / "run").exists()
     how = ["--tokenizer", "bytes", "--processes", 1, "--out", tmp_path / "tokens"]
     code, out, _ = call("corpus", "tokens", tmp_path / "shards", *how)
     assert (code, out.splitlines()[0].split(" of ")[1].split(" in ")[0]) == (0, "2 documents")

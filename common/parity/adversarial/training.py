@@ -102,6 +102,12 @@ EDGES = (
         lambda build: _trained(build, COSINE.with_(initial_rate=0.0), steps=1),
     ),
     Edge(
+        "a constant rate after a warm-up",
+        ("Boundary",),
+        "the first steps are a warm-up's, those behind it have the peak rate, the last one too",
+        lambda build: _trained(build, COSINE.with_(schedule="constant_with_warmup"), start=1, steps=3),
+    ),
+    Edge(
         "the last step and beyond",
         ("Boundary", "Policy"),
         "the last step is nearly at the final rate, and steps after the last stay there",
