@@ -186,11 +186,12 @@ def test_the_first_losses_are_the_books(untrained, data_dir):
 
 @pytest.mark.full
 def test_the_curve_is_the_books(call, data_dir):
-    """Its first 26 steps, on a CPU; all 90 take five minutes more, and are in the note of the change."""
+    """All pairs that it prints, and the text with which it ends: ten minutes of a CPU's core."""
     code, out, err = call(
-        "book", "--data", data_dir / "the-verdict.txt", "--vocab", data_dir / "gpt2", "--epochs", 3, "--prompt", TEXT
+        "book", "--data", data_dir / "the-verdict.txt", "--vocab", data_dir / "gpt2", "--prompt", TEXT
     )
     assert code == 0, err
     lines = [line for line in out.splitlines() if line.startswith("Ep ")]
     got = {int(line.split("Step ")[1][:6]): f"{line.split()[6].rstrip(',')} {line.split()[9]}" for line in lines}
-    assert got == {step: CURVE[step] for step in range(0, 27, 5)}
+    assert got == CURVE
+    assert out.splitlines()[-1].startswith(f'{TEXT} know," was one of the axioms he laid down')
