@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from common import params
-from common.config import PRESETS, GPTConfig, TrainConfig, preset
+from common.config import PRESETS, Execution, GPTConfig, TrainConfig, preset
 
 # --- AdamW ------------------------------------------------------------------------------------------------------------
 
@@ -190,6 +190,32 @@ def test_exact_gelu_is_the_normal_distribution_function(wing):
         got = np.asarray(gelu(make(x)))
     want = [v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in x]
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("wing", ["common.oracle", "torch_impl", "jax_impl"])
+def test_an_embedding_is_a_product_with_rows_that_are_one_hot(wing):
+    """F-017: to the bit, for a row times one is the row, and zeros add nothing. Here the book's four rows of five."""
+    torch.manual_seed(123)
+    theirs = torch.nn.Embedding(4, 5).weight.detach()
+    ids = np.array([[2, 3, 1], [1, 1, 0]])
+    want = (torch.nn.functional.one_hot(torch.from_numpy(ids)).float() @ theirs).numpy()
+    got = embedded(wing, theirs.numpy(), ids)
+    assert np.array_equal(got, want)
+    assert np.array_equal(got, theirs.numpy()[ids])
+
+
+def embedded(wing, weight_VE, ids):
+    """What the embedding of an implementation makes of ids."""
+    kind = importlib.import_module(f"{wing}.layers").Embedding
+    made = kind(*weight_VE.shape, *(() if wing == "common.oracle" else (Execution(dtype="float32").precision,)))
+    if wing == "torch_impl":
+        made.load_state_dict({"weight": torch.from_numpy(weight_VE)})
+        return made(torch.from_numpy(ids)).detach().numpy()
+    if wing == "jax_impl":
+        made.weight[...] = jnp.asarray(weight_VE)
+        return np.asarray(made(jnp.asarray(ids)))
+    made.weight = weight_VE
+    return made(ids)
 
 
 TOY = np.array([[4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79]])  # closer every effort forward …

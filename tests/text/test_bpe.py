@@ -1,8 +1,10 @@
 """Byte-pair encoding from scratch: against tiktoken's encoder, Hugging Face's trainer, OpenAI's files, the book."""
 
+import inspect
 import json
 import random
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from common.tokenizers import book, bpe, merges, tokenizer, words
 
 TEXT = corpus("pydoc").text[:120_000]
 ODD = "naïve café: 東京は 42 мир 👩‍👩‍👧 \t x  = {'a':1}\n\n  don't we'll\r\n\x00 ﷽ e\u0301"
+CODE = Path(inspect.__file__).read_text(encoding="utf-8")
+NOISE = random.Random(7).randbytes(1 << 16).decode("latin-1")
 SENTENCE = "Jack embraced beauty through art and life."
 
 
@@ -42,6 +46,14 @@ def gpt2_files(data_dir):
 
 def test_tokens_are_tiktokens(trained, theirs):
     for text in (TEXT, ODD, "", " ", "\n\n\n", "a" * 5000, ODD * 40):
+        assert trained.encode(text).tolist() == theirs.encode_ordinary(text)
+        assert trained.decode(trained.encode(text)) == text
+
+
+def test_tokens_of_code_and_of_random_bytes_are_tiktokens(trained, theirs):
+    assert len(CODE) > 50_000
+    assert set(NOISE) == set(map(chr, range(256)))
+    for text in (CODE, NOISE):
         assert trained.encode(text).tolist() == theirs.encode_ordinary(text)
         assert trained.decode(trained.encode(text)) == text
 
@@ -147,7 +159,8 @@ def test_gpt2s_own_vocabulary(gpt2_files):
     }  # fmt: skip
     for text, ids in known.items():
         assert made.encode(text).tolist() == ids
-    for text in (TEXT, ODD, "a\nb", "a\n\nb", "\nHello", "Hello\n", "a\r\nb", "Hello \nworld", "Hello\n world"):
+    lines = ("a\nb", "a\n\nb", "\nHello", "Hello\n", "a\r\nb", "Hello \nworld", "Hello\n world")
+    for text in (TEXT, ODD, CODE, NOISE, *lines):
         assert np.array_equal(made.encode(text), fast.encode(text))
         assert made.decode(made.encode(text)) == text
 
