@@ -21,6 +21,7 @@ from common.parity.perturb import another, names_of
 from common.parity.probes import ORACLE, Outcome, Probe, forward, probes, smallest
 from common.parity.rows import Exhibit, Row
 from common.parity.trial import Session
+from common.quantised import quantised
 from common.record import plain
 
 NAME = "C6"
@@ -181,9 +182,18 @@ def _execution(session: Session, probe: Probe, name: str, row: Row) -> Row:
     model, (stage,) = smallest(min(FAMILIES)), probe.stages
     want, notes, errors = stage(ORACLE, None), [], {}
     for subject in session.subjects:
-        found = [stage(subject, execution) for execution in _other_executions(session, subject, name)]
-        notes += [f"{subject} refuses: {got}" for got in found if isinstance(got, str)]
-        errors[subject] = max((_relative(got, want) for got in found if not isinstance(got, str)), default=0.0)
+        found = []
+        for execution in _other_executions(session, subject, name):
+            got, due = stage(subject, execution), want
+            if execution.base != "plain":  # computes with the numbers that 4 bits stand for
+                due = forward(
+                    ORACLE, session, model.config, None, quantised(model.config, model.weights(), execution.base)
+                )
+            if isinstance(got, str):
+                notes.append(f"{subject} refuses: {got}")
+            else:
+                found.append(_relative(got, due))
+        errors[subject] = max(found, default=0.0)
     row = replace(row, errors=errors, size=want.size, note="; ".join(notes))
     if row.tier == "float64":
         return replace(row, rule="float64")

@@ -17,6 +17,7 @@ TUPLES: dict[str, tuple[Any, ...]] = {
     "targets": ("*.o_proj", "*.up_proj"),
     "trained": ("*.weight", "*.lora_A.*"),
 }
+NAMES: dict[str, tuple[str, ...]] = {"name": ("another",)}  # texts that are of no table
 OF_TYPE: dict[type, tuple[Any, ...]] = {bool: (True, False), int: (2, 3), float: (0.4,)}  # for a field without a value
 
 
@@ -57,6 +58,7 @@ def candidates(config: Any, name: str) -> Iterator[Any]:
     elif isinstance(value, str):
         for table in enumerations():
             yield from (other for other in table if value in table and other != value)
+        yield from NAMES.get(name, ())
     elif is_dataclass(value):
         yield from filter(None, (another(value, inner) for inner in names_of(value)))
     elif name in TUPLES:
