@@ -78,7 +78,7 @@ def test_a_file_says_what_the_command_line_does_not(call, tmp_path, file):
         ("keep-best = 1", "allowed is true or false"),
         ("set = 'loss=chunked'", "allowed is a list"),
         ("resume = 'x'", "Unknown setting"),
-        ("[train]\nsteps = 3", "Unknown setting"),
+        ("[plan]\nsteps = 3", "Unknown setting"),
         (None, "cannot be read"),
     ],
 )
