@@ -204,9 +204,12 @@ def test_who_comes_second_leaves_the_folder_as_it_is(call, tmp_path, text, monke
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(call, tmp_path, file):
-    """SIGKILL in the middle of step 5, after a checkpoint every step: what was saved is whole, and goes on."""
-    out, path = tmp_path / "run", file(**{"save-every": 1})
+@pytest.mark.full_for("jax")
+@pytest.mark.parametrize(("first", "second"), [("torch", "torch"), ("torch", "jax"), ("jax", "torch")])
+def test_a_killed_run_goes_on_from_its_last_checkpoint(call, tmp_path, file, first, second):
+    """SIGKILL in the middle of step 5, after a checkpoint every step: what was saved is whole, and goes on in either
+    wing to where a run would have come that nobody killed."""
+    out, path = tmp_path / "run", file(**{"save-every": 1, "dtype": "float64", "dropout": 0.1, "backend": first})
     code = (
         "import os, signal\n"
         "from common.cli import main\n"
@@ -221,10 +224,15 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(call, tmp_path, file):
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -9
     assert load_checkpoint(out / "checkpoint").training["step"] == 4
-    assert call("train", "--resume", out)[0] == 0
+    assert call("train", "--resume", out, "--backend", second, "--dtype", "float64")[0] == 0
     assert call("train", "--settings", path, "--out", tmp_path / "whole")[0] == 0
+    assert [line["step"] for line in runs.read_log(out / "log.jsonl")] == list(range(6))
     whole, split = (load_checkpoint(one / "checkpoint").weights for one in (tmp_path / "whole", out))
-    assert all(np.array_equal(whole[name], split[name]) for name in params.table(BYTES))
+    for name, parameter in params.table(BYTES).items():
+        if first == second:
+            assert np.array_equal(whole[name], split[name]), name
+        elif not parameter.dead:  # the claim of C5 about runs that change framework, as of Muon's below
+            assert difference(name, split[name], whole[name]).relative <= 1e-11, name
 
 
 def test_a_folder_changes_place_at_once(tmp_path, monkeypatch):
