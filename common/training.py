@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from common.errors import unknown
 from common.record import Record, number, positive_int, require, whole
@@ -22,12 +22,13 @@ class TrainConfig(Record):
     `learning_rate` is the peak. Schedules warm up linearly from `initial_rate` over `warmup_steps` and then fall on
     half a cosine ("cosine") or on a line ("linear") to `final_rate` at `steps`, or stay there ("constant_with_warmup");
     "constant" is at the peak from the first step on, whatever `warmup_steps` is.
+    Gradients are clipped from step `clip_from` on; before it their norm is only measured.
     `trained` are patterns over names of parameters ("model.layers.11.*"): what they name is trained, all else stays as
     it is. Without patterns all is, or of a model with adapters these alone.
     Source: Loshchilov and Hutter 2019 (AdamW); Jordan et al. 2024 (Muon); Raschka, appendix D (schedule).
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("trained",)
+    LATER: ClassVar[tuple[str, ...]] = ("clip_from", "trained")
 
     steps: int = 300
     batch_size: int = 8
@@ -45,6 +46,7 @@ class TrainConfig(Record):
     weight_decay: float = 0.1
     decay: str = "matrices"
     clip_norm: float | None = 1.0
+    clip_from: int = 0
     seed: int = 0
     trained: tuple[str, ...] = ()
 
@@ -57,7 +59,8 @@ class TrainConfig(Record):
         number(self, "adam_eps", 1e-30, 1.0, "a number in (0, 1]")
         if self.clip_norm is not None:
             number(self, "clip_norm", 1e-12, 1e12, "a number > 0, or none")
-        whole(self, "warmup_steps", 0, math.inf, "a whole number >= 0")
+        for name in ("warmup_steps", "clip_from"):
+            whole(self, name, 0, math.inf, "a whole number >= 0")
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", str(self.schedule), SCHEDULES)
         if self.optimizer not in METHODS:
@@ -79,6 +82,10 @@ class TrainConfig(Record):
         done = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
         left = 1 - done if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
         return self.final_rate + (self.learning_rate - self.final_rate) * left
+
+    def at(self, step: int) -> Self:
+        """The settings as they are in step 0, 1, 2, …: nothing is clipped before `clip_from`."""
+        return self if step >= self.clip_from else self.with_(clip_norm=None)
 
     def adam_scalars(self, step: int) -> tuple[float, float, float, int]:
         """(learning rate, 1 - beta1^t, 1 - beta2^t, t = step + 1), in host float64 for both wings."""

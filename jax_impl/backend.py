@@ -186,7 +186,7 @@ class JaxModel(Accounts):
             np.array(self.train.adam_scalars(self.step), kind),
             np.uint32(self.train.seed),
             np.uint32(self.step),
-            self.recipe,
+            self.recipe.at(self.step),
         )
         self.step += 1
         self.served = None
@@ -331,8 +331,10 @@ def _device(name, known):
 
 
 def _recipe(train):
-    """What of a run's settings the compiled step depends on; rates, lengths and the seed are arguments."""
-    kept = ("optimizer", "momentum", "beta1", "beta2", "adam_eps", "weight_decay", "decay", "clip_norm", "trained")
+    """What of a run's settings the compiled step depends on; rates, lengths and the seed are arguments. A run that
+    clips from a later step on has two programs."""
+    clip, what = ("clip_norm", "clip_from"), ("decay", "trained")
+    kept = ("optimizer", "momentum", "beta1", "beta2", "adam_eps", "weight_decay", *clip, *what)
     return TrainConfig(**{name: getattr(train, name) for name in kept})
 
 

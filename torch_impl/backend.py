@@ -209,7 +209,7 @@ class TorchModel(Accounts):
             self._places(positions),
             count,
             self.train.adam_scalars(self.step),
-            self.train,
+            self.train.at(self.step),
             self.decays,
             self.trained,
             key,

@@ -175,7 +175,7 @@ class SpreadModel(TorchModel):
         loss, grads = self._gradients(inputs, targets, positions, count, key)
         with torch.no_grad():
             norm = self._norm(grads)
-            limit = self.train.clip_norm
+            limit = self.train.at(self.step).clip_norm
             if limit is not None:
                 scale = torch.clamp(limit / (norm + 1e-6), max=1.0)
                 for grad in grads.values():

@@ -81,6 +81,7 @@ class Plan:
     weight_decay: Annotated[float, typer.Option(help="Decoupled decay.")] = _DEFAULT.weight_decay
     decay: Annotated[str, typer.Option(help="What decays: matrices, or all (as in the book).")] = _DEFAULT.decay
     clip_norm: Annotated[float, typer.Option(help="Limit of the gradient norm; 0 is none.")] = _DEFAULT.clip_norm
+    clip_from: Annotated[int, typer.Option(help="First step whose gradients are clipped.")] = _DEFAULT.clip_from
     seed: Annotated[int, typer.Option(help="Seed of weights, data order and dropout.")] = _DEFAULT.seed
 
     @property

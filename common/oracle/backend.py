@@ -135,7 +135,7 @@ class OracleModel:
             positions,
             count,
             scalars,
-            self.train,
+            self.train.at(self.step),
             self.decays,
             self.trained,
             key,

@@ -74,7 +74,7 @@ def course(name: str, guide: str) -> Course:
         losses.append(float(oracle.loss_of(weights, inputs, targets, dropout)))
         gaps.append(_gap(oracle, weights, grads, inputs, targets, dropout, step))
         own = {name: grads[name].astype(np.float64) for name in trained}
-        own, norm = clip_by_global_norm(own, settings.clip_norm)
+        own, norm = clip_by_global_norm(own, settings.at(step).clip_norm)
         moving = {name: weights[name] for name in trained}
         moving, slots = update(moving, own, slots, settings.adam_scalars(step), settings, decays)
         weights = {**weights, **moving}

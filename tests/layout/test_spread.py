@@ -136,7 +136,7 @@ def test_pytorchs_checkpointed_blocks_follow_one(layout, model):
 
 @pytest.mark.full
 @pytest.mark.parametrize("layout", ["data=2", "shard=2", "tensor=2", "shard=2,tensor=2"])
-@pytest.mark.parametrize("train", [{}, {"optimizer": "muon"}], ids=["adamw", "muon"])
+@pytest.mark.parametrize("train", [{"clip_norm": 0.1, "clip_from": 1}, {"optimizer": "muon"}], ids=["adamw", "muon"])
 def test_pytorchs_fast_forms_follow_one_in_float32(layout, train):
     processes = 4 if "," in layout else 2
     check(follow("torch", layout, processes, execution=FAST["torch"], train=train, dtype="float32"), SINGLE)

@@ -136,6 +136,54 @@ def test_the_oracle_takes_the_same_steps(fresh_model):
         check_equal(models[name].optimizer_slots(), models["numpy"].optimizer_slots(), config, BOUND)
 
 
+# --- clipping from a later step on ------------------------------------------------------------------------------------
+
+
+@pytest.mark.full_for("jax-28")
+@pytest.mark.parametrize("first", [27, 28])  # the first step after the warm-up; in print the book has the second
+def test_clipping_begins_where_the_book_lets_it(fresh_model, name, first):
+    """Its schedule (F-170: 135 steps, 27 of warm-up), from step 25 to 29, against its loop with PyTorch's own optimizer
+    on the gradients of the same weights. Every step is clipped that may be."""
+    import torch
+
+    from common.config import GPTConfig
+
+    config = GPTConfig(5, 4, 4, 1, 2, ff_dim=4, qkv_bias=False)
+    warmup, steps, peak, least, limit = 27, 135, 1e-3, 1e-5, 0.05
+    rates = {"learning_rate": peak, "initial_rate": least, "final_rate": least}
+    train = TrainConfig(steps=steps, warmup_steps=warmup, clip_norm=limit, clip_from=first, decay="all", **rates)
+    model, guide = fresh_model(name, config), fresh_model("torch", config)
+    model.start_training(train, step=25)
+    theirs = {key: torch.nn.Parameter(torch.tensor(w, dtype=torch.float64)) for key, w in guide.weights().items()}
+    optimizer = torch.optim.AdamW(theirs.values(), weight_decay=train.weight_decay)
+    for p in theirs.values():  # 25 steps that nobody saw
+        empty = (torch.zeros_like(p), torch.zeros_like(p))
+        optimizer.state[p] = {"step": torch.tensor(25.0), **dict(zip(("exp_avg", "exp_avg_sq"), empty, strict=True))}
+    bare = []
+    for step in range(25, 30):
+        inputs, targets = batch(step, rows=2, length=4, vocab=5)
+        result = model.train_step(inputs, targets)
+        found = fresh_model("torch", config, weights={key: p.detach().numpy() for key, p in theirs.items()})
+        for key, grad in found.gradients(inputs, targets).grads.items():
+            theirs[key].grad = torch.tensor(grad)
+        if step < warmup:
+            rate = least + step * (peak - least) / warmup
+        else:
+            rate = least + (peak - least) / 2 * (1 + np.cos(np.pi * (step - warmup) / (steps - warmup)))
+        optimizer.param_groups[0]["lr"] = rate
+        norm = torch.nn.utils.get_total_norm([p.grad for p in theirs.values()])
+        if step >= first:
+            torch.nn.utils.clip_grad_norm_(theirs.values(), limit)
+        else:
+            bare.append(step)
+        optimizer.step()
+        assert limit < result.grad_norm == pytest.approx(float(norm), rel=1e-12), "clipping never acts"
+    assert bare == list(range(25, first))
+    check_equal(model.weights(), {key: p.detach().numpy() for key, p in theirs.items()}, config, BOUND)
+    averages = {f"{key}.exp_avg": optimizer.state[p]["exp_avg"].numpy() for key, p in theirs.items()}
+    check_equal({key: model.optimizer_slots()[key] for key in averages}, averages, config, BOUND)
+
+
 # --- going on ---------------------------------------------------------------------------------------------------------
 
 

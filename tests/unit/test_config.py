@@ -50,6 +50,7 @@ BAD = [
     (TrainConfig(), "adam_eps", 0.0, "(0, 1]"),
     (TrainConfig(), "clip_norm", 0.0, "a number > 0, or none"),
     (TrainConfig(), "warmup_steps", -1, "a whole number >= 0"),
+    (TrainConfig(), "clip_from", -1, "a whole number >= 0"),
     (TrainConfig(), "schedule", "cosin", "did you mean 'cosine'"),
     (TrainConfig(), "decay", "matrix", "did you mean 'matrices'"),
     (TrainConfig(), "seed", 2**32, "[0, 2^32)"),

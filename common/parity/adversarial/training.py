@@ -90,6 +90,12 @@ EDGES = (
         lambda b: _trained(b, TRAIN.with_(clip_norm=None)),
     ),
     Edge(
+        "clipping from the third step on",
+        ("Boundary",),
+        "the first two steps keep their gradients, all longer than the limit, and the third does not",
+        lambda build: _trained(build, TRAIN.with_(clip_from=2), steps=4),
+    ),
+    Edge(
         "no warm-up",
         ("Boundary",),
         "with 0 steps of warm-up the first step has the peak rate, and nothing is divided by zero",
