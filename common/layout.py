@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from common import adapters
 from common.errors import UserError, unknown
 from common.record import Record, positive_int
 
@@ -91,6 +90,8 @@ def splits(config: "ModelConfig") -> dict[str, int]:
     """The axis along which tensor parallelism cuts a parameter, by name; those that are not here are whole everywhere:
     rows of maps that make heads or hidden units (0), columns of maps that put them together (1). Of their adapters it
     cuts what has these rows, B and the magnitudes, or these columns, A."""
+    from common import adapters  # commands that only help import no NumPy
+
     found = {}
     for layer in range(config.num_layers):
         for name, part in (("self_attn", config.attention_of(layer)), ("mlp", config.feed_forward_of(layer))):
