@@ -5,12 +5,13 @@ gradients and the optimizer's state as well, and whoever needs a layer gathers i
 `tensor` cuts heads and hidden units, so that devices compute parts of one product (Shoeybi et al. 2019).
 """
 
+import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError, unknown
 from common.record import Record, positive_int
@@ -162,6 +163,23 @@ def check_processes(layout: Layout) -> None:
     _, world = processes()
     if world > 1 and layout.devices == 1:
         raise UserError(f"{world} processes run, says the environment ({WORLD}), and none of them is told a --layout.")
+
+
+def by_leader(leads: bool, share: Callable[[bytes], bytes], make: Callable[[], Any]) -> Any:
+    """What the process that leads makes, as JSON has it, in all processes, which wait for it; `share` hands its bytes
+    on. Where it fails, all of them do; if it is killed, whoever launched them has to end the others."""
+    text, failure = b"", None
+    if leads:
+        try:
+            text = json.dumps({"made": make()}).encode()
+        except Exception as error:
+            text, failure = json.dumps({"failed": str(error) or repr(error)}).encode(), error
+    told = json.loads(share(text))
+    if failure is not None:
+        raise failure
+    if "failed" in told:
+        raise UserError(told["failed"])
+    return told["made"]
 
 
 def leads(env: Mapping[str, str] = os.environ) -> bool:

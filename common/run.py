@@ -149,7 +149,7 @@ def check_folder(path: Path) -> None:
 
 
 class State(NamedTuple):
-    """What a checkpoint keeps of a model. All processes that train it put it together, and one writes it."""
+    """What a checkpoint keeps of a model. All processes that train it put it together, and one has and writes it."""
 
     config: ModelConfig
     weights: Mapping[str, np.ndarray]
@@ -157,7 +157,8 @@ class State(NamedTuple):
 
     @classmethod
     def of(cls, model: door.Model) -> "State":
-        return cls(model.config, model.weights(), model.optimizer_slots())
+        spread = model.execution.layout
+        return cls(model.config, *(model.state() if spread else (model.weights(), model.optimizer_slots())))
 
 
 class RunFolder:

@@ -8,11 +8,14 @@ import json
 import sys
 
 import numpy as np
+import pytest
 
 from common import backend as door
+from common import layout as layouts
 from common import params
 from common.accounting import spread
 from common.config import Execution, SamplingConfig, TrainConfig, model_from_dict
+from common.errors import UserError
 from common.preference import Pairs, Preference
 
 NOISE = 1e-10  # of the largest average of a parameter's gradient
@@ -29,6 +32,24 @@ def batch(config, train, length, step, preference=None):
     return ids[..., :-1], targets
 
 
+def turned(ids):
+    """Positions of rows that are padded differently."""
+    rows, length = ids.shape
+    return np.maximum(np.arange(length) - np.arange(rows)[:, None] % 3, -1)
+
+
+def only_the_leader(model):
+    """What a checkpoint takes lies where it is written; failures of who generates reach all."""
+    state = model.state()
+    whole = model.weights(), model.optimizer_slots()
+    for kept, all_of_it in zip(state, whole, strict=True):
+        assert kept.keys() == (all_of_it.keys() if model.leads else set())
+        assert all((value == all_of_it[name]).all() for name, value in kept.items())
+    if model.config.num_labels is None:
+        with pytest.raises(UserError, match="Prompt 0 has 17 tokens"):
+            model.generate([[1] * 17], SamplingConfig(max_new_tokens=1))
+
+
 def trained(backend, config, execution, train, steps, length, preference):
     model = backend.build(config, params.randomise(config, 3), execution)
     model.start_training(train)
@@ -42,6 +63,8 @@ def trained(backend, config, execution, train, steps, length, preference):
     found |= {f"slot {name}": value for name, value in model.optimizer_slots().items()}
     asked = inputs[0], getattr(targets, "labels", targets)[0]
     found["held out log-probabilities"] = model.log_probs(*asked)[0]
+    found["held out logits"] = model.forward(inputs[0]).logits
+    found["held out logits of other places"] = model.forward(inputs[0], turned(inputs[0])).logits
     more = model.gradients(*batch(config, train, length, 7, preference), (5, 2))
     chosen = params.trained(config, train)
     found |= {f"grad {name}": value for name, value in more.grads.items() if chosen[name]}
@@ -58,8 +81,12 @@ def main(asked):
     leads = model.leads
     held = sum(np.prod(shape) for shape in model.local_shapes().values()) * np.dtype(execution.dtype).itemsize
     own = spread.share(config, execution.spread, train, asked["length"], execution.dtype)
-    sample = model.generate([[1, 2, 3]], SamplingConfig(max_new_tokens=4)) if config.num_labels is None else []
-    _, due = trained(backend, config, execution.with_(layout=""), *rest)
+    only_the_leader(model)
+    alone, due = trained(backend, config, execution.with_(layout=""), *rest)
+    sampling = SamplingConfig(max_new_tokens=4, temperature=0.8, seed=5)
+    for way in ("generate", "stream") if config.num_labels is None else ():
+        texts = [list(getattr(one, way)([[1, 2, 3], [4]], sampling)) for one in (model, alone)]
+        assert texts[0] == texts[1], f"process {layouts.processes()[0]}, {way}"
     errors: dict[str, float] = {}
     dead = {name for name, one in params.table(config).items() if one.dead}
     assert found.keys() == due.keys()
@@ -73,7 +100,7 @@ def main(asked):
         if not any(part in name for part in dead):  # a gradient that is zero in theory is noise
             errors[kind] = max(errors.get(kind, 0.0), error)
     if leads:
-        told = {"errors": errors, "sample": sample, "held": int(held), "due": own.parameters}
+        told = {"errors": errors, "held": int(held), "due": own.parameters}
         print("FOUND", json.dumps(told))
     model.close()
 

@@ -159,6 +159,34 @@ def test_the_environment_tells_which_process_this_is(monkeypatch):
     layouts.check_processes(Layout(data=2))
 
 
+def failing(words):
+    raise UserError(words)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "words"),
+    [(lambda: failing("Too long."), UserError, "Too long"), (lambda: 1 / 0, ZeroDivisionError, "division by")],
+)
+def test_what_the_leader_makes_reaches_all_and_so_does_its_failure(make, kind, words):
+    """Nobody waits for a process that has failed."""
+    told = []
+
+    def leader(text):
+        told.append(text)
+        return text
+
+    def follower(text):
+        assert text == b""
+        return told[-1]
+
+    assert layouts.by_leader(True, leader, lambda: [[1, None], []]) == [[1, None], []]
+    assert layouts.by_leader(False, follower, lambda: failing("It is not asked.")) == [[1, None], []]
+    with pytest.raises(kind, match=words):
+        layouts.by_leader(True, leader, make)
+    with pytest.raises(UserError, match=words):
+        layouts.by_leader(False, follower, make)
+
+
 @pytest.mark.parametrize("port", ["abc", "0", "65535", "70000", ""])
 def test_a_port_that_is_none_is_refused(port):
     with pytest.raises(UserError, match="MASTER_PORT of the environment"):

@@ -91,11 +91,11 @@ def follow(backend, layout, processes=1, *, model=None, execution=None, train=No
     return json.loads(line.removeprefix("FOUND "))
 
 
-def check(found, limit=EXACT):
+def check(found, limit=EXACT, filled=1.0):
     assert set(found["errors"]) == {"told", "held", "weight", "slot", "grad"}
     assert max(found["errors"].values()) < limit, found["errors"]
     # bytes by the closed form; FSDP also cuts biases that tensor parallelism has cut before
-    assert found["due"] * 0.95 < found["held"] <= found["due"]
+    assert found["due"] * 0.95 < found["held"] <= found["due"] * filled
 
 
 @pytest.mark.full_for("data=2-", "shard=2-", "tensor=2-", "data=2,shard=2", "data=2,tensor=2")
@@ -174,7 +174,8 @@ TUNING = {
 def test_fine_tuning_follows_one(backend, name):
     layout, model, train, preference = TUNING[name]
     processes = 1 if backend == "jax" else 4 if "," in layout else 2
-    check(follow(backend, layout, processes, model=model, train=train, preference=preference))
+    found = follow(backend, layout, processes, model=model, train=train, preference=preference)
+    check(found, filled=1.01)  # FSDP fills up a head of three labels
 
 
 @pytest.mark.full
@@ -244,11 +245,15 @@ def test_what_cannot_be_spread_is_refused(backend, layout, model, execution, wor
 
 
 TRAIN = ["--preset", "nano", "--length", "32", "--batch-size", "4", "--dropout", "0.1", "--learning-rate", "0.003"]
-TRAIN += ["--steps", "24", "--eval-every", "8", "--save-every", "4", "--dtype", "float64"]
+TRAIN += ["--steps", "24", "--eval-every", "8", "--save-every", "4", "--sample-every", "6", "--dtype", "float64"]
 
 
 def losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def samples(folder):
+    return [json.loads(line).get("sample") for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.full
@@ -276,6 +281,7 @@ def test_a_lost_worker_is_started_again_and_goes_on(tmp_path, backend, call):
         finally:
             running.kill()
     assert losses(out) == pytest.approx(losses(tmp_path / "one"), rel=1e-9)
+    assert samples(out) == samples(tmp_path / "one")
     words = (tmp_path / "told").read_text()
     assert "steps 0 to 24" in words
     assert any(f"steps {step} to 24" in words for step in range(4, 24, 4))
@@ -290,9 +296,10 @@ def test_a_run_changes_its_layout_and_its_framework(tmp_path, call):
     first = ["train", *TRAIN, "--layout", "shard=2", "--until", "10", "--out", str(out)]
     subprocess.run([sys.executable, *engine, *first], env=environment(), cwd=ROOT, check=True, timeout=300)
     second = ["train", "--resume", str(out), "--backend", "jax", "--layout", "data=2,shard=2,tensor=2"]
-    second += ["--dtype", "float64"]
+    second += ["--dtype", "float64", "--sample-every", "6"]
     subprocess.run([sys.executable, "-m", "common.cli", *second], env=environment(), cwd=ROOT, check=True, timeout=300)
     assert losses(out) == pytest.approx(losses(tmp_path / "one"), rel=1e-9)
+    assert samples(out) == samples(tmp_path / "one")
 
 
 TUNED = {  # kind: (layout, what is its own)

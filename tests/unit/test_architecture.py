@@ -128,6 +128,7 @@ ONE_SIDED_NAMES = {
     "torch_impl/layout.py:PARTS": "JAX's rows are cut by a partition",
     "torch_impl/layout.py:Network": "PyTorch's engines hook into modules",
     "jax_impl/layout.py:join": "JAX's processes join before there are devices, PyTorch's where the mesh is made",
+    "jax_impl/layout.py:PATIENCE": "PyTorch's collective operations wait for half an hour, JAX's for half a minute",
     **{
         f"torch_impl/placing.py:{what}": "PyTorch's maps are cut one by one, and tensors know where they lie"
         for what in ("cut_maps", "Placed", "local_of", "whole_of", "part_of", "added", "cuts_of")
