@@ -1,6 +1,7 @@
 """Shared by every test: where the real data lies, and devices and threads that make runs comparable."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # models this small only lose by sharing their work
     os.environ.setdefault(name, "1")
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # started in the background of a script; tests interrupt themselves
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent
 pytest_plugins = ("reports.perf.plugin",)

@@ -27,6 +27,7 @@ def pytest_generate_tests(metafunc):
             and not (SLOW & set(one.mode.split("+")))
             and not cell.axis
             and not ((one.lower_bound or one.mode == "scan") and cell.task == "train")
+            and not (one.name == "torch fast" and cell.task == "decode")  # compiled too: its step as a whole
         )
         slow = not (option.parallax_run or quick)
         marks = [pytest.mark.full] if slow else []

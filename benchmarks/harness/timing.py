@@ -6,6 +6,7 @@ follows backwards, which cancels a linear drift of the machine. What copy 0 diff
 (A/A) is what this machine calls a difference where there is none.
 """
 
+import functools
 import math
 import random
 import time
@@ -103,6 +104,12 @@ def interval(values: np.ndarray, rounds: int = 5, draws: int = 2000, seed: int =
 
     Rounds are consecutive parts of the run; both rounds and the blocks within them are drawn again.
     """
+    return _interval(np.asarray(values, np.float64).tobytes(), rounds, draws, seed)
+
+
+@functools.lru_cache(1024)  # everybody is held against itself once for every rival
+def _interval(values: bytes, rounds: int, draws: int, seed: int) -> tuple[float, float, float]:
+    values = np.frombuffer(values)
     parts = np.array_split(values, min(rounds, max(1, len(values) // 2)))
     rng = np.random.default_rng(seed)
     chosen = rng.integers(0, len(parts), (draws, len(parts)))

@@ -109,12 +109,13 @@ class Cell:
 
     def between(self, base: Contender, other: Contender) -> Pair | None:
         """The pair of these two, turned so that `other` is seen from `base`."""
-        for pair in self.pairs:
-            if (pair.base.name, pair.other.name) == (base.name, other.name):
-                return pair
-            if (pair.base.name, pair.other.name) == (other.name, base.name):
-                return Pair(pair.at, pair.pair, base, other, True)
-        return None
+        pair = self._by_names.get((base.name, other.name))
+        turned = self._by_names.get((other.name, base.name))
+        return pair if pair or not turned else Pair(turned.at, turned.pair, base, other, True)
+
+    @cached_property
+    def _by_names(self) -> dict[tuple[str, str], Pair]:
+        return {(pair.base.name, pair.other.name): pair for pair in self.pairs}
 
     def versus(self, one: Contender) -> Pair | None:
         """How a contender stands to the reference; None for the reference itself and where no pair was measured."""

@@ -50,6 +50,7 @@ def test_caches_are_as_large_as_they_are_said_to_be(wing, config, dtype):
         assert model.new_cache(batch, slots).nbytes == estimate.cache_bytes(config, batch, slots, dtype)
 
 
+@pytest.mark.full_for("jax")
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 def test_a_cache_stays_as_large_while_it_fills(wing):
     config = CONFIGS["five local, one global"]

@@ -66,10 +66,19 @@ def model_of(name, run, dtype="float32"):
 
 
 SCANNED = ("gpt", "gpt_today", "gpt_hybrid", "gpt_experts")  # alike, ending within a period, with states, with experts
-OTHERS = [f"{name}-jax scan" for name in MODELS if name not in SCANNED]
+OTHERS = [f"{name}-jax {how}" for name in MODELS for how in ("scan", "checkpointed") if name not in SCANNED]
+ALIKE = (
+    "gpt_long",
+    "gpt_muon",
+    "gpt_untied",
+    "gpt_wide",
+    "gpt_dropout",
+    "gpt_balance",
+)  # multiply as another case does
+LONGER = [f"{name}-{wing}" for name in ALIKE for wing in WINGS]
 
 
-@pytest.mark.full_for("jax loop", "jax blockwise", "jax joined", "jax einsum", "jax fused", *OTHERS)
+@pytest.mark.full_for("jax loop", "jax blockwise", "jax joined", "jax einsum", "jax fused", *OTHERS, *LONGER)
 @pytest.mark.parametrize(("name", "run"), ASKED)
 def test_counters_equal_the_closed_form(name, run):
     case, model, kernel = CASES[name], model_of(name, run), RUNS[run][2]
@@ -83,7 +92,7 @@ def test_counters_equal_the_closed_form(name, run):
     assert (want > 0) == (case.path.rpartition(".")[2] not in ("norm",))  # the one case that multiplies no matrices
 
 
-@pytest.mark.full_for(*OTHERS)
+@pytest.mark.full_for(*OTHERS, *LONGER)
 @pytest.mark.parametrize("run", ["torch", "jax", "jax scan"])
 @pytest.mark.parametrize("name", [name for name in MODELS if CASES[name].config.cacheable])
 def test_prefill_and_decoding_equal_the_closed_form(name, run):

@@ -76,7 +76,7 @@ def test_a_forward_pass_that_forgets_a_vector_is_refused(forgotten):
     assert verdict.error > 10 * verdict.bound
 
 
-@pytest.mark.full_for("mode0-jax", "mode1-torch")
+@pytest.mark.full_for("jax", "mode1-torch")
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 @pytest.mark.parametrize("mode", [{}, {"decode": "streamed"}])
 def test_a_filled_cache_is_continued_as_often_as_one_likes(wing, mode):
@@ -110,6 +110,7 @@ def test_a_step_shows_its_judge_more_than_sums(wing):
     assert all(found[name].error < found[name].least for name in averages)
 
 
+@pytest.mark.full_for("jax")
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 def test_a_step_of_adapters_shows_what_it_trains(wing):
     """In the fast modes, one of which keeps the layers' averages together; a wrong scale is noticed."""
@@ -141,6 +142,7 @@ def test_a_step_of_adapters_shows_what_it_trains(wing):
     assert not all(v.passed for v in contest.verdicts(cell, one, shown["wrong"], shown["judge"]))
 
 
+@pytest.mark.full_for("jax")
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 def test_an_optimizer_that_moves_nothing_is_refused(wing):
     ids = np.random.default_rng(0).integers(0, 31, (2, 9)).astype(np.int32)

@@ -59,6 +59,7 @@ def test_two_sides_that_are_wrong_alike(port, diverge):
     assert diverge("torch", "torch", case="gpt").diagnosis is None
 
 
+@pytest.mark.full
 def test_a_hugging_face_folder_and_jax(folder, run):
     """transformers loads the folder by its own code; the other side gets the folder's weights, converted."""
     pytest.importorskip("transformers")

@@ -90,6 +90,7 @@ def held(wing, model):
     return sum(array.nbytes for array in model.params.values())
 
 
+@pytest.mark.full_for("jax-plain", "jax-nf4_double")
 @pytest.mark.parametrize("base", ["plain", "nf4", "nf4_double"])
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 def test_bytes_are_those_of_the_closed_form(wing, base):

@@ -132,6 +132,7 @@ def test_a_thousand_draws(temperature, counts):
 SMALL = {"embed_dim": 32, "num_heads": 4, "ff_dim": 128, "num_layers": 2, "context_length": 12}  # F-086
 
 
+@pytest.mark.full
 def test_how_often_the_script_evaluates(data_dir):
     """F-086: 39 losses in an epoch of windows of 12, two a step, every fifth step."""
     rates = dict.fromkeys(("dropout_embed", "dropout_attn", "dropout_shortcut"), 0.1)
@@ -144,7 +145,7 @@ def test_how_often_the_script_evaluates(data_dir):
     assert lines[-1].loss < lines[0].loss - 1
 
 
-@pytest.mark.full_for("jax")  # it counts what PyTorch counts
+@pytest.mark.full
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 def test_how_often_a_run_like_the_scripts_evaluates(call, data_dir, tmp_path, wing):
     """F-086 by `parallax train`, which also evaluates after the last step, and not after the first."""

@@ -85,6 +85,7 @@ def test_the_network_learns_as_in_the_book(wing):
         assert room.accuracy(params, array(x), array(1 - labels)) == 0.0
 
 
+@pytest.mark.full_for("jax")
 def test_slopes_of_the_network_are_those_of_a_small_step(wing):
     """Of every parameter along a random direction, by the loss on both sides."""
     room, array = wing

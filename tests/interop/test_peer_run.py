@@ -109,7 +109,7 @@ def compare_with(run, recorded, model, recipe, batches, loss_bound, norm_bound):
     np.testing.assert_allclose(norms, run[f"grad_norms_{recorded}"], rtol=norm_bound)
 
 
-@pytest.mark.full_for("float32-0.0001-0.0001-jax")
+@pytest.mark.full_for("jax")
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 @pytest.mark.parametrize(
     ("dtype", "loss_bound", "norm_bound"),

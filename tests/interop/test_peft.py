@@ -141,7 +141,7 @@ def test_an_adapter_of_peft_is_read(case, base):
     assert all(np.array_equal(case.weights[name], base.weights[name]) for name in params.table(CONFIG))
 
 
-@pytest.mark.full_for("rslora-jax")
+@pytest.mark.full_for("lora-jax")
 @pytest.mark.parametrize("wing", [*WINGS, "numpy"])
 def test_logits_and_loss_in_float64(case, base, wing):
     model = built(case.config, case.weights, wing)
@@ -151,7 +151,7 @@ def test_logits_and_loss_in_float64(case, base, wing):
     assert compare.difference("logits", plain, case.logits).relative > 0.1, "the adapter changes nothing"
 
 
-@pytest.mark.full_for("float32-jax", "rslora-float64-jax")
+@pytest.mark.full_for("float32-jax", "lora-float64-jax")
 @pytest.mark.parametrize("wing", WINGS)
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_every_gradient(case, base, wing, dtype):
@@ -241,6 +241,7 @@ def test_ours_goes_through_peft_and_comes_back(one, base, kind, tmp_path):
     assert compare.difference("logits", got, want).relative < (1e-12 if kind == "lora" else 1e-7)  # as above
 
 
+@pytest.mark.full_for("jax")
 @pytest.mark.parametrize("wing", WINGS)
 def test_several_adapters(base, wing, tmp_path):
     model = adapted(base, "lora", ["c_attn", "lm_head"], adapter_name="one")

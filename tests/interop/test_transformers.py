@@ -138,7 +138,7 @@ def test_logits_and_loss_in_float64(case, built, wing):
     assert model.loss(case.ids, case.targets) == pytest.approx(case.loss, rel=1e-12)
 
 
-@pytest.mark.full_for("float32-1e-05-jax")
+@pytest.mark.full_for("float32-1e-05-jax", "untied-exact gelu-float64-1e-10-jax")
 @pytest.mark.parametrize("wing", WINGS)
 @pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-10), ("float32", 1e-5)])
 def test_every_gradient(case, built, wing, dtype, bound):

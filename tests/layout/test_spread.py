@@ -117,7 +117,7 @@ def test_pytorchs_processes_follow_one(layout, model):
     check(follow("torch", layout, processes, model=model))
 
 
-@pytest.mark.full_for("tensor=2", "data=2")
+@pytest.mark.full  # in one process: tests/properties/test_rungs.py
 @pytest.mark.parametrize(
     ("layout", "model"),
     [
@@ -168,7 +168,7 @@ TUNING = {
 }
 
 
-@pytest.mark.full_for("dora", "labels", "shard=2", "-lora", "muon", "pairs tensor", "data=2,tensor", "jax-")
+@pytest.mark.full_for("dora", "labels", "shard=2", "-lora", "muon", "pairs", "data=2,tensor", "jax-")
 @pytest.mark.parametrize("name", TUNING)
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_fine_tuning_follows_one(backend, name):

@@ -34,6 +34,7 @@ def name(pair):
 
 
 @pytest.mark.full_for("sinusoids-of-the-call-numpy", "groups-interleaved-numpy")  # searches of half a minute
+@pytest.mark.full_for("-jax")  # a court that compiles; tests/diverge finds bugs of that wing too
 @pytest.mark.parametrize("pair", sample(), ids=name)
 def test_bugs_are_noticed_and_what_is_none_is_not(pair, court):
     judged(pair, court)

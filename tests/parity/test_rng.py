@@ -39,6 +39,7 @@ def test_known_answers_of_the_layout():
     assert hashlib.sha256(rng.bits(key, (4, 12, 64, 64)).tobytes()).hexdigest().startswith("05c1d7b82bd10f36")
 
 
+@pytest.mark.full_for("shape7")  # the largest
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("shape", SIZES)
 def test_words_and_uniforms_are_equal_at_the_bit(seed, shape):

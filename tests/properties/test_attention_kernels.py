@@ -70,6 +70,7 @@ def test_rows_that_count_hand_on_no_mask_and_others_do(model_of, batch, tokens, 
         calls.clear()
 
 
+@pytest.mark.full_for("jax")
 @pytest.mark.parametrize(("wing", "dtype", "free"), [("torch", "float64", 1e-14), ("jax", "float32", 1e-6)])
 def test_without_a_mask_the_same_is_computed(model_of, tokens, small, wing, dtype, free, monkeypatch):
     """The two ways into one kernel, and plain attention, beside each other."""
@@ -224,6 +225,7 @@ def test_jax_becomes_a_call_of_cudnn_on_a_gpu(cudnn, masked, told, not_told, len
     assert all(told in line and not_told not in line for line in calls), calls
 
 
+@pytest.mark.full
 def test_an_odd_length_is_filled_up_for_cudnn(monkeypatch):
     """With what nobody sees: the same as without, played by XLA."""
     import jax

@@ -121,6 +121,7 @@ def test_a_write_past_the_end_is_refused_and_the_cache_lives_on(model_of, tokens
         model.extend(cache, ids[:, :1])
 
 
+@pytest.mark.full_for("jax")
 def test_a_position_past_the_context_is_refused_and_the_cache_lives_on(model_of, tokens, name, small):
     model, ids = model_of(name), tokens(1, small.context_length)
     cache = model.new_cache(1, small.context_length + 5)

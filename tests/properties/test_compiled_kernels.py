@@ -89,7 +89,7 @@ def test_gradients(model_of, built, run, padded_batch):
             close(got.grads[name], want.grads[name], 10 * bound)
 
 
-@pytest.mark.full_for("torch flex")
+@pytest.mark.full
 def test_through_a_cache_in_chunks(model_of, built, padded_batch):
     """A chunk that ends inside a block, and single tokens; slots not yet written are seen by nobody."""
     (model, bound), (ids, positions, there) = built, padded_batch
@@ -189,6 +189,7 @@ def test_small_heads_are_refused_on_a_gpu(small, wing, kernel):
         compiled_of(wing).CompiledAttention(config, MultiHead(), execution)
 
 
+@pytest.mark.full
 def test_flex_attention_refuses_gradients_on_a_cpu(model_of):
     """And computes as before afterwards. With model and shape of what is compiled above."""
     model = model_of("torch", LONG, "float32", attention="flex", device="cpu")

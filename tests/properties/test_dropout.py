@@ -113,6 +113,7 @@ def test_every_place_in_the_model_has_its_own_site(model_of, tokens, with_dropou
     assert by_place == want
 
 
+@pytest.mark.full_for("jax")
 def test_rates_of_0_train_like_evaluation(costly_case, case_model, late, wing):
     """With rates 0 a key changes no bit of loss and gradients."""
     (ids, _), model = late(costly_case, 2, 6), case_model(wing, costly_case, rates="none")
@@ -123,6 +124,9 @@ def test_rates_of_0_train_like_evaluation(costly_case, case_model, late, wing):
         np.testing.assert_array_equal(with_key.grads[parameter], g, err_msg=parameter)
 
 
+@pytest.mark.full_for(
+    "latent-jax", "sparse-jax", "experts-jax", "wide-jax", "untied-jax", "long-jax", "muon-jax", "sharing-jax"
+)
 def test_evaluation_draws_no_mask(case, case_model, late, name):
     """Without a key the model with dropout is the model without."""
     ids, positions = late(case, 2, 6)

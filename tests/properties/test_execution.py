@@ -65,7 +65,7 @@ def check_training(models, ids):
         check_named(got, want, models[0].config)
 
 
-@pytest.mark.full_for("gpt_dpo", "gpt_classifier", "gpt_lora")
+@pytest.mark.full_for("gpt_dpo", "gpt_classifier", "gpt_lora", "gpt_dora")
 @pytest.mark.full_for(
     "untied", "wide", "dropout", "muon", "latent", "sparse", "experts", "balance", "sharing", "today", "hybrid", "long"
 )

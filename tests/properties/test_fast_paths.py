@@ -78,7 +78,7 @@ HEADS = {  # several adapters of one matrix: their sum
 }
 
 
-@pytest.mark.full_for("lora", "dora", "jax-classes")
+@pytest.mark.full_for("lora", "dora", "jax")
 @pytest.mark.parametrize("name", HEADS)
 def test_the_chunked_loss_of_heads_that_adapters_change(wing, small, fresh_model, name):
     """A product of a wider matrix; a classifier's own bias is one more column of it."""
@@ -99,6 +99,7 @@ def test_the_chunked_loss_of_heads_that_adapters_change(wing, small, fresh_model
     assert found[1] == pytest.approx(found[0], rel=EXACT)
 
 
+@pytest.mark.full_for("jax")
 def test_the_chunked_loss_of_nothing(wing, small, fresh_model):
     found = fresh_model(wing, small, loss="chunked").gradients(*(np.full((2, 4), v, np.int32) for v in (1, IGNORED)))
     assert found.value == 0
@@ -249,6 +250,7 @@ def test_jax_refuses_what_is_pytorchs(small, fresh_model, field, value):
 
 
 @pytest.mark.full_for("torch-one row-float64")  # most of half a minute of compiling; the benchmarks' decoding stays
+@pytest.mark.full_for("jax")  # which streams a sample in test_generation.py
 @pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.full)])
 @pytest.mark.parametrize(
     "prompts",
@@ -305,6 +307,10 @@ def test_native_dropout_keeps_as_many_as_asked_for(wing, small, fresh_model):
 
 
 @pytest.mark.full_for("jax-nf4 double", "jax-eager", "jax-module")
+@pytest.mark.full_for(
+    "jax-blockwise", "jax-per head", "jax-masked", "jax-einsum", "jax-joined"
+)  # test_implementations.py
+@pytest.mark.full_for("jax-scan", "jax-checkpointed", "jax-chunked loss")  # alone in test_execution.py and above
 @pytest.mark.full_for("torch-flex", "jax-pallas")  # test_compiled_kernels.py has those
 @pytest.mark.parametrize("name", MODES)
 def test_every_mode_computes_or_is_refused_with_a_sentence(wing, small, fresh_model, name, monkeypatch):

@@ -64,7 +64,7 @@ def test_through_a_cache_in_chunks(model_of, padded_batch, wing, way):
     close(got[there], want[there], bound)
 
 
-@pytest.mark.full_for("jax-way1", "jax-way2")
+@pytest.mark.full_for("jax-way1", "jax-way2", "jax-way0")
 @pytest.mark.parametrize("way", [{"attention": "loop"}, *({"projections": how} for how in PROJECTIONS[1:])])
 def test_dropout_draws_the_shared_masks(model_of, with_dropout, tokens, wing, way):
     ids, targets = tokens(2, 2, 8)
@@ -83,7 +83,7 @@ def test_the_frameworks_own_module_takes_no_cache(model_of, tokens, wing, kernel
         model.extend(model.new_cache(2, 8), tokens(2, 8))
 
 
-@pytest.mark.full_for("jax-masked", "jax-blockwise")
+@pytest.mark.full_for("jax")
 @pytest.mark.parametrize(
     ("kernel", "title"), [("blockwise", "Blockwise"), ("masked", "Fused"), ("module", "The framework's own")]
 )

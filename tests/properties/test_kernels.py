@@ -54,7 +54,7 @@ def two_sided(one, other, free, luck=2.0):
     assert other <= luck * one + free
 
 
-@pytest.mark.full_for("jax-float32", "jax-bfloat16-module", "jax-bfloat16-blockwise")
+@pytest.mark.full_for("jax-float32", "jax-bfloat16-module", "jax-bfloat16-blockwise", "jax-bfloat16-loop")
 @pytest.mark.parametrize("kernel", OTHERS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_another_kernel_is_as_accurate_as_the_plain_one(model_of, batch, truth, wing, dtype, kernel):

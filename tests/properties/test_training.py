@@ -139,7 +139,7 @@ def test_the_oracle_takes_the_same_steps(fresh_model):
 # --- clipping from a later step on ------------------------------------------------------------------------------------
 
 
-@pytest.mark.full_for("jax-28")
+@pytest.mark.full_for("jax")
 @pytest.mark.parametrize("first", [27, 28])  # the first step after the warm-up; in print the book has the second
 def test_clipping_begins_where_the_book_lets_it(fresh_model, name, first):
     """Its schedule (F-170: 135 steps, 27 of warm-up), from step 25 to 29, against its loop with PyTorch's own optimizer
