@@ -26,7 +26,7 @@ def every(quick):
     return [cell for suite in SUITES.values() for cell in suite(scope)]
 
 
-@pytest.fixture(scope="module", params=[pytest.param(True, marks=pytest.mark.full), False], ids=["quick", "whole"])
+@pytest.fixture(scope="module", params=[True, pytest.param(False, marks=pytest.mark.full)], ids=["quick", "whole"])
 def found(request):
     return summarise(
         made.lines(chosen=every(request.param), noisy=(), blocks=timing.ENOUGH)
