@@ -181,6 +181,8 @@ class Backend(Protocol):
 
     `draw` gives random numbers as the framework draws them at an address (seed, part, part, …): "bits" uint32,
     "uniform" float32, "bernoulli" bool, "split" uint32 [n, 2]. `elementwise` applies one of the ELEMENTWISE functions.
+    `four_bits` gives what a base of that name keeps of a float32 matrix, by the names of `nf4.PARTS`, and as "weight"
+    what this stands for.
     `flags` are the switches of the framework that decide how precisely it computes; "tf32" says whether a GPU may
     multiply float32 in short.
     """
@@ -196,6 +198,7 @@ class Backend(Protocol):
         self, kind: str, address: Sequence[int], shape: tuple[int, ...], probability: float = 0.5
     ) -> np.ndarray: ...
     def elementwise(self, name: str, x: np.ndarray, dtype_name: str) -> np.ndarray: ...
+    def four_bits(self, weight: np.ndarray, base: str) -> dict[str, np.ndarray]: ...
     def build(self, config: ModelConfig, weights: Mapping[str, np.ndarray], execution: Execution) -> Model: ...
 
 

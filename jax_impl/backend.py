@@ -301,6 +301,11 @@ class JaxBackend:
                 jax.jit(door.pick("elementwise function", name, ELEMENTWISE))(jnp.array(x, dtype(dtype_name)))
             )
 
+    def four_bits(self, weight, base):
+        bits = quantise(weight, base)  # compiled where models multiply, so there alone here too
+        kept = {name: _numpy(part) for name, part in bits._asdict().items() if part is not None}
+        return {**kept, "weight": _numpy(jax.jit(dequantise, static_argnums=1)(bits, weight.shape))}
+
     def plan(self, config, execution, train, length):
         from .plan import plan  # it wants as many devices as the layout has
 

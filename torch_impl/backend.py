@@ -23,7 +23,7 @@ from .models import MODELS
 from .optim import OPTIMIZERS, empty_slots
 from .precision import dtype, multiplying, told
 from .preference import row_log_probs
-from .quantise import Quantised, QuantisedLinear, quantise
+from .quantise import Quantised, QuantisedLinear, dequantise, quantise
 from .stack import compile_in_place
 from .tasks import TASKS
 from .train import clipped_gradients, loss_and_grads, train_step
@@ -334,6 +334,11 @@ class TorchBackend:
     def elementwise(self, name, x, dtype_name):
         tensor = torch.from_numpy(np.ascontiguousarray(x)).to(dtype(dtype_name))
         return _numpy(door.pick("elementwise function", name, ELEMENTWISE)(tensor))
+
+    def four_bits(self, weight, base):
+        bits = quantise(torch.from_numpy(np.ascontiguousarray(weight)), base)
+        kept = {name: _numpy(part) for name, part in bits._asdict().items() if part is not None}
+        return {**kept, "weight": _numpy(dequantise(bits, weight.shape))}
 
     def plan(self, config, execution, train, length):
         return None  # nothing is compiled before there are processes

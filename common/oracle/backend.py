@@ -18,6 +18,7 @@ from .loss import batch_loss
 from .models import MODELS
 from .optim import empty_slots
 from .preference import row_log_probs
+from .quantise import dequantise, quantise
 from .train import loss_and_grads, mean_loss, train_step
 
 DIFFERENTIABLE = 50_000  # numbers: each costs one forward pass
@@ -193,6 +194,11 @@ class OracleBackend:
         if dtype_name != "float64":
             raise UserError(f"The oracle computes in float64 only, not in {dtype_name}.")
         return door.pick("elementwise function", name, ELEMENTWISE)(np.asarray(x, np.float64))
+
+    def four_bits(self, weight, base):
+        bits = quantise(weight, base)
+        kept = {name: part for name, part in bits._asdict().items() if part is not None}
+        return {**kept, "weight": dequantise(bits, weight.shape)}
 
     def build(self, config, weights, execution):
         if execution.dtype != "float64":

@@ -1,4 +1,5 @@
-"""C1: what must be equal by the bit: random words and all that is made of them, token ids, batches, initial weights.
+"""C1: what must be equal by the bit: random words and all that is made of them, token ids, batches, initial weights,
+what weights in 4 bits are kept as.
 
 The shared generator is the common ground: what NumPy draws is held against published answers, and what the frameworks
 draw against NumPy. Masks are also looked at where a model applies them: an element that dropout zeroes has a gradient
@@ -16,7 +17,7 @@ from common.backend import Model
 from common.cases import CASES, Case
 from common.config import GPTConfig, ModelConfig, preset
 from common.data.windows import Batches, Windows
-from common.parity import known, tuning
+from common.parity import four_bits, known, tuning
 from common.parity import rows as table
 from common.parity.known import sha256
 from common.parity.rows import Exhibit, Row
@@ -27,8 +28,8 @@ from common.variants import rotary
 NAME = "C1"
 TITLE = "exact bits"
 SENTENCE = (
-    "Random words, uniforms, dropout masks, split keys, token ids, batches of text, instructions and pairs, their order"
-    " and initial weights are equal by the bit in NumPy, PyTorch and JAX."
+    "Random words, uniforms, dropout masks, split keys, token ids, batches of text, instructions and pairs, their"
+    " order, initial weights and what 4 bits keep of weights are equal by the bit in NumPy, PyTorch and JAX."
 )
 TIER = "exact"
 MASK_STEPS = (0, 1, 2, 7, 1000, 2**32 - 1)  # the training steps whose masks are looked at
@@ -83,6 +84,7 @@ def once(session: Session) -> Iterator[Row | Exhibit]:
         return
     yield _row("cipher", _cipher())
     yield _row("layout", {"numpy": _layout(), **{n: _layout_of(subject) for n, subject in session.subjects.items()}})
+    yield from four_bits.exact(session)
     for what, draws in _draws().items():
         yield _drawn(session, what, draws)
     if not session.quick:
@@ -110,6 +112,7 @@ def declared_once(session: Session) -> set[tuple[str, str]]:
         "resumed batches",
         "rotary pairs",
         *tuning.ROWS,
+        *map(four_bits.what, four_bits.BASES),
         "masks of adapters",
         f"initial weights/{known.PRESET}",
     ]
@@ -238,21 +241,16 @@ def _preset(session: Session) -> Row:
     parts = [part for one in drawn for name in params.table(config) for part in (name, one[name])]
     wrong = {"numpy": int(sha256(*parts) != known.INITIAL)}
     for name, subject in session.subjects.items():
-        wrong[name] = _differing(subject.build(config, weights, session.execution(name, "float32")).weights(), weights)
+        model = subject.build(config, weights, session.execution(name, "float32"))
+        wrong[name] = table.differing(model.weights(), weights)
     return _row(f"initial weights/{known.PRESET}", wrong, size=params.count(config))
 
 
 def _initial(trial: Trial) -> Row:
     """The initial weights of the case's config, made by name, as they arrive in every wing."""
     weights = params.initialise(trial.case.config, trial.case.seed)
-    wrong = {n: _differing(trial.build(n, "float32", weights).weights(), weights) for n in trial.names}
+    wrong = {n: table.differing(trial.build(n, "float32", weights).weights(), weights) for n in trial.names}
     return _row("initial weights", wrong, trial.case.name, params.count(trial.case.config))
-
-
-def _differing(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) -> int:
-    """Bytes that differ, and names on one side only."""
-    common = set(got) & set(want)
-    return len(set(got) ^ set(want)) + sum(table.unequal(got[name], want[name]) for name in common)
 
 
 def _gpt_sites(config: GPTConfig) -> list[Site]:

@@ -56,6 +56,13 @@ INSTRUCTIONS = "db7beee1342f5f5928d4b288b7df63acf6aef252f92942fa7e5f43939402d523
 PAIRS_OF_ANSWERS = "541797f9599a1ffd12fe058e7a6418b13adb30364f9727e7acc872f8f9479861"
 ADAPTERS = "cc82941050578a01a37fbc7934caf1b56090a8aeb7f102ff8bd9a47925ee5fb4"
 
+# SHA-256 over names and arrays (bytes, scales, weights) of what a base in 4 bits keeps of the matrices of
+# `common/parity/four_bits.py`; the codebook in it is the published one (tests/finetune/test_quantise_bits.py).
+FOUR_BITS = {
+    "nf4": "d6ea4f2f2015ef2b62054c4c382acd2600204b23b13523865873cbcad27e840a",
+    "nf4_double": "80d440b87ab606386f79ded4592947678cf41a3363d5c2f83e08854fcb2500a8",
+}
+
 # (ids, end, tokens that do not count, longest, whether the end counts); by hand: tokens, targets, whether one is cut.
 SHIFTED = (
     (([5, 6, 8], 9, 0, None, True), ((5, 6, 8, 9), (6, 8, 9), False)),

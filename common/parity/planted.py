@@ -24,7 +24,7 @@ from common.points import entry_points
 
 FOLDER = Path(__file__).with_name("mutants")
 ORACLE, COMMON = "numpy", "common"
-JUDGES = ("common.backend", "common.vectors", "common.parity")  # what must see an oracle that errs
+JUDGES = ("common.backend", "common.vectors", "common.quantised", "common.parity")  # what must see an oracle that errs
 SHARED = ("common.errors",)  # exceptions keep their identity
 FIELDS = ("id", "what", "first", "file", "find", "replace", "equivalent", "mode")
 

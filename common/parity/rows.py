@@ -93,6 +93,12 @@ def unequal(got: Any, want: Any) -> int:
     return int((np.ascontiguousarray(got).view(np.uint8) != np.ascontiguousarray(want).view(np.uint8)).sum())
 
 
+def differing(got: Mapping[str, Any], want: Mapping[str, Any]) -> int:
+    """Bytes that differ in arrays of the same name, and names on one side only."""
+    common = set(got) & set(want)
+    return len(set(got) ^ set(want)) + sum(unequal(got[name], want[name]) for name in common)
+
+
 def arrays(
     claim: str,
     case: str,

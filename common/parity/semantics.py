@@ -13,7 +13,7 @@ from common import backend as door
 from common import params, vectors
 from common.decoding import padded
 from common.oracle.gradient import slope
-from common.parity import evidence, steps
+from common.parity import evidence, four_bits, steps
 from common.parity import rows as table
 from common.parity.rows import Exhibit, Row
 from common.parity.trial import Session, Trial
@@ -22,7 +22,7 @@ NAME = "C2"
 TITLE = "float64 semantics"
 SENTENCE = (
     "In float64 the oracle, PyTorch and JAX agree to 1e-12 in every intermediate value, the loss, every gradient, every"
-    " slot of the KV cache, and every parameter and optimizer slot after 100 steps."
+    " slot of the KV cache, and every parameter and optimizer slot after 100 steps; also where the base lies in 4 bits."
 )
 TIER = "float64"
 GLOBAL_DIRECTIONS = 2  # over all parameters at once, beside one for every tensor
@@ -33,6 +33,7 @@ def for_case(trial: Trial) -> Iterator[Row | Exhibit]:
     if not trial.session.wants(TIER):
         return
     yield from _component(trial) if trial.case.path else _model(trial)
+    yield from four_bits.rows(trial)
     if _has_vectors(trial):
         faults = vectors.stale(trial.case, vectors.FOLDER, trial.truth.built)
         yield table.exact(NAME, trial.case.name, "vectors", {"numpy": len(faults)}, note="; ".join(faults[:3]))
@@ -43,6 +44,7 @@ def declared(trial: Trial) -> set[tuple[str, str]]:
     if not trial.session.wants(TIER):
         return set()
     stored = {("vectors", "exact")} if _has_vectors(trial) else set()
+    stored |= four_bits.declared(trial)
     if trial.case.path:
         names = ["output", *(name for name in trial.truth.expected if name.startswith("grad/"))]
         return {(name, TIER) for name in names} | stored

@@ -2,8 +2,8 @@
 
 A search is named by a claim and one of its cases ("C4:gpt"), by a claim alone for what belongs to no case ("C1"), by C7
 and an edge ("C7:k > V") or its files ("C7:vectors"), or by a case ("gpt": the case's stored vectors, without an oracle
-at work). Two more look at the beginning of what is long: "course:gpt" at the first of C2's hundred steps, "resume:gpt"
-at C5's change of hands.
+at work). Three more look at a part of what is long: "course:gpt" at the first of C2's hundred steps, "resume:gpt" at
+C5's change of hands, "base:gpt_lora" at what C2 tries of a base in 4 bits.
 """
 
 import itertools
@@ -19,6 +19,7 @@ from common.errors import unknown
 from common.parity.rows import Row
 from common.parity.trial import TIERS
 
+PARTS = ("course", "resume", "base")
 FIRST_STEPS = 4
 ORDER = ("C1", "C7", "C4", "C2", "C0", "C3", "C5")  # quickest first
 MODULES = {
@@ -82,8 +83,8 @@ def check(name: str) -> None:
     edges = ("vectors", *import_module("common.parity.adversarial").EDGES)
     if not colon and kind not in (*CASES, *MODULES):
         raise unknown("case or claim", kind, (*CASES, *MODULES))
-    if colon and kind not in (*MODULES, "course", "resume"):
-        raise unknown("claim", kind, (*MODULES, "course", "resume"))
+    if colon and kind not in (*MODULES, *PARTS):
+        raise unknown("claim", kind, (*MODULES, *PARTS))
     if colon and detail not in (edges if kind == "C7" else CASES):
         raise unknown("edge" if kind == "C7" else "case", detail, edges if kind == "C7" else CASES)
 
@@ -97,6 +98,8 @@ def search(name: str, setting: Setting) -> Iterator[Row]:
         found = _course(setting, detail)
     elif kind == "resume":
         found = _resumed(setting, detail)
+    elif kind == "base":
+        found = setting.parity("four_bits").rows(setting.trial(detail))
     elif kind == "C7":
         found = _edges(setting, detail) if detail not in CASES else iter(())
     elif detail:
