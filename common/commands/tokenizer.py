@@ -1,8 +1,8 @@
 """`parallax tokenizer`"""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -119,13 +119,24 @@ def _grow(tokens: list[str], kind: str, vocab: Path | None, weights: Path | None
         own = bpe.load(vocab)
     made = own.grown(tokens)
     if weights is not None:
-        found, _ = weights_of(weights)
-        if found.config.vocab_size != own.vocab_size:
+        found, record = weights_of(weights)
+        padded = found.config.vocab_size > own.vocab_size and _beside(weights, record, kind, own)
+        if found.config.vocab_size != own.vocab_size and not padded:
             sizes = f"{found.config.vocab_size} tokens, the vocabulary {own.vocab_size}"
-            raise UserError(f"The model in {weights} has {sizes}; they belong together if these are equal.")
-        save_checkpoint(out, *grown(found.config, found.weights, len(tokens)))
+            told = "they belong together if these are equal, or if the model is padded and its run has this vocabulary"
+            raise UserError(f"The model in {weights} has {sizes}; {told}.")
+        save_checkpoint(out, *grown(found.config, found.weights, len(tokens), known=own.vocab_size))
     made.save(out)
     named = ", ".join(f"{token} {made.specials[token]}" for token in tokens)
     print(f"{made.vocab_size:,} tokens, the new ones: {named}.")
     use = f"--weights {out} --tokenizer bpe" if weights is not None else f"--tokenizer bpe --vocab {out}"
     print(f"Use it: {use}")
+
+
+def _beside(weights: Path, record: Mapping[str, Any], kind: str, own: Any) -> bool:
+    """Whether weights are of this vocabulary: it lies beside them, or, of GPT-2's, their run's record says so."""
+    from common.tokenizers import bpe, holds
+
+    if holds(weights, "bpe"):
+        return bpe.load(weights).tokens == own.tokens
+    return kind == "gpt2" and record.get("tokenizer") == "gpt2"
