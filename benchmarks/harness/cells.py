@@ -1,8 +1,10 @@
 """A cell: one task at one size in one precision, and who is timed at it. Cells are data; suites list them."""
 
 import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +17,7 @@ from common.data.corpora import corpus
 
 TRAIN = TrainConfig(schedule="constant", learning_rate=1e-4, clip_norm=1.0)
 DECODING = ("decode", "continue")  # tasks that give tokens
-DATA = ("encode", "learn", "windows", "checkpoint")  # around a model: see benchmarks/outside/data.py
+DATA = ("encode", "learn", "learn_long", "windows", "checkpoint")  # around a model: see benchmarks/outside/data.py
 FRESH = ("compile", "start-up", "load")  # every turn in a process of its own, which measures a beginning
 
 
@@ -97,7 +99,8 @@ class Cell:
         if self.task == "dropout":
             return rng.standard_normal((self.batch, self.length, self.config.embed_dim)).astype(np.float32), None
         if self.task in DATA:
-            return np.frombuffer(corpus("pydoc").text.encode("utf-8")[: self.length], np.uint8), None
+            text = long_text() if self.task == "learn_long" else corpus("pydoc").text.encode("utf-8")
+            return np.frombuffer(text[: self.length], np.uint8), None
         if self.task == "sample":
             return rng.standard_normal((self.batch, self.config.vocab_size)).astype(np.float32), None
         return self.tokens()
@@ -132,6 +135,14 @@ class Cell:
         return {"dtype": other.dtype, "bytes": found["bytes"]} | changed
 
 
+@functools.lru_cache(maxsize=1)
+def long_text() -> bytes:
+    """A megabyte that needs no download: Python's own reference, and the modules of its library that are ASCII."""
+    modules = sorted(Path(os.__file__).parent.glob("*.py"))
+    ascii_ones = (one for one in (path.read_bytes() for path in modules) if one.isascii())
+    return b"\n".join((corpus("pydoc").text.encode("utf-8"), *ascii_ones))[: 1 << 20]
+
+
 TITLES = {
     "forward": "Forward",
     "prefill": "Prefill",
@@ -148,6 +159,7 @@ TITLES = {
     "load": "Loading weights",
     "encode": "Text",
     "learn": "Text",
+    "learn_long": "Text",
     "windows": "Token file",
     "checkpoint": "Checkpoint",
 }
@@ -273,7 +285,7 @@ WORK: Mapping[str, Any] = {
     "decode": _decode,
     "continue": _continue,
     "optimizer": _optimizer,
-    **dict.fromkeys(("encode", "learn", "windows"), lambda cell: {"unit": "bytes", "work": cell.length}),
+    **dict.fromkeys(("encode", "learn", "learn_long", "windows"), lambda cell: {"unit": "bytes", "work": cell.length}),
     "checkpoint": lambda cell: {"unit": "bytes", "work": 2 * 3 * _kept(cell)},
 }
 

@@ -1,8 +1,8 @@
 """What lies around a model, ours and other libraries': byte-pair encoding, windows of a token file, checkpoints.
 
 Every contender has the tasks of its library; what they return must be the judge's to the last bit. Tasks: "encode" a
-text with a vocabulary that was learnt from it, "learn" that vocabulary, "windows" read batches from a file of ids,
-"checkpoint" writes weights and two averages, flushed to disk, and reads them again.
+text with a vocabulary that was learnt from it, "learn" that vocabulary, "learn_long" one of a longer text, "windows"
+read batches from a file of ids, "checkpoint" writes weights and two averages, flushed to disk, and reads them again.
 """
 
 import collections
@@ -21,6 +21,7 @@ from common.tokenizers import bpe
 from common.weights.checkpoint import load_checkpoint, save_checkpoint
 
 MERGES = 2_000
+LONG = 8_000, 1 << 20  # merges, of a text of so many bytes
 SLOTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -78,6 +79,17 @@ def text_of(inputs):
 def vocabulary(text):
     """Ours: the others are told it."""
     return bpe.train(text, 256 + MERGES, specials=())
+
+
+def merges_of(length):
+    """How many merges are learnt of a long text, or of the beginning of one."""
+    merges, size = LONG
+    return merges * length // size
+
+
+def long(learn):
+    """The same task with as many merges as a long text has."""
+    return lambda own, inputs: learn(own, inputs, merges_of(len(inputs)))
 
 
 def tokens(ids):
@@ -153,12 +165,12 @@ def _merged(ids, pair, new):
     return found
 
 
-def our_learn(own, inputs):
+def our_learn(own, inputs, merges=MERGES):
     text = text_of(inputs)
-    return lambda: tokens(bpe.train(text, 256 + MERGES, specials=()).merges)
+    return lambda: tokens(bpe.train(text, 256 + merges, specials=()).merges)
 
 
-def huggingfaces_learn(own, inputs):
+def huggingfaces_learn(own, inputs, merges=MERGES):
     """Its merges are taken out of what it writes, which is a hundredth of the time."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -168,32 +180,32 @@ def huggingfaces_learn(own, inputs):
     def learn():
         other = Tokenizer(models.BPE())
         other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        trainer = trainers.BpeTrainer(vocab_size=256 + MERGES, initial_alphabet=alphabet, show_progress=False)
+        trainer = trainers.BpeTrainer(vocab_size=256 + merges, initial_alphabet=alphabet, show_progress=False)
         other.train_from_iterator([text], trainer)
         return tokens(_numbered(json.loads(other.to_str())["model"]["merges"]))
 
     return learn
 
 
-def judged_learn(own, inputs):
+def judged_learn(own, inputs, merges=MERGES):
     """Every pair counted anew for every merge, over all words one behind the other; of equal ones the smallest pair."""
     counts = collections.Counter(bpe.SPLIT.findall(text_of(inputs)))
     of_byte = {byte: number for number, byte in enumerate(bpe.BYTES)}
-    end, most = -1, 256 + MERGES
+    end, most = -1, 256 + merges
     ids = np.array([n for word in counts for n in (*(of_byte[byte] for byte in word.encode()), end)])
     times = np.repeat(list(counts.values()), [len(word.encode()) + 1 for word in counts])
 
     def learn():
-        row, weight, merges = ids, times, []
+        row, weight, found = ids, times, []
         for new in range(256, most):
             inside = (row[:-1] != end) & (row[1:] != end)
             pairs = (row[:-1] * most + row[1:])[inside]
             each, where = np.unique(pairs, return_inverse=True)
             totals = np.bincount(where, weight[:-1][inside])
             best = int(each[totals.argmax()])  # the first of equal ones is the smallest
-            merges.append(divmod(best, most))
-            row, weight = _joined(row, weight, *merges[-1], new)
-        return tokens(merges)
+            found.append(divmod(best, most))
+            row, weight = _joined(row, weight, *found[-1], new)
+        return tokens(found)
 
     return learn
 
@@ -342,9 +354,25 @@ def judged_checkpoint(own, inputs):
     return lambda: _given(*_state(own))
 
 
-parallax = Library("parallax", encode=our_encode, learn=our_learn, windows=our_windows, checkpoint=our_checkpoint)
+parallax = Library(
+    "parallax",
+    encode=our_encode,
+    learn=our_learn,
+    learn_long=long(our_learn),
+    windows=our_windows,
+    checkpoint=our_checkpoint,
+)
 tiktoken = Library("tiktoken", encode=tiktokens_encode)
-tokenizers = Library("tokenizers", encode=huggingfaces_encode, learn=huggingfaces_learn)
+tokenizers = Library(
+    "tokenizers", encode=huggingfaces_encode, learn=huggingfaces_learn, learn_long=long(huggingfaces_learn)
+)
 torch = Library("torch", windows=torchs_windows, checkpoint=torchs_checkpoint)
 safetensors = Library("safetensors", checkpoint=safetensors_checkpoint)
-judge = Library("judge", encode=judged_encode, learn=judged_learn, windows=judged_windows, checkpoint=judged_checkpoint)
+judge = Library(
+    "judge",
+    encode=judged_encode,
+    learn=judged_learn,
+    learn_long=long(judged_learn),
+    windows=judged_windows,
+    checkpoint=judged_checkpoint,
+)

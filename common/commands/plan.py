@@ -27,7 +27,9 @@ def plan(
     optimizer: Annotated[str, typer.Option(help="adamw or muon.")] = _DEFAULT.optimizer,
     dtype: options.Dtype = "float32",
     attention: options.Attention = None,
-    memory: Annotated[float | None, typer.Option(help="GB (10^9 bytes) that a device has: what fits is told.")] = None,
+    memory: Annotated[
+        float | None, typer.Option(help="GB (10^9 bytes) that a device has: whether PyTorch, and XLA's plan, fit.")
+    ] = None,
     compiled: Annotated[
         bool, typer.Option("--compiled", help="Also XLA's plan: JAX compiles the step for devices that are only named.")
     ] = False,
@@ -100,7 +102,10 @@ def _show(shares, plans, memory: float | None) -> None:
 
     table = Table(box=box.SIMPLE, header_style="bold")
     heads = ["Layout", "Rows", "Parameters", "Gradients", "Optimizer", "Gathered", "Activations", "Together"]
-    for head in (*heads, *(["XLA's plan"] if plans else []), "FLOPs", *(["Fits"] if memory is not None else [])):
+    heads += [*(["XLA's plan"] if plans else []), "FLOPs"]
+    if memory is not None:
+        heads += ["PyTorch fits", *(["JAX fits"] if plans else [])]
+    for head in heads:
         table.add_column(head, justify="left" if head == "Layout" else "right", no_wrap=True)
     for one in shares:
         kept = (one.parameters, one.gradients, one.optimizer, one.gathered, one.activations, one.total)
@@ -109,16 +114,24 @@ def _show(shares, plans, memory: float | None) -> None:
         row += [_size(None if planned is None else planned["planned"])] if plans else []
         row.append(f"{one.flops:.3g}")
         if memory is not None:
-            most = max(one.total, planned["planned"] if planned else 0)
-            unknown = one.activations is None and not planned
-            row.append("no" if most > memory * 1e9 else "?" if unknown else "yes")
+            row.append(_fits(one.total, memory, whole=one.activations is not None))
+            row += [_fits(planned and planned["planned"], memory)] if plans else []
         table.add_row(*row)
     Console(width=None if Console().is_terminal else 160, highlight=False).print(table)
     print(
         "Of one device, in GB (10^9 bytes); rows of a micro-batch, FLOPs of a step. Gathered: what shards put together"
         " while they compute.\nActivations: what PyTorch's eager training keeps of a micro-batch; where layers have no"
-        " closed form, none are shown."
+        " closed form, none are shown. Together: of PyTorch."
     )
+    if plans:
+        print("XLA's plan: all that JAX's compiled step needs on a device. It is no part of what is together.")
+
+
+def _fits(number: int | None, memory: float, whole: bool = True) -> str:
+    """Whether so many bytes, or (not whole) more, lie in that many GB; "?" where nobody can say."""
+    if number is None:
+        return "?"
+    return "no" if number > memory * 1e9 else "yes" if whole else "?"
 
 
 def _size(number: int | None) -> str:

@@ -1,7 +1,8 @@
 """`parallax tokenizer`"""
 
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +15,9 @@ def tokenizer(
     action: Annotated[str, typer.Argument(help="train, encode (to look at it), or grow (by more special tokens).")],
     text: Annotated[
         list[str],
-        typer.Argument(help="train: pydoc, or a UTF-8 file or folder. encode: the text itself. grow: the new tokens."),
+        typer.Argument(
+            help="train: pydoc, a file, folder, or prepared shards. encode: the text itself. grow: the new tokens."
+        ),
     ],
     kind: Annotated[
         str, typer.Option(help="bpe (byte-level, as GPT-2), book (its simpler one), words; encode also bytes, gpt2.")
@@ -48,27 +51,43 @@ def tokenizer(
 
 
 def _train(source: str, kind: str, vocab_size: int, special: list[str] | None, out: Path) -> None:
-    from common.data.corpora import corpus
     from common.errors import unknown
     from common.tokenizers import TRAINED, words
 
     if kind not in TRAINED:
         raise unknown("kind of tokenizer to train", kind, TRAINED)
-    found = corpus(source)
+    origin, texts = _texts(source)
     named = {} if special is None else {"specials": tuple(special)}
     if kind == "words":  # as many as there are
-        made = words.train(found.text, **named)
+        made = words.train("\n\n".join(texts()), **named)
     else:
         with options.bar("merges") as report:
-            made = TRAINED[kind].train(found.text, vocab_size, report=report, **named)
-    ids = made.encode(found.text, special=True)
+            several = texts() if kind == "bpe" else "\n\n".join(texts())
+            made = TRAINED[kind].train(several, vocab_size, report=report, **named)
+    sizes = [(len(text), len(made.encode(text, special=True))) for text in texts()]
+    characters, ids = map(sum, zip(*sizes, strict=True))
     made.save(out)
-    print(f"{made.vocab_size:,} tokens; {len(found.text):,} characters of {found.name} become {len(ids):,} ids.")
+    print(f"{made.vocab_size:,} tokens; {characters:,} characters of {origin} become {ids:,} ids.")
     if kind != "words" and made.vocab_size < vocab_size:
         print(f"No pair was left that occurs twice, so there are fewer tokens than {vocab_size:,}.")
     if kind == "words" and not made.knows_unknown:
         print(f"A word that this text has not will be refused; a --special '{words.UNKNOWN}' would stand for it.")
     print(f"Use it: parallax train --tokenizer {kind} --vocab {out}")
+
+
+def _texts(source: str) -> tuple[str, Callable[[], Iterable[str]]]:
+    """(name, what gives the texts, as often as it is asked): a corpus as one text, prepared shards book by book."""
+    from common.data import gutenberg
+    from common.data.corpora import NAMED, corpus
+
+    path = Path(source).expanduser()
+    folder = None if source in NAMED else gutenberg.prepared(path)
+    if folder is None:
+        found = corpus(source)
+        return found.name, lambda: (found.text,)
+    shards = gutenberg.shards(folder)
+    chosen = [path] if path.is_file() else shards
+    return path.resolve().name, lambda: (text for one in chosen for text in gutenberg.documents(one))
 
 
 def _encode(text: str, kind: str, vocab: Path | None) -> None:
@@ -100,13 +119,24 @@ def _grow(tokens: list[str], kind: str, vocab: Path | None, weights: Path | None
         own = bpe.load(vocab)
     made = own.grown(tokens)
     if weights is not None:
-        found, _ = weights_of(weights)
-        if found.config.vocab_size != own.vocab_size:
+        found, record = weights_of(weights)
+        padded = found.config.vocab_size > own.vocab_size and _beside(weights, record, kind, own)
+        if found.config.vocab_size != own.vocab_size and not padded:
             sizes = f"{found.config.vocab_size} tokens, the vocabulary {own.vocab_size}"
-            raise UserError(f"The model in {weights} has {sizes}; they belong together if these are equal.")
-        save_checkpoint(out, *grown(found.config, found.weights, len(tokens)))
+            told = "they belong together if these are equal, or if the model is padded and its run has this vocabulary"
+            raise UserError(f"The model in {weights} has {sizes}; {told}.")
+        save_checkpoint(out, *grown(found.config, found.weights, len(tokens), known=own.vocab_size))
     made.save(out)
     named = ", ".join(f"{token} {made.specials[token]}" for token in tokens)
     print(f"{made.vocab_size:,} tokens, the new ones: {named}.")
     use = f"--weights {out} --tokenizer bpe" if weights is not None else f"--tokenizer bpe --vocab {out}"
     print(f"Use it: {use}")
+
+
+def _beside(weights: Path, record: Mapping[str, Any], kind: str, own: Any) -> bool:
+    """Whether weights are of this vocabulary: it lies beside them, or, of GPT-2's, their run's record says so."""
+    from common.tokenizers import bpe, holds
+
+    if holds(weights, "bpe"):
+        return bpe.load(weights).tokens == own.tokens
+    return kind == "gpt2" and record.get("tokenizer") == "gpt2"

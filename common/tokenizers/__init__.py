@@ -10,7 +10,7 @@ from common.tokenizers.bytes import Bytes
 from common.tokenizers.gpt2 import GPT2
 from common.tokenizers.huggingface import FILE, HuggingFace
 
-__all__ = ["FROM_FILES", "NAMES", "TRAINED", "Stream", "Tokenizer", "holds", "tokenizer"]
+__all__ = ["FROM_FILES", "NAMES", "TRAINED", "Stream", "Tokenizer", "holds", "tokenizer", "vocabulary_files"]
 
 
 def _bytes(vocab: Path | str | None) -> Tokenizer:
@@ -36,11 +36,17 @@ _MAKERS["hf"] = _of_files("hf", HuggingFace)
 NAMES = tuple(_MAKERS)
 FROM_FILES = (*TRAINED, "hf")  # whose vocabularies have any size, and are kept with what is trained with them
 _FILES = {"gpt2": "merges.txt", "bpe": bpe.MERGES, "book": book.MERGES, "words": words.FILE, "hf": FILE}
+_ALL_FILES = (bpe.ENCODER, bpe.MERGES, *bpe.OTHER_NAMES, book.VOCABULARY, book.MERGES, words.FILE, FILE)
 
 
 def holds(folder: Path, name: str) -> bool:
     """Whether a folder (of weights, of a run) brings the vocabulary of that tokenizer along."""
     return name in _FILES and (folder / _FILES[name]).is_file()
+
+
+def vocabulary_files(folder: Path) -> list[Path]:
+    """The files of vocabularies, of any kind, that lie in a folder: what has to go where its weights go."""
+    return [folder / name for name in _ALL_FILES if (folder / name).is_file()]
 
 
 def tokenizer(name: str, vocab: Path | str | None = None) -> Tokenizer:

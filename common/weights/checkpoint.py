@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,14 @@ def save_checkpoint(
     slots: Mapping[str, np.ndarray] | None = None,
     training: Mapping[str, Any] | None = None,
     frozen: str | None = None,
+    beside: Sequence[Path] = (),
 ) -> None:
     """Write a checkpoint folder; an older one there is replaced only when the new one is complete.
 
-    With `frozen`, what `freeze` gave, the folder holds only what the run trains (`params.trained`).
+    With `frozen`, what `freeze` gave, the folder holds only what the run trains (`params.trained`). Files that belong
+    `beside` weights, as a vocabulary does, are copied with them.
     """
-    folder = require_replaceable(folder)
+    folder = require_replaceable(folder, anew=[file.name for file in beside])
     tensors = gpt2_names.from_canonical(gpt2_names.CANONICAL, config, weights)
     if frozen is not None:
         chosen = params.trained(config, TrainConfig.from_dict(training["train"]))
@@ -84,6 +87,8 @@ def save_checkpoint(
             safetensors_io.write_file(temporary / OPTIMIZER, moments)
         if record is not None:
             (temporary / TRAINING).write_text(record, encoding="utf-8")
+        for file in beside:
+            shutil.copyfile(file, temporary / file.name)
 
 
 def freeze(above: Path, config: ModelConfig, weights: Mapping[str, np.ndarray], train: TrainConfig) -> str | None:

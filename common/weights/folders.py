@@ -1,6 +1,7 @@
 """Which existing folders a new set of weights may replace: empty ones, and ones that hold weights and nothing else."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from common.errors import UserError
@@ -14,11 +15,13 @@ _OURS = re.compile(
 ADAPTER = re.compile(r"adapter_config\.json|adapter_model\.safetensors")
 
 
-def require_replaceable(folder: Path | str, ours: re.Pattern = _OURS) -> Path:
-    """The path, unless replacing it would destroy a file, or a folder that holds more than weights (or an adapter)."""
+def require_replaceable(folder: Path | str, ours: re.Pattern = _OURS, anew: Collection[str] = ()) -> Path:
+    """The path, unless replacing it would destroy a file, or a folder that holds more than weights (or an adapter) and
+    files that are written `anew`, by name."""
     folder = Path(folder)
     if folder.is_dir():
-        others = sorted(item.name for item in folder.iterdir() if item.is_dir() or not ours.fullmatch(item.name))
+        known = [item.name for item in folder.iterdir() if not item.is_dir() and ours.fullmatch(item.name)]
+        others = sorted({item.name for item in folder.iterdir()} - {*known, *anew})
         if others:
             raise UserError(f"{folder} also holds {', '.join(others[:3])}, which would be lost; give a new folder.")
     elif folder.exists():

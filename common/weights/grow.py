@@ -23,25 +23,28 @@ def padded(
 
 
 def grown(
-    config: ModelConfig, weights: Mapping[str, np.ndarray], tokens: int, seed: int = 0
+    config: ModelConfig, weights: Mapping[str, np.ndarray], tokens: int, seed: int = 0, known: int | None = None
 ) -> tuple[ModelConfig, Mapping[str, np.ndarray]]:
-    """(config, weights) with `tokens` more rows for tokens, [V + tokens, E] float32, drawn as initial weights are.
+    """(config, weights) with rows for `tokens` more tokens, [V + tokens, E] float32, drawn as initial weights are.
 
     Old rows stay to the bit, so old tokens get the logits that they had; a tied head stays tied, and one of its own
-    stays without a bias. Raises UserError for a number that is none.
+    stays without a bias. Of a padded vocabulary, of which only so many rows are `known` tokens, the new ones take the
+    rows behind these first, which are drawn anew: training has taught those to be unlikely. Raises UserError for a
+    number that is none.
     """
     if not isinstance(tokens, int) or tokens < 1:
         raise UserError(f"A vocabulary grows by a whole number of tokens > 0, not by {tokens}.")
-    larger = config.with_(vocab_size=config.vocab_size + tokens)
-    before = params.table(config)
+    known = config.vocab_size if known is None else known
+    larger = config.with_(vocab_size=max(config.vocab_size, known + tokens))
+    before, changed = (params.table(one) for one in (config, config.with_(vocab_size=config.vocab_size + 1)))
 
     def longer(parameter: params.Parameter) -> np.ndarray:
         drawn = params.draw(seed, f"grown/{parameter.name}", (tokens, parameter.shape[1]))
         old = np.asarray(weights[parameter.name])
-        return np.concatenate([old, (parameter.std * drawn).astype(old.dtype)])
+        return np.concatenate([old[:known], (parameter.std * drawn).astype(old.dtype), old[known + tokens :]])
 
     makers = {}
     for name, parameter in params.table(larger).items():
-        same = parameter.shape == before[name].shape
+        same = changed[name].shape == before[name].shape
         makers[name] = (lambda name=name: weights[name]) if same else (lambda own=parameter: longer(own))
     return larger, params.LazyWeights(makers)

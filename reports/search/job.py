@@ -6,6 +6,7 @@ The study lies in a file beside the runs, so a search that was stopped, or sever
 import csv
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from common import run as runs
+from common.commands.settings import FILE
 from common.errors import UserError, unknown
 from common.files import output_folder, read_toml, replacing, write_text
 from common.stopping import stoppable
@@ -25,6 +27,8 @@ from reports.curves import plots
 
 STUDY, REPORT, BEST, LOG = "study.log", "trials.csv", "best.toml", "train.log"
 TABLE = "search"  # of the file: what is tried
+REASON = "reason"  # why a trial failed
+ENDED = "ended with its search"
 SHOWN, DRAWN = 10, 6  # trials of the table, and of the plot
 WARM = 5  # trials that are never stopped early
 POLL = 0.2  # seconds
@@ -86,10 +90,7 @@ def run(asked: Settings, tell: Tell) -> Any:
                 time.sleep(POLL)
                 for one in [one for one in running if one.looked_at()]:
                     running.remove(one)
-                    state = optuna.trial.TrialState.PRUNED if one.loss is None else optuna.trial.TrialState.COMPLETE
-                    study.tell(one.trial, one.loss, state)
-                    told = "stopped early" if one.loss is None else f"held-out loss {one.loss:.4f}"
-                    tell(f"trial {one.trial.number}: {told}")
+                    tell(f"trial {one.trial.number}: {_told(study, one)}")
     finally:
         for one in running:
             one.stop()
@@ -98,11 +99,29 @@ def run(asked: Settings, tell: Tell) -> Any:
     return study
 
 
+def _told(study: Any, one: "Trying") -> str:
+    """Tell the study how a trial ended; the same in words. One that fails is that, and the search goes on."""
+    from optuna.trial import TrialState
+
+    if one.failed is not None:
+        one.trial.set_user_attr(REASON, one.failed)
+        study.tell(one.trial, state=TrialState.FAIL)
+        return f"failed: {one.failed}"
+    if one.loss is None:
+        study.tell(one.trial, state=TrialState.PRUNED)
+        return "stopped early"
+    study.tell(one.trial, one.loss)
+    return f"held-out loss {one.loss:.4f}"
+
+
 class Trying:
-    """A trial whose run goes on in a process of its own; `loss` is the lowest held-out loss, None if it was stopped."""
+    """A trial whose run goes on in a process of its own; `loss` is the lowest held-out loss, None if it was stopped;
+    `failed` says why it failed, if it has."""
 
     def __init__(self, trial: Any, values: Mapping[str, Any], out: Path):
-        self.trial, self.loss, self.folder, self._told = trial, None, _folder(out, trial.number), 0
+        self.trial, self.folder, self._told = trial, _folder(out, trial.number), 0
+        self.loss: float | None = None
+        self.failed: str | None = None
         shutil.rmtree(self.folder, ignore_errors=True)
         output_folder(self.folder)
         own = {"eval-every": 50, **values}
@@ -114,11 +133,19 @@ class Trying:
             self.process = subprocess.Popen(words, stdout=log, stderr=log)
 
     def looked_at(self) -> bool:
-        """Tell the study what the run has reached; whether it is over, or has been stopped because others do better."""
+        """Tell the study what the run has reached; whether it is over, or has been stopped because others do better.
+
+        A run that ends while it trains has failed. One that is refused before (its settings are there when it begins)
+        would be refused again and again: that raises UserError.
+        """
         code = self.process.poll()  # before the log is read: it is whole then
         lines = _held_out(self.folder)
         for line in lines[self._told :]:
             self._told += 1
+            if not math.isfinite(line["held_out"]):
+                self.failed = f"The held-out loss after step {line['step']} is {line['held_out']}."
+                self.stop()
+                return True
             self.trial.report(line["held_out"], line["step"] + 1)
             if code is None and self.trial.should_prune():
                 self.stop()
@@ -126,10 +153,18 @@ class Trying:
         if code is None:
             return False
         if code:
-            last = (self.folder / LOG).read_text(errors="replace").strip().splitlines()[-1:]
-            raise UserError(f"Trial {self.trial.number} failed: {''.join(last).removeprefix('parallax: ')}")
+            self.failed = self._last_words(code)
+            if not (self.folder / FILE).is_file():
+                raise UserError(f"Trial {self.trial.number} failed: {self.failed}")
+            return True
         self.loss = min(line["held_out"] for line in lines)
         return True
+
+    def _last_words(self, code: int) -> str:
+        if code < 0:
+            return f"Signal {-code} ended it."
+        last = (self.folder / LOG).read_text(errors="replace").strip().splitlines()[-1:]
+        return "".join(last).removeprefix("parallax: ")
 
     def stop(self) -> None:
         self.process.terminate()
@@ -224,16 +259,17 @@ def _report(study: Any, out: Path) -> None:
     names = list(dict.fromkeys(name for trial in study.trials for name in trial.params))
     file = io.StringIO()
     rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(["trial", "state", "held_out", *names])
+    rows.writerow(["trial", "state", "held_out", *names, REASON])
     for trial in study.trials:
         state = trial.state.name.lower()
-        rows.writerow([trial.number, state, trial.value, *(trial.params.get(name, "") for name in names)])
+        chosen = (trial.params.get(name, "") for name in names)
+        rows.writerow([trial.number, state, trial.value, *chosen, reason(trial)])
     write_text(out / REPORT, file.getvalue())
     best = ranked(study)
     if not best:
         return
     with suppress(FileNotFoundError):  # a run that somebody has removed since
-        shutil.copy2(_folder(out, best[0].number) / "settings.toml", out / BEST)
+        shutil.copy2(_folder(out, best[0].number) / FILE, out / BEST)
     folders = [_folder(out, trial.number) for trial in best[:DRAWN]]
     found = {folder.name: plots.read(folder) for folder in folders if (folder / runs.LOG).is_file()}
     for kind, data in plots.drawn(found).items() if found else ():
@@ -246,15 +282,24 @@ def ranked(study: Any) -> list[Any]:
     return sorted((one for one in study.trials if one.state.name == "COMPLETE"), key=lambda one: one.value)
 
 
+def reason(trial: Any) -> str:
+    """Why a trial failed; "" of all others."""
+    return trial.user_attrs.get(REASON, ENDED) if trial.state.name == "FAIL" else ""
+
+
 def table(study: Any) -> str:
-    """The best trials in words."""
+    """The best trials in words, and those that failed."""
     best = ranked(study)
     counts = {name: sum(one.state.name == name for one in study.trials) for name in ("COMPLETE", "PRUNED", "FAIL")}
     lines = [f"{counts['COMPLETE']} trials finished, {counts['PRUNED']} stopped early, {counts['FAIL']} failed."]
-    for trial in best[:SHOWN]:
-        words = "  ".join(f"{name} {_shown(value)}" for name, value in trial.params.items())
-        lines.append(f"{trial.value:.4f}  trial {trial.number:>4}  {words}")
+    lines += [f"{trial.value:.4f}  trial {trial.number:>4}  {_words(trial)}" for trial in best[:SHOWN]]
+    for trial in [one for one in study.trials if one.state.name == "FAIL"][-SHOWN:]:
+        lines.append(f"failed  trial {trial.number:>4}  {_words(trial)}  ({reason(trial)})")
     return "\n".join(lines) + "\n"
+
+
+def _words(trial: Any) -> str:
+    return "  ".join(f"{name} {_shown(value)}" for name, value in trial.params.items())
 
 
 def _shown(value: Any) -> str:

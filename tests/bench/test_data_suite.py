@@ -54,3 +54,10 @@ def test_the_whole_text_is_longer():
             assert whole[cell.task].length > cell.length
             assert len(cell.inputs()[0]) == cell.length
     assert isinstance(CELLS[0], Cell)
+
+
+def test_the_long_row_is_a_megabyte_and_8000_merges():
+    whole = {cell.task: cell for cell in SUITES["data"](Scope())}["learn_long"]
+    assert (whole.length, outside.merges_of(whole.length)) == (2**20, 8000)
+    assert whole.name == "data/8,000 merges learnt/pydoc and library/1x1048576/float32"
+    assert outside.text_of(whole.inputs()[0]).startswith(outside.text_of(CELLS[0].inputs()[0]))

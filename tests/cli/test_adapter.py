@@ -10,6 +10,9 @@ from common.accounting import adapted, memory
 from common.adapters import Adapter
 from common.backend import load
 from common.config import Execution, GPTConfig, TrainConfig, preset
+from common.errors import UserError
+from common.tokenizers import bpe
+from common.weights import checkpoint
 from common.weights.checkpoint import load_checkpoint, save_checkpoint
 
 SMALL = GPTConfig(256, 32, 24, 2, 2)
@@ -150,6 +153,55 @@ def test_through_the_files_of_peft_and_back(call, run, tmp_path):
     code, out, _ = call("adapter", "info", tmp_path / "first", "--weights", tmp_path / "base", "--json")
     assert code == 0
     assert json.loads(out)["trainable"] == 2 * (3 * (24 + 24) + 3 * (24 + 96))
+
+
+@pytest.fixture
+def spoken(tmp_path):
+    """A run of a vocabulary of its own, which lies beside its checkpoint: (folder, vocabulary)."""
+    vocabulary = bpe.train("She sells sea shells by the sea shore. " * 4, 270)
+    config, weights = adapted_weights(FIRST, SECOND, config=SMALL.with_(vocab_size=vocabulary.vocab_size))
+    save_checkpoint(tmp_path / "run" / "checkpoint", config, weights, training={"tokenizer": "bpe", "kind": "pretrain"})
+    vocabulary.save(tmp_path / "run")
+    return tmp_path / "run", vocabulary
+
+
+def test_a_vocabulary_goes_where_its_weights_go(call, spoken, tmp_path):
+    """So what is written generates text, with nothing named."""
+    run, vocabulary = spoken
+    assert call("adapter", "merge", run, "--out", tmp_path / "merged")[0] == 0
+    assert call("adapter", "remove", run, "--out", tmp_path / "removed")[0] == 0
+    assert call("adapter", "export", run, "--out", tmp_path / "peft", "--name", "first")[0] == 0
+    back = ["adapter", "import", tmp_path / "peft", "--weights", tmp_path / "removed", "--out", tmp_path / "back"]
+    assert call(*back)[0] == 0
+    texts = {}
+    for name in ("run", "merged", "removed", "back"):
+        folder = tmp_path / name
+        assert bpe.load(folder).tokens == vocabulary.tokens
+        asked = ["--weights", folder, "--prompt", "sea", "--max-new-tokens", 6, "--backend", "numpy"]
+        code, texts[name], err = call("generate", *asked)
+        assert code == 0, err
+    assert texts["merged"] == texts["run"]
+
+
+def test_a_vocabulary_that_cannot_be_copied_leaves_nothing(call, spoken, tmp_path, monkeypatch):
+    run, _ = spoken
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.shutil, "copyfile", full)
+    code, _, err = call("adapter", "merge", run, "--out", tmp_path / "merged")
+    assert (code, "No space left on device" in err) == (2, True)
+    assert [one.name for one in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_vocabulary_that_is_not_written_anew_is_not_lost(tmp_path):
+    weights = params.randomise(SMALL, 3)
+    (tmp_path / "text.txt").touch()
+    save_checkpoint(tmp_path / "one", SMALL, weights, beside=[tmp_path / "text.txt"])
+    save_checkpoint(tmp_path / "one", SMALL, weights, beside=[tmp_path / "text.txt"])
+    with pytest.raises(UserError, match=r"also holds text\.txt, which would be lost"):
+        save_checkpoint(tmp_path / "one", SMALL, weights)
 
 
 def test_refusals(call, run, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from common import params
 from common.config import GPTConfig
+from common.errors import UserError
 from common.weights.checkpoint import save_checkpoint
 
 pytest.importorskip("optuna")
@@ -101,6 +103,68 @@ def test_what_is_worse_than_most_is_stopped(tmp_path, space, monkeypatch):
 
 
 @pytest.mark.full
+def test_a_trial_whose_loss_is_no_number_fails_and_the_search_goes_on(tmp_path, space, monkeypatch):
+    """It is told with its reason, and the one that learned is the best."""
+    monkeypatch.setattr(job, "POLL", 0.02)
+    import optuna
+
+    tried = iter([1e6, 1e-2])
+    monkeypatch.setattr(optuna.Trial, "suggest_categorical", lambda self, name, values: next(tried))
+    heard, out = [], tmp_path / "out"
+    path = space({"learning-rate": [1e6, 1e-2]}, steps=12)
+    study = job.run(job.Settings(str(path), out, None, 2, 1, 0, True), heard.append)
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
+    failed, learned = rows(out)
+    assert re.match(r"The (loss|gradient norm) of step \d+ is (nan|inf) \(windows", failed["reason"])
+    assert (failed["held_out"], learned["reason"]) == ("", "")
+    assert f"trial 0: failed: {failed['reason']}" in heard
+    told = job.table(study).splitlines()
+    assert told[0] == "1 trials finished, 0 stopped early, 1 failed."
+    assert told[1].split() == [f"{float(learned['held_out']):.4f}", "trial", "1"]
+    assert re.split(r"  +", told[2]) == ["failed", "trial", "0", f"({failed['reason']})"]
+    assert tomllib.loads((out / "best.toml").read_text())["learning-rate"] == 0.01
+
+
+@pytest.fixture
+def trying(tmp_path, monkeypatch):
+    """A trial whose run is that script, which is told its folder, in the place of `parallax train`."""
+    real = subprocess.Popen
+
+    def make(script):
+        def popen(words, **how):
+            return real([sys.executable, "-c", script, words[-1]], **how)
+
+        monkeypatch.setattr(job.subprocess, "Popen", popen)
+        import optuna
+
+        made = job.Trying(optuna.create_study().ask(), {}, tmp_path)
+        made.process.wait(60)
+        return made
+
+    return make
+
+
+BEGUN = "import os, pathlib, sys; folder = pathlib.Path(sys.argv[1]); (folder / 'settings.toml').touch(); "
+
+
+def test_what_is_killed_or_held_out_in_vain_fails_for_itself(trying):
+    killed = trying(BEGUN + "os.kill(os.getpid(), 9)")
+    assert killed.looked_at()
+    assert (killed.loss, killed.failed) == (None, "Signal 9 ended it.")
+    lines = ['{"step": 1, "held_out": 2.5}', '{"step": 3, "held_out": NaN}', '{"step": 5, "held_out": 2.0}']
+    vain = trying(BEGUN + f"(folder / 'log.jsonl').write_text({chr(10).join(lines)!r})")
+    assert vain.looked_at()
+    assert (vain.loss, vain.failed) == (None, "The held-out loss after step 3 is nan.")
+
+
+def test_what_is_refused_before_it_trains_ends_the_search(trying):
+    """The next one would be refused as well."""
+    refused = trying("print('parallax: There is no such setting.'); raise SystemExit(2)")
+    with pytest.raises(UserError, match=r"Trial 0 failed: There is no such setting\."):
+        refused.looked_at()
+
+
+@pytest.mark.full
 def test_a_killed_search_is_taken_up(call, tmp_path, space):
     out, path = tmp_path / "out", space({"learning-rate": [1e-3, 1e-2]}, steps=100000)
     words = [sys.executable, "-m", "common.cli", "search", str(path), "--out", str(out), "--trials", "1"]
@@ -114,9 +178,11 @@ def test_a_killed_search_is_taken_up(call, tmp_path, space):
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=30)
     assert not run.is_running() or run.status() == psutil.STATUS_ZOMBIE
-    assert [row["state"] for row in rows(out)] == ["fail"]
+    assert [(row["state"], row["reason"]) for row in rows(out)] == [("fail", "ended with its search")]
     code, said, _ = call("search", path, "--out", out, "--trials", 1)
-    assert (code, said.splitlines()[0]) == (0, "0 trials finished, 0 stopped early, 1 failed.")
+    first, failed = said.splitlines()
+    assert (code, first) == (0, "0 trials finished, 0 stopped early, 1 failed.")
+    assert failed.endswith("(ended with its search)")
 
 
 @pytest.mark.parametrize(

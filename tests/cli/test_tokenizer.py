@@ -4,7 +4,9 @@ import pytest
 
 from common import params
 from common.config import PRESETS
+from common.data import gutenberg
 from common.data.corpora import corpus
+from common.tokenizers import TRAINED, tokenizer
 
 
 @pytest.fixture
@@ -41,6 +43,40 @@ def test_a_vocabulary_from_a_text_to_a_model_that_writes(call, tmp_path, text, m
         code, texts[backend], err = call("generate", "--backend", backend, *asked)
         assert code == 0, err
     assert texts["torch"] == texts["numpy"]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "book", "words"])
+def test_a_vocabulary_of_prepared_books_is_that_of_their_texts(call, tmp_path, kind):
+    """What parts books, and what was noted of their preparation, is no text; one shard alone has its books alone."""
+    books = ["one fish two fish " * 8, "red fish blue fish " * 8, "zebra zebra " * 20]
+    (tmp_path / "books").mkdir()
+    for number, text in enumerate(books):
+        (tmp_path / "books" / f"{number}.txt").write_text(text)
+    shards = gutenberg.prepare(
+        sorted((tmp_path / "books").iterdir()), tmp_path / "shards", gutenberg.Rules(shard_bytes=320)
+    )["shards"]
+    assert [one["books"] for one in shards] == [2, 1]
+    how = ["--kind", kind, *([] if kind == "words" else ["--vocab-size", 280])]
+    code, said, err = call("tokenizer", "train", tmp_path / "shards", *how, "--out", tmp_path / "own")
+    assert code == 0, err
+    texts = [text.strip() for text in books]
+    assert f" {sum(map(len, texts)):,} characters of shards become " in said
+    module = TRAINED[kind]
+    want = "\n\n".join(texts)
+    want = module.train(want) if kind == "words" else module.train(texts if kind == "bpe" else want, 280)
+    found = tokenizer(kind, tmp_path / "own")
+    assert [found.decode([one]) for one in range(found.vocab_size)] == [
+        want.decode([one]) for one in range(want.vocab_size)
+    ]
+    code, _, err = call("tokenizer", "train", tmp_path / "shards" / "shard-0001.txt", *how, "--out", tmp_path / "one")
+    assert code == 0, err
+    alone = tokenizer(kind, tmp_path / "one")
+    spelt = [{one.decode([number]).strip() for number in range(one.vocab_size)} for one in (found, alone)]
+    assert ["fish" in one for one in spelt] == [True, False]
+    assert all("zebra" in one for one in spelt)
+    (tmp_path / "shards" / "shard-0001.txt").write_text("cut")
+    code, _, err = call("tokenizer", "train", tmp_path / "shards", *how, "--out", tmp_path / "two")
+    assert (code, "prepare the books anew" in err, (tmp_path / "two").exists()) == (2, True, False)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,13 @@
 """What a layout is: how it is told, what it cuts, what it refuses; and the share of one device in closed form."""
 
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,13 +16,15 @@ from common import layout as layouts
 from common import params
 from common.accounting import activations, flops, memory, spread
 from common.adapters import Adapter
-from common.config import Execution, GPTConfig, TrainConfig
+from common.config import Execution, GPTConfig, TrainConfig, model_to_dict, preset
 from common.errors import UserError
 from common.layout import Layout
 from common.rng import address
 from common.variants import GatedDeltaNet, GatedMLP, GroupedQuery, Latent, MixtureOfExperts, Sparse
 from torch_impl import rng
 
+ROOT = Path(__file__).parents[2]
+plan = importlib.import_module("common.commands.plan")
 SMALL = GPTConfig(32, 16, 16, 2, 4, ff_dim=24)
 BATCH = TrainConfig(batch_size=8)
 
@@ -286,6 +296,78 @@ def test_the_plan_is_printed_for_every_layout(call):
     assert len(lines) >= 4
     assert " yes" in out
     assert " no" in out
+    assert "PyTorch fits" in out
+    assert "JAX" not in out
+
+
+def column(out, title):
+    """A column of the plan's table by the layout of its row."""
+    head, *rows = [re.split(r"\s{2,}", line.strip()) for line in out.splitlines() if re.search(r"\S\s{2,}\S", line)]
+    at = head.index(title)
+    return {row[0]: row[at] for row in rows}
+
+
+def test_what_fits_is_judged_for_each_framework_by_its_own_number(call, monkeypatch):
+    """PyTorch by the closed form, JAX by XLA's plan; where there is none, nobody knows."""
+    planned = {"data=2": {"planned": 10**6}, "shard=2": {"planned": 10**9}, "tensor=2": None}
+    monkeypatch.setattr(plan, "_compiled", lambda *asked: planned)
+    kept = {
+        one: spread.share(preset("nano"), Layout.parse(one), TrainConfig(), 128, "float32").total for one in planned
+    }
+    between = (kept["data=2"] + kept["shard=2"]) / 2  # the first takes more of PyTorch
+    assert kept["shard=2"] < between < kept["data=2"]
+    code, out, _ = call("plan", "nano", "--devices", 2, "--compiled", "--memory", between / 1e9)
+    assert code == 0
+    assert column(out, "JAX fits") == {"data=2": "yes", "shard=2": "no", "tensor=2": "?"}
+    fits = column(out, "PyTorch fits")
+    assert (fits["data=2"], fits["shard=2"]) == ("no", "yes")
+    assert column(out, "XLA's plan") == {"data=2": "0.001", "shard=2": "1.00", "tensor=2": "-"}
+
+
+PLANS = """
+import json, sys
+from common import backend
+from common.config import Execution, TrainConfig, model_from_dict
+config, length, found = model_from_dict(json.loads(sys.argv[1])), int(sys.argv[2]), {}
+for one in sys.argv[3:]:
+    execution = Execution(layout=one, layers="scan")
+    found[one] = backend.load("jax").plan(config, execution, TrainConfig(batch_size=8), length)
+print(json.dumps(found))
+"""
+
+
+def named_devices(count, *arguments):
+    """What a process prints for which the CPU plays so many devices."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+    words = [sys.executable, *map(str, arguments)]
+    return subprocess.run(words, env=env, cwd=ROOT, check=True, timeout=300, stdout=subprocess.PIPE, text=True).stdout
+
+
+@pytest.mark.parametrize(
+    "layouts", [("shard=2,tensor=2",), pytest.param(("data=4", "shard=4", "data=2,tensor=2"), marks=pytest.mark.full)]
+)
+def test_a_compiled_plan_takes_what_the_layout_leaves_of_a_device(layouts):
+    """Four named devices: the step's arguments are a device's parts of parameters and averages, and its rows of ids,
+    as the closed form has them; what comes out takes their place, for they are donated."""
+    found = json.loads(named_devices(4, "-c", PLANS, json.dumps(model_to_dict(SMALL)), 16, *layouts))
+    for one in layouts:
+        own, plan_of = spread.share(SMALL, Layout.parse(one), BATCH, 16, "float32"), found[one]
+        held = own.parameters + own.optimizer
+        ids = 2 * own.rows * 16 * 4
+        assert 0 <= plan_of["arguments"] - held - ids <= 16 * 4 + 256, one  # positions, and a few numbers
+        pointers = 8 * 3 * len(params.table(SMALL)) + 64  # of each array one; and a loss and a norm
+        assert held <= plan_of["aliased"] <= plan_of["outputs"] <= held + pointers, one
+        assert plan_of["planned"] >= held + ids + own.gradients // 2, one
+
+
+@pytest.mark.full
+def test_the_command_compiles_for_devices_that_are_only_named(tmp_path):
+    (tmp_path / "model.json").write_text(json.dumps(model_to_dict(SMALL)))
+    asked = ["-m", "common.cli", "plan", "--config", tmp_path / "model.json", "--devices", 2, "--batch-size", 8]
+    out = named_devices(2, *asked, "--compiled", "--memory", 1)
+    assert set(column(out, "JAX fits").items()) == {("data=2", "yes"), ("shard=2", "yes"), ("tensor=2", "yes")}
+    whole = json.loads(named_devices(2, "-c", PLANS, json.dumps(model_to_dict(SMALL)), 16, "data=2"))["data=2"]
+    assert float(column(out, "XLA's plan")["data=2"]) == pytest.approx(whole["planned"] / 1e9, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,23 @@ def test_what_pads_a_vocabulary_is_never_chosen(wing, tied):
         assert model.generate(prompts, sampling.with_(tokens=13)) == plain.generate(prompts, sampling)
 
 
+@pytest.mark.parametrize(("tokens", "size"), [(2, 16), (3, 16), (5, 18)])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_new_tokens_take_the_rows_of_the_padding_first(tied, tokens, size):
+    """And are there what they are in a model that was never padded; what is padding still stays."""
+    config = GPTConfig(13, 16, 8, 2, 2, ff_dim=12, tie_embeddings=tied)
+    weights = params.randomise(config, 3)
+    wide, more = padded(config, weights, 8)
+    want_config, want = grown(config, weights, tokens, seed=5)
+    found_config, found = grown(wide, more, tokens, seed=5, known=13)
+    assert (found_config.vocab_size, want_config.vocab_size) == (size, 13 + tokens)
+    for name, parameter in params.table(found_config).items():
+        assert found[name].shape == parameter.shape
+        rows = len(want[name])
+        np.testing.assert_array_equal(found[name][:rows], want[name])
+        np.testing.assert_array_equal(found[name][rows:], more[name][rows:])
+
+
 def test_more_tokens_than_a_vocabulary_has_are_refused():
     config = GPTConfig(13, 16, 8, 2, 2, ff_dim=12)
     model = backend.load("numpy").build(config, params.randomise(config, 3), Execution("float64"))
@@ -119,3 +136,25 @@ def test_on_the_command_line_both_grow_into_one_folder(call, tmp_path):
     code, _, err = call(*asked[:2], "<other>", "--vocab", tmp_path / "both", "--weights", tmp_path / "model")
     assert code == 2
     assert f"has {own.vocab_size} tokens, the vocabulary {own.vocab_size + 1}; they belong together" in err
+
+
+def test_a_padded_run_grows_with_its_own_vocabulary_alone(call, tmp_path):
+    """Of another one nobody knows whether the rows behind it are padding."""
+    own = bpe.train("some text, some more text", 270)
+    own.save(tmp_path / "run")
+    bpe.train("quite another text, quite another", 268).save(tmp_path / "other")
+    config = GPTConfig(own.vocab_size, 16, 8, 2, 2, ff_dim=12)
+    wide, weights = padded(config, params.initialise(config, 0), 64)
+    save_checkpoint(tmp_path / "run" / "checkpoint", wide, weights, training={"tokenizer": "bpe"})
+    asked = ["tokenizer", "grow", "<one>", "<two>", "--weights", tmp_path / "run"]
+    code, _, err = call(*asked, "--vocab", tmp_path / "other", "--out", tmp_path / "out")
+    assert (code, (tmp_path / "out").exists()) == (2, False)
+    assert "if the model is padded and its run has this vocabulary" in err
+    assert call(*asked, "--vocab", tmp_path / "run", "--out", tmp_path / "out")[0] == 0
+    found, _ = weights_of(tmp_path / "out")
+    assert found.config == wide
+    assert bpe.load(tmp_path / "out").specials["<two>"] == own.vocab_size + 1
+    again = ["tokenizer", "grow", "<three>", "--weights", tmp_path / "out", "--vocab", tmp_path / "out"]
+    assert call(*again, "--out", tmp_path / "more")[0] == 0
+    how = ["--weights", tmp_path / "more", "--prompt", "some<one><three>", "--max-new-tokens", 2]
+    assert call("generate", *how, "--backend", "numpy")[0] == 0

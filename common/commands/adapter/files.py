@@ -17,6 +17,7 @@ def merge(
 ) -> None:
     """Write weights that adapters have become part of: what they compute is the same, and no slower than the base."""
     from common import adapters
+    from common.tokenizers import vocabulary_files
     from common.weights.checkpoint import save_checkpoint
     from common.weights.formats import keep_apart
 
@@ -24,7 +25,7 @@ def merge(
     chosen = None if names is None else tuple(name.strip() for name in names.split(",") if name.strip())
     config, weights = adapters.merge(found.config, found.weights, _known(found.config, chosen))
     keep_apart(run, out)
-    save_checkpoint(out, config, weights, training=_told(record))
+    save_checkpoint(out, config, weights, training=_told(record), beside=vocabulary_files(run))
     print(f"Wrote {out}: {', '.join(sorted(_names(found.config) - _names(config)))} merged")
 
 
@@ -37,6 +38,7 @@ def remove(
 ) -> None:
     """Write the model without adapters, or without some: what the base computes, or the others on it."""
     from common import adapters
+    from common.tokenizers import vocabulary_files
     from common.weights.checkpoint import save_checkpoint
     from common.weights.formats import keep_apart
 
@@ -44,7 +46,7 @@ def remove(
     chosen = None if adapter is None else tuple(adapter)
     config, weights = adapters.without(found.config, found.weights, chosen)
     keep_apart(run, out)
-    save_checkpoint(out, config, weights, training=_told(record))
+    save_checkpoint(out, config, weights, training=_told(record), beside=vocabulary_files(run))
     print(f"Wrote {out}: {', '.join(sorted(_names(found.config) - _names(config)))} removed")
 
 
@@ -78,6 +80,7 @@ def import_(
 ) -> None:
     """Put an adapter of PEFT on its base: a folder of weights that generates, trains on, and merges."""
     from common.run import weights_of
+    from common.tokenizers import vocabulary_files
     from common.weights import peft
     from common.weights.checkpoint import save_checkpoint
     from common.weights.formats import keep_apart
@@ -87,7 +90,7 @@ def import_(
     config, grown = peft.load_adapter(folder, found.config, found.weights, name)
     for source in (folder, weights):
         keep_apart(source, out)
-    save_checkpoint(out, config, grown, training=_told(record))
+    save_checkpoint(out, config, grown, training=_told(record), beside=vocabulary_files(weights))
     print(f"Wrote {out}")
 
 

@@ -114,6 +114,12 @@ EDGES = (
         lambda build: _trained(build, COSINE.with_(schedule="constant_with_warmup"), start=1, steps=3),
     ),
     Edge(
+        "a rate that falls on a line",
+        ("Boundary",),
+        "from the peak, right behind the warm-up, by the same amount every step; half way a cosine is there, too",
+        lambda build: _trained(build, COSINE.with_(schedule="linear", steps=6), start=2, steps=3),
+    ),
+    Edge(
         "the last step and beyond",
         ("Boundary", "Policy"),
         "the last step is nearly at the final rate, and steps after the last stay there",
