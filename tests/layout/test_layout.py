@@ -343,6 +343,7 @@ def named_devices(count, *arguments):
     return subprocess.run(words, env=env, cwd=ROOT, check=True, timeout=300, stdout=subprocess.PIPE, text=True).stdout
 
 
+@pytest.mark.full  # XLA compiles for four devices
 @pytest.mark.parametrize(
     "layouts", [("shard=2,tensor=2",), pytest.param(("data=4", "shard=4", "data=2,tensor=2"), marks=pytest.mark.full)]
 )
