@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from benchmarks.harness import contest, gate, machine
-from benchmarks.room import need
+from benchmarks.room import judges, need
 from benchmarks.suites import SUITES, Scope
 
 CPUINFO = "processor\t: 0\nmodel name\t: A Processor\nflags\t\t: fpu {flags} sse\n"
@@ -151,3 +151,21 @@ def test_every_rung_of_the_ladder_is_one_thing_more(scope, name):
     assert ("TF32" in labels) == (scope.device == "cuda")
     twice = [one for one in SUITES["ladder"](scope) if one.part == name][1]
     assert (twice.batch, twice.contenders) == (2 * cell.batch, cell.contenders[-3:])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_attention_is_measured_at_the_books_size_too(device):
+    """On a GPU beside the smaller one; on every device in parts, which a host's memory holds with their judge, each
+    beside PyTorch's plain form, and nobody is in none of them."""
+    sizes = {(cell.batch, cell.length) for cell in SUITES["attention"](Scope(device))}
+    assert sizes == {(2, 512)} | ({(8, 1024)} if device == "cuda" else set())
+    book = list(SUITES["attention-book"](Scope(device)))
+    assert {(cell.batch, cell.length) for cell in book} == {(8, 1024)}
+    for cell in SUITES["attention"](Scope(device)):
+        parts = [one for one in book if (one.task, one.dtype) == (cell.task, cell.dtype)]
+        assert len(parts) == 3
+        assert all(one.contenders[0].name == "torch" and one.config == cell.config for one in parts)
+        assert {one for part in parts for one in part.contenders} == set(cell.contenders)
+    assert all(need(cell) < (16e9 if device == "cpu" else 20e9) and judges(cell) < 8e9 for cell in book)
+    both = (cell for cell in book if cell.task == "gradients")
+    assert all(judges(cell) > 3 * 8 * 8 * 12 * 1024**2 for cell in both)  # scores in float64, of which some are kept
