@@ -38,11 +38,16 @@ def _need(cell: Cell) -> int:
 
 
 def judges(cell: Cell) -> int:
-    """Bytes of the float64 judge, which works on the host before anybody else begins."""
+    """Bytes of the float64 judge, which works on the host before anybody else begins: in a pass one layer at a time
+    has all that it computes, and what is kept for the way back stays."""
     trains = cell.task in ("train", "optimizer", "gradients")
+    kept = 0
+    if cell.task in ("forward", "prefill", "train", "gradients"):
+        kept = sum(activations.saved(cell.config, cell.batch, cell.length, "float64").values())
+    passes = 2 * kept // max(1, cell.config.num_layers) + (kept if trains else 0)
     logits = 8 * cell.batch * cell.length * cell.config.vocab_size
     weights = max(map(memory.weights, cell.configs))
-    return int(SLACK * ((8 if trains else 2) * weights + logits) + OVERHEAD)
+    return int(SLACK * ((8 if trains else 2) * weights + logits + passes) + OVERHEAD)
 
 
 def processes(cells: Sequence[Cell], device: str) -> int:

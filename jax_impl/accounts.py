@@ -62,6 +62,8 @@ class Accounts:
         return None  # XLA decides by itself what to keep: see planned_bytes
 
     def planned_bytes(self, what, batch, length, path="", slots=None):
+        if self.execution.compile is False:
+            return None  # nothing is planned for operations that run one by one
         with self.scope():
             return planned_bytes(*self._counted(what, batch, length, path, slots))
 

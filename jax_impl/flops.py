@@ -22,7 +22,7 @@ BODIES = {
     "while": ("cond_jaxpr", "body_jaxpr"),
 }
 UNKNOWN = re.compile(  # what multiplies matrices, or may, by a name of its own
-    r"^conv_|dot|ragged|pallas|custom_call|ffi_call|attention|matmul|gemm|fft|cholesky|triangular_solve|linear_solve"
+    r"^conv_|dot|ragged|pallas|custom_call|ffi_call|attention|matmul|gemm|fft|cholesky|linear_solve"
     r"|^lu|^qr|geqrf|householder|hessenberg|schur|svd|eig|pure_callback|io_callback|call_exported|hi_primitive"
 )
 
@@ -30,7 +30,8 @@ UNKNOWN = re.compile(  # what multiplies matrices, or may, by a name of its own
 def matmul_flops(function, *args, rounds=None):
     """FLOPs of `function(*args)`, from its jaxpr: nothing is run.
 
-    A loop that ends by a condition is refused, unless `rounds` says how often each one goes round.
+    A loop that ends by a condition is refused, unless `rounds` says how often each one goes round. A triangle counts
+    M * M for every column that it is solved for.
     """
     return _walk(_jitted(function).trace(*args).jaxpr.jaxpr, 1, rounds)
 
@@ -64,6 +65,8 @@ def _walk(jaxpr, times, rounds):
             taken = {*contracted, *rows, *dims.rhs_group_dimensions}
             free = math.prod(size for axis, size in enumerate(rhs.shape) if axis not in taken)
             total += 2 * times * lhs.size * free
+        elif name == "triangular_solve":  # M * M for every column, on whichever side they stand
+            total += times * equation.invars[0].aval.shape[-1] * equation.outvars[0].aval.size
         elif name in BODIES:
             total += _walk_bodies(equation, times, rounds)
         elif UNKNOWN.search(name):

@@ -36,6 +36,7 @@ SUITES = {
     "ablation": _ablations,
     "cases": parts.cases,
     "attention": attention.cells,
+    "attention-book": attention.book,
     "variants": variants.cells,
     "experts": variants.experts,
     "same": same.cells,
@@ -43,7 +44,16 @@ SUITES = {
     "ladder": ladder.cells,
     "finetune": finetune.cells,
 }
-NAMED = ("attention", "variants", "experts", "same", "data", "ladder", "finetune")  # measured when they are named
+NAMED = (  # measured when they are named
+    "attention",
+    "attention-book",
+    "variants",
+    "experts",
+    "same",
+    "data",
+    "ladder",
+    "finetune",
+)
 DEFAULT = tuple(name for name in SUITES if name not in NAMED)
 
 __all__ = ["DEFAULT", "SUITES", "Scope"]

@@ -2,7 +2,8 @@
 
 After the ladder of the book's bonus material to chapter 5. Three of its rungs are where both wings begin: no mask is
 stored, batches are made in NumPy beside the step, and GELU is one operation (PyTorch's own kernel; XLA fuses what JAX's
-is written out as). What the rungs after it cannot have stands aside: of them none has it.
+is written out as). What the rungs after it cannot have stands aside: of them none has it. Both begin operation by
+operation, JAX too (16 s a step of `nano` on two busy cores), whose programs are whole from the next rung on.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from benchmarks.suites.scope import TITLES, Scope, kept, wing
 from common.config import ModelConfig
 from common.weights.grow import padded_size
 
-BARE = {"torch": "default", "jax": "undonated"}
+# the first rungs by what they add: a mode of their own, for JAX's plain one has more than they
+BARE = {"torch": {"": "default"}, "jax": {"": "eager+undonated", "compiled": "undonated"}}
 # what a rung is called, and the word of `--mode` that it adds; "" leaves out what was bare
 RUNGS = {
     "torch": {
@@ -36,18 +38,27 @@ RUNGS = {
 ASIDE = {("torch", "checkpointed")}  # a compiled block chooses by itself what it keeps
 ROUND = 64  # a padded vocabulary is a multiple of it
 SIZES = {"nano": (8, 128), "gpt2-124m": (2, 128)}
+LARGE, TOGETHER = (8, 1024), 3  # on a GPU: the size of a large model, and how many hold its whole depth in 78 GiB
 
 
 def cells(scope: Scope) -> Iterator[Cell]:
-    """In float32, with a padded vocabulary, and in fewer bits at the end; then the last rungs at twice the batch."""
+    """In float32, with a padded vocabulary, and in fewer bits at the end; then the last rungs at twice the batch. On a
+    GPU a large model has all its layers, three rungs at a time, of which the last are the first of the next three."""
     model, config = scope.main, scope.config(scope.main)
-    if model != scope.small:  # everybody's state is in memory at once
+    large = model != scope.small
+    if large and scope.device == "cpu":  # everybody's state is in memory at once
         config = config.with_(num_layers=max(1, config.num_layers // 4))
         model = f"{model} × {config.num_layers} layers"
     batch, length = SIZES.get(scope.main, (2, 128))
     for name in TITLES:
         rungs = tuple(_numbered(name, _rungs(scope, name, config)))
         along = {"part": name, "mixed": True, "memory": True}
+        if large and scope.device != "cpu":
+            size = LARGE[0], min(LARGE[1], config.context_length)
+            for at in range(0, len(rungs) - 1, TOGETHER - 1):
+                along["part"] = f"{name} from {at}"
+                yield Cell("ladder", "train", model, config, *size, "float32", rungs[at : at + TOGETHER], **along)
+            continue
         yield Cell("ladder", "train", model, config, batch, length, "float32", rungs, **along)
         yield Cell("ladder", "train", model, config, 2 * batch, length, "float32", rungs[-3:], **along)
 
@@ -65,7 +76,7 @@ def _numbered(name: str, rungs: Iterator[tuple[str, Contender]]) -> Iterator[Con
 
 def _rungs(scope: Scope, name: str, config: ModelConfig) -> Iterator[tuple[str, Contender]]:
     """(what it adds, who has it), from the bare step on."""
-    yield "", wing(name, BARE[name])
+    yield from ((label, wing(name, how)) for label, how in BARE[name].items())
     words: list[str] = []
     for label, word in RUNGS[name].items():
         yield label, wing(name, _joined(*words, word))

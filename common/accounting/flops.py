@@ -2,7 +2,9 @@
 
 Every count exists twice. `causal=False` ("full") is what the kernels compute: all T x T scores, all slots of a cache.
 `causal=True` is the work that has to be done: the visible pairs, T (T + 1) / 2. `flops_full` and `flops_causal` are
-their sums; whoever publishes a rate says which one it is. Source: PaLM (Chowdhery et al. 2022), appendix B.
+their sums; whoever publishes a rate says which one it is. A triangle of M rows that is solved for K columns counts
+M^2 K in either, as BLAS's trsm is counted: half of the product of a square with them. Source: PaLM (Chowdhery et al.
+2022), appendix B.
 """
 
 from collections.abc import Callable, Mapping
@@ -125,23 +127,35 @@ def training(
     attention: str = "plain",
     forms: Forms = PLAIN,
     trained: Mapping[str, bool] | None = None,
+    wing: str | None = None,
 ) -> dict[str, int]:
     """FLOPs of forward and backward: every product again for its input and for its weight, so three times forward.
 
     `attention="fused"` is a kernel that computes its scores again on the way back: 3.5 times forward for these;
     "checkpointed" blocks compute attention again, 4 times. `trained` says by name which parameters are
     (`params.trained`), if not all: a frozen matrix has no gradient, and none flows below the first trained parameter.
-    In JAX's scan (and so in checkpointed blocks) it flows through all layers: that has no closed form then.
+    In JAX's scan (and so in checkpointed blocks) it flows through all layers: that has no closed form then. `wing` adds
+    or leaves out what a framework's own way back of a layer does otherwise (`Part.otherwise`), where all is trained.
     """
     if attention not in KERNELS:
         raise unknown("attention kernel", attention, KERNELS)
+    work = Work(batch, length, length, batch * length, causal, forms=forms)
     if trained is not None and not all(trained.values()):
-        return _training_a_part(
-            config, Work(batch, length, length, batch * length, causal, forms=forms), path, attention, trained
-        )
+        return _training_a_part(config, work, path, attention, trained)
     declared, parts = components(config), forward(config, batch, length, causal, path, forms)
     halves = {name: declared.get(name, Component(name)).halves(attention) for name in parts}
-    return {name: halves[name] * flops // 2 for name, flops in parts.items()}
+    more = _otherwise(config, path, work, wing)
+    return {name: halves[name] * flops // 2 + more.get(name, 0) for name, flops in parts.items()}
+
+
+def _otherwise(config: ModelConfig, path: str, work: Work, wing: str | None) -> dict[str, int]:
+    """What the layers at a path do otherwise in a wing, by component."""
+    found: dict[str, int] = {}
+    for module, rule, _ in rules_under(config, path, RULES, "common/accounting/flops.py"):
+        layer = entry(config, module).otherwise(config, work) if wing and rule is _entry else {}
+        for component, flops in layer.get(wing, {}).items():
+            found[component] = found.get(component, 0) + flops
+    return found
 
 
 def _training_a_part(

@@ -47,7 +47,7 @@ class Flow:
                 return self._feeding(path, x)
             if type(part) in ATTENDING and not part.hands_on(self.config):
                 return self._attending(path, x)
-            if not (x and all(one.backward == 2 for one in part.components)):
+            if not (x and all(one.backward >= 2 for one in part.components)):
                 raise UserError(
                     f"{path}, of the kind {part.kind!r}, is trained in part: which products that takes has no closed"
                     " form."

@@ -11,6 +11,7 @@ PROJECTIONS, SCORES, FEED_FORWARD, HEAD = (
 )
 NORMS, SOFTMAX, ACTIVATION, SUMS = "norms", "softmax", "activation", "biases and residual sums"
 ATTENTION, DROPOUT = "attention", "dropout"
+TRIANGLES = "triangular systems"
 ADAPTERS, ROW_NORMS = "adapters", "row norms of adapters"
 BOOL, SCALE = 1, 4  # bytes; the scale of a dropout is one float32
 
@@ -18,8 +19,9 @@ BOOL, SCALE = 1, 4  # bytes; the scale of a dropout is one float32
 @dataclass(frozen=True)
 class Component:
     """A kind of matrix FLOPs. `backward` are the products on the way back: one for the input's gradient and one for the
-    weight's; none for choices, one where no gradient leaves by the input. `again` says, by attention kernel, how many
-    halves of the forward pass are computed again then.
+    weight's; none for choices, one where no gradient leaves by the input; three for a triangular system, which is half
+    a product: it is solved once more, and its triangle's gradient is a whole one. `again` says, by attention kernel,
+    how many halves of the forward pass are computed again then.
     """
 
     name: str

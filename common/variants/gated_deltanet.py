@@ -7,13 +7,14 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from common.accounting.work import ATTENTION, BOOL, SCORES
+from common.accounting.work import ATTENTION, BOOL, PROJECTIONS, SCORES, TRIANGLES, Component
 from common.errors import unknown
 from common.parameter import Parameter, linear, rms_norm
 from common.record import flag, positive_int, require
-from common.variants.part import Attention
+from common.variants.part import SCORED, Attention
 
 INDEX = 8  # bytes of an index
+CHUNK = 64  # tokens of a chunk, as all implementations have it
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class GatedDeltaNet(Attention):
     kind = "gated_deltanet"
     module = "GatedDeltaNet"
     aliases = ("deltanet", "delta_net", "linear", "linear_attention")
+    components = (Component(PROJECTIONS), SCORED, Component(TRIANGLES, backward=3, again={"checkpointed": 2}))
     inputs: ClassVar = Attention.inputs | dict.fromkeys(("a_proj", "b_proj", "gate_proj"), "x")
 
     num_key_heads: int | None = None
@@ -98,9 +100,33 @@ class GatedDeltaNet(Attention):
         yield from linear(f"{path}.o_proj", config.embed_dim, values, bias=self.out_bias, std=config.residual_std)
 
     def products(self, config, work):
-        """Of the recurrent form: k^T S and q^T S, 2 D P each for every token and head. That a write, k times a change,
-        is no matrix product: both counters take it for elementwise work, and so does `elements`."""
-        return {SCORES: 2 * 2 * self.state_numbers(config, work.tokens)}
+        """Recurrent: k^T S and q^T S, 2 D P each for every token and head. That a write, k times a change, is no matrix
+        product: both counters take it for elementwise work, and so does `elements`.
+
+        Chunked, of every chunk of M tokens and head: k k^T, q k^T (2 D for a pair) and what is read of changes (2 P);
+        what changes and reads take from the state, and the write (2 D P for a token); a triangle solved for D + P
+        columns. With `causal` visible pairs, and tokens that are there."""
+        if not _chunked(work):
+            return {SCORES: 2 * 2 * self.state_numbers(config, work.tokens)}
+        heads, _, dim = self.heads(config)
+        size, chunks = self.value_size(config), _chunks(work)
+        pairs = sum(own * (own + 1) // 2 if work.causal else own * own for own in chunks)
+        written = sum(chunks) * 3 * dim * size
+        return {
+            SCORES: 2 * work.batch * heads * (pairs * (2 * dim + size) + written),
+            TRIANGLES: work.batch * heads * sum(own * own for own in chunks) * (dim + size),
+        }
+
+    def otherwise(self, config, work):
+        """PyTorch makes no gradient of the state before the first chunk, of which changes and reads took, nor of the
+        last write, which nobody reads: two products each. JAX's rule of `triangular_solve` solves for the triangle's
+        gradient and for that of its columns apart: the former for as many columns as these or the triangle has."""
+        if not _chunked(work):
+            return {}
+        heads, _, dim = self.heads(config)
+        size, own, rows = self.value_size(config), min(CHUNK, work.length), work.batch * heads
+        again = len(_chunks(work)) * own * own * min(own, dim + size)
+        return {"torch": {SCORES: -4 * 2 * rows * own * dim * size}, "jax": {TRIANGLES: rows * again}}
 
     def elements(self, config, work):
         """Of the recurrent form. A channel: W products, W - 1 sums, 5 for SiLU. A query and key: 3 a number and 2 for
@@ -130,3 +156,16 @@ class GatedDeltaNet(Attention):
         yield ATTENTION, f"{path} states", (2 * at.length + 1) * self.state_numbers(config, at.batch) * at.reduce
         yield ATTENTION, f"{path} changes", 2 * rows * size * at.reduce
         yield ATTENTION, f"{path} gate", 3 * rows * size * at.reduce
+
+
+def _chunked(work):
+    """Whether tokens are taken by chunks; one alone is a step of the recurrent form."""
+    return work.forms.get("recurrence") == "chunked" and work.length > 1
+
+
+def _chunks(work):
+    """Tokens of every chunk of a row; the last one is filled up, which is no work that has to be done."""
+    own = min(CHUNK, work.length)
+    count = -(-work.length // own)
+    last = work.length - (count - 1) * own if work.causal else own
+    return [own] * (count - 1) + [last]

@@ -72,6 +72,11 @@ class Part(Record):
         """FLOPs of matrix products beside those of its linear maps, by component."""
         return {}
 
+    def otherwise(self, config: "GPTConfig", work: Work) -> dict[str, dict[str, int]]:
+        """By wing and component: FLOPs of a training step that this wing makes beside those that follow from `products`
+        and `components`, or (below 0) leaves out."""
+        return {}
+
     def elements(self, config: "GPTConfig", work: Work) -> dict[str, int]:
         """Elementwise FLOPs beside those of its linear maps and norms, by component."""
         return {}

@@ -49,6 +49,11 @@ BODY_CASES = {  # products of X in a run, by how they are nested
     "vmap": (4, lambda x: jax.vmap(lambda y: y @ y)(jnp.stack([x] * 4))),
     "groups of rows": (1, lambda x: jax.lax.ragged_dot(x, jnp.stack([x, x]), jnp.array([1, 2]))),
     "groups of rows, gradient": (3, jax.grad(lambda x: jax.lax.ragged_dot(x, x[None], jnp.array([3])).sum())),
+    "triangle": (1 / 2, lambda x: jax.scipy.linalg.solve_triangular(x, x)),
+    "triangle on the right": (1 / 2, lambda x: jax.lax.linalg.triangular_solve(x, x, left_side=False)),
+    "triangles": (4 / 6, lambda x: jax.scipy.linalg.solve_triangular(jnp.stack([x] * 4), jnp.ones((4, 3, 1)))),
+    # for the columns, for the triangle (JAX solves for these apart), and their product
+    "triangle, gradient": (5 / 2, jax.grad(lambda x: jax.scipy.linalg.solve_triangular(x, 2 * x).sum())),
     "vector": (1 / 3, lambda x: x @ x[0]),
 }
 
@@ -77,7 +82,6 @@ def test_a_loop_without_a_known_end_is_refused():
     [
         ("conv_general_dilated", lambda x: jax.lax.conv(x[None, None], x[None, None], (1, 1), "SAME")),
         ("cholesky", jnp.linalg.cholesky),
-        ("triangular_solve", lambda x: jax.scipy.linalg.solve_triangular(x, x)),
         ("eigh", jnp.linalg.eigh),
         ("fft", jnp.fft.fft),
         ("pure_callback", lambda x: jax.pure_callback(lambda y: y @ y, x, x)),

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from benchmarks.harness import contest, gate, machine
-from benchmarks.room import need
+from benchmarks.room import judges, need
 from benchmarks.suites import SUITES, Scope
 
 CPUINFO = "processor\t: 0\nmodel name\t: A Processor\nflags\t\t: fpu {flags} sse\n"
@@ -128,12 +128,34 @@ def test_cells_have_names_of_their_own(quick):
     assert len(set(names)) == len(names)
 
 
+def stairs(scope, name):
+    """The contenders of a ladder, each once, and the cells that they stand in, without those at twice the batch."""
+    cells = [cell for cell in SUITES["ladder"](scope) if cell.part.partition(" ")[0] == name]
+    cells = [cell for cell in cells if cell.batch == cells[0].batch]
+    return list(dict.fromkeys(one for cell in cells for one in cell.contenders)), cells
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_on_a_gpu_a_large_ladder_has_the_whole_model_a_few_rungs_at_a_time(name):
+    """All its layers, 8 × 1024 tokens, in 78 GiB; each cell begins where the one before it ends."""
+    rungs, cells = stairs(Scope("cuda"), name)
+    for cell in cells:
+        assert (cell.config.num_layers, cell.batch, cell.length, cell.model) == (12, 8, 1024, "gpt2-124m")
+        assert 2 <= len(cell.contenders) <= 3
+        assert need(cell) < 78 * 2**30
+    for before, after in itertools.pairwise(cells):
+        assert before.contenders[-1] == after.contenders[0]
+    assert len(cells) == len(rungs) // 2
+    assert stairs(Scope(), name)[1][0].config.num_layers == 3
+    assert stairs(Scope("cuda", model="nano"), name)[1][0].contenders[0] == rungs[0]
+
+
 @pytest.mark.parametrize("scope", [Scope(), Scope(quick=True), Scope("cuda")], ids=["cpu", "quick", "cuda"])
 @pytest.mark.parametrize("name", ["torch", "jax"])
 def test_every_rung_of_the_ladder_is_one_thing_more(scope, name):
     """Its fields of Execution, its model or its precision: one of them is another than on the rung before."""
-    cell = next(cell for cell in SUITES["ladder"](scope) if cell.part == name)
-    rungs = [one for one in cell.contenders if "aside" not in one.name]
+    everybody, cells = stairs(scope, name)
+    rungs = [one for one in everybody if "aside" not in one.name]
     told = [{**one.options, "model": one.config, "dtype": one.dtype} for one in rungs]
     for before, after in itertools.pairwise(told):
         own = {key for key in {*before, *after} if before.get(key) != after.get(key)}
@@ -142,12 +164,31 @@ def test_every_rung_of_the_ladder_is_one_thing_more(scope, name):
         assert len(own) == 1, (before, after)
     numbers = [int(one.name.split(":")[0].split()[1]) for one in rungs[1:]]
     assert numbers == list(range(1, len(rungs)))
-    labels = [one.name.partition(": ")[2] for one in cell.contenders]
-    wanted = {"torch": ["fused optimizer", "PyTorch's norm", "compiled"], "jax": ["donated buffers", "scan"]}[name]
-    wanted += ["fused attention", "checkpointed", "chunked loss", "bfloat16"]
+    labels = [one.name.partition(": ")[2] for one in everybody]
+    wanted = {"torch": ["fused optimizer", "PyTorch's norm"], "jax": ["donated buffers", "scan"]}[name]
+    wanted += ["compiled", "fused attention", "checkpointed", "chunked loss", "bfloat16"]
     wanted += ["TF32"] if scope.device == "cuda" else []
     wanted += [] if scope.quick else ["padded vocabulary"]
     assert set(wanted) <= set(labels)
     assert ("TF32" in labels) == (scope.device == "cuda")
-    twice = [one for one in SUITES["ladder"](scope) if one.part == name][1]
-    assert (twice.batch, twice.contenders) == (2 * cell.batch, cell.contenders[-3:])
+    if len(cells) == 1:
+        twice = [one for one in SUITES["ladder"](scope) if one.part == name][1]
+        assert (twice.batch, twice.contenders) == (2 * cells[0].batch, tuple(everybody[-3:]))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_attention_is_measured_at_the_books_size_too(device):
+    """On a GPU beside the smaller one; on every device in parts, which a host's memory holds with their judge, each
+    beside PyTorch's plain form, and nobody is in none of them."""
+    sizes = {(cell.batch, cell.length) for cell in SUITES["attention"](Scope(device))}
+    assert sizes == {(2, 512)} | ({(8, 1024)} if device == "cuda" else set())
+    book = list(SUITES["attention-book"](Scope(device)))
+    assert {(cell.batch, cell.length) for cell in book} == {(8, 1024)}
+    for cell in SUITES["attention"](Scope(device)):
+        parts = [one for one in book if (one.task, one.dtype) == (cell.task, cell.dtype)]
+        assert len(parts) == 3
+        assert all(one.contenders[0].name == "torch" and one.config == cell.config for one in parts)
+        assert {one for part in parts for one in part.contenders} == set(cell.contenders)
+    assert all(need(cell) < (16e9 if device == "cpu" else 20e9) and judges(cell) < 8e9 for cell in book)
+    both = (cell for cell in book if cell.task == "gradients")
+    assert all(judges(cell) > 3 * 8 * 8 * 12 * 1024**2 for cell in both)  # scores in float64, of which some are kept

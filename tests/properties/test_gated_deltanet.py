@@ -301,6 +301,52 @@ def test_matrix_products_are_counted_by_hand(model_of, wing):
     assert decode == flops.flops_full(DELTA, "decode", batch, 80) == model.matmul_flops("decode", batch, 40)
 
 
+@pytest.mark.parametrize("length", [7, 64, 65, 130])  # a short chunk, a whole one, one token more, two and some
+@pytest.mark.parametrize("path", ["", "model.layers.0.self_attn"])
+def test_counters_equal_the_closed_form_of_chunks(model_of, wing, path, length):
+    """Forward in both wings alike; on the way back each leaves out, or makes twice, what its closed form says."""
+    config, forms = DELTA.with_(context_length=160), {"recurrence": "chunked"}
+    for entry in (ENTRY, ENTRY.with_(key_dim=40, value_dim=30)):  # a triangle of fewer, and of more columns than rows
+        config = config.with_(attention=(entry,))
+        model, closed = model_of(wing, config, "float32", **forms), {"path": path, "forms": forms}
+        want = flops.flops_full(config, "forward", 2, length, **closed)
+        assert model.matmul_flops("forward", 2, length, path) == want
+        want = flops.flops_full(config, "train", 2, length, **closed, wing=wing)
+        assert model.matmul_flops("gradients", 2, length, path) == want
+        assert want != flops.flops_full(config, "train", 2, length, **closed)
+    if not path:
+        assert model.matmul_flops("train", 2, length) == want
+        assert model.matmul_flops("prefill", 2, length) == flops.flops_full(config, "prefill", 2, length, forms=forms)
+        assert model.matmul_flops("decode", 2, 9) == flops.flops_full(config, "decode", 2, 9, forms=forms)
+    if not path and length == 130:
+        again = model_of(wing, config, "float32", layers="checkpointed", **forms)
+        closed = {"attention": "checkpointed", "forms": forms, "wing": wing}
+        assert again.matmul_flops("gradients", 2, length) == flops.flops_full(config, "train", 2, length, **closed)
+        scan = model_of("jax", config, "float32", layers="scan", **forms)
+        assert wing == "torch" or scan.matmul_flops("gradients", 2, length) == want
+
+
+def test_the_closed_form_of_chunks_by_hand():
+    """Two heads of D 5 and P 6 that read 70 tokens: two chunks of 64, of which the second has 6."""
+    config = DELTA.with_(attention=(ENTRY.with_(num_key_heads=2, num_value_heads=2),))
+    options = {"path": "model.layers.0.self_attn", "forms": {"recurrence": "chunked"}}
+    maps = flops.forward(config, 1, 70, **options)["attention projections"]
+    square, state = 2 * 64 * 64, 2 * 64 * 5 * 6
+    scores, triangles = 2 * 2 * (square * (5 + 5 + 6) + 3 * state), 2 * 2 * 64 * 64 * 11
+    assert list(flops.forward(config, 1, 70, **options).values()) == [maps, scores, triangles]
+    visible = 2 * (2 * (64 * 65 + 6 * 7) // 2 * 16 + 2 * 70 * 3 * 5 * 6)
+    due = flops.forward(config, 1, 70, causal=True, **options)
+    assert list(due.values())[1:] == [visible, 2 * (64**2 + 6**2) * 11]
+    assert list(flops.training(config, 1, 70, **options).values()) == [3 * maps, 3 * scores, 4 * triangles]
+    torch, jax = (list(flops.training(config, 1, 70, wing=name, **options).values()) for name in ("torch", "jax"))
+    assert torch == [3 * maps, 3 * scores - 2 * 4 * state, 4 * triangles]
+    assert jax == [3 * maps, 3 * scores, 5 * triangles]  # 11 columns are fewer than 64 rows: solved for them again
+    assert flops.forward(config, 1, 1, **options) == flops.forward(config, 1, 1, path=options["path"])
+    assert import_module("common.variants.gated_deltanet").CHUNK == 64
+    for package in PACKAGES.values():
+        assert import_module(f"{package}.attention.gated_deltanet").CHUNK == 64
+
+
 def test_published_sizes():
     """Parameters of Qwen3.5 0.8B, whose layers are three of these to one of gated attention; tied, and untied."""
     delta = GatedDeltaNet(num_key_heads=16, num_value_heads=16, key_dim=128, value_dim=128)

@@ -83,6 +83,10 @@ def test_kept_buffers_are_not_written_over(fresh_model, tokens):
     assert plans[1]["planned"] - plans[0]["planned"] > state / 2  # XLA may compute in memory that results will have
 
 
+def test_nothing_is_planned_for_operations_that_run_one_by_one(fresh_model):
+    assert fresh_model("jax", compile=False).planned_bytes("train", 2, 8) is None
+
+
 def test_pytorch_has_no_buffers_to_keep(fresh_model):
     with pytest.raises(UserError, match="PyTorch writes in place what moves; buffers='kept' is JAX's"):
         fresh_model("torch", buffers="kept")
