@@ -53,7 +53,7 @@ def run(plan: Plan, progress: Progress) -> dict[str, Any]:
         found["first_calls"] = first
         _measure(plan, workers, progress, found)
     with progress.phase("Peak memory, a process for each"):
-        found["memory"] = speed.peaks(plan, lambda share: None)
+        found["memory"] = speed.peaks(plan)
     found["machine"]["load_after"] = machine.load_average()
     found["skipped"] = plan.skipped
     found["seconds"] = time.perf_counter() - begun

@@ -1,10 +1,12 @@
 """Time and memory of the tasks: forward, one training step, decoding; first calls apart from the steady state."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.harness import timing
-from benchmarks.harness.worker import Worker
+from benchmarks.harness.together import at_once
+from benchmarks.harness.worker import Worker, end_all, owner
 from common import params
 from common.accounting import flops, memory
 from common.config import Execution
@@ -122,7 +124,7 @@ def compile_seconds(first: Mapping[str, Mapping[str, float]], speed: Mapping[str
     }
 
 
-def peaks(plan: Plan, progress: Callable[[float], None]) -> dict[str, Any]:
+def peaks(plan: Plan) -> dict[str, Any]:
     """Peak memory of training and of decoding, each wing in a fresh process of its own for each task."""
     found: dict[str, Any] = {
         "closed": {
@@ -132,20 +134,33 @@ def peaks(plan: Plan, progress: Callable[[float], None]) -> dict[str, Any]:
         }
     }
     cells = [(task, wing) for task in MEMORY_TASKS for wing in plan.wings]
-    for number, (task, wing) in enumerate(cells):
-        kept = plan.execution(wing).allocator
-        with Worker(wing, threads=plan.threads, device=plan.settings.device, memory=kept) as worker:
-            started = worker.ask("start")
-            worker.ask("build", "only", plan.recipe, plan.execution(wing))
-            worker.ask("start_training", "only", plan.train) if task == "train" else None
-            prepare(plan, worker, "only", (task,))
-            first = worker.ask("peak", "only", task, 1)
-            worker.ask("first", "only", task)
-            steady = worker.ask("peak", "only", task, STEADY_CALLS)
-        found.setdefault(task, {})[wing] = {
-            "import_only": started["bytes_after_import"],
-            "first_call": first,
-            "steady": steady,
-        }
-        progress((number + 1) / len(cells))
+    together = 1 if plan.large or plan.settings.device != "cpu" else 2  # of small models memory holds two
+    work = {cell: [functools.partial(_peak, plan, *cell)] for cell in cells}
+    mine = object()
+    before = owner.set(mine)
+    try:
+        measured = at_once(work, together)
+    except BaseException:
+        end_all(mine)
+        raise
+    finally:
+        owner.reset(before)
+    for (task, wing), answers in measured.items():
+        if isinstance(answers, Exception):
+            raise answers
+        found.setdefault(task, {})[wing] = answers[0]
     return found
+
+
+def _peak(plan: Plan, task: str, wing: str) -> dict[str, Any]:
+    with Worker(
+        wing, threads=plan.threads, device=plan.settings.device, memory=plan.execution(wing).allocator
+    ) as worker:
+        started = worker.ask("start")
+        worker.ask("build", "only", plan.recipe, plan.execution(wing))
+        worker.ask("start_training", "only", plan.train) if task == "train" else None
+        prepare(plan, worker, "only", (task,))
+        first = worker.ask("peak", "only", task, 1)
+        worker.ask("first", "only", task)
+        steady = worker.ask("peak", "only", task, STEADY_CALLS)
+    return {"import_only": started["bytes_after_import"], "first_call": first, "steady": steady}

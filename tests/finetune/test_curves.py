@@ -89,7 +89,7 @@ def curves(wing, kind, steps, dtype="float64", weights=None):
 LENGTHS = [pytest.param(LONG, marks=pytest.mark.full), SHORT]
 
 
-@pytest.mark.full_for("instruct", "dpo lora", "classify-")
+@pytest.mark.full_for("instruct", "dpo", "classify-")
 @pytest.mark.parametrize("steps", LENGTHS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_curves_are_equal_in_float64(kind, steps):

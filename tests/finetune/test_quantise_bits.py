@@ -62,7 +62,7 @@ def test_the_eight_bit_codebook():
     assert positive[-2] == pytest.approx(0.1 + 0.9 * 63.5 / 64, abs=1e-7)
 
 
-@pytest.mark.full_for("(33, 1001)", "(1, 1)")
+@pytest.mark.full_for("(33, 1001)", "(1, 1)", "(3, 64)")
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_three_agree_to_the_bit(shape, base):

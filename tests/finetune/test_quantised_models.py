@@ -45,7 +45,7 @@ def test_they_compute_what_the_dequantised_weights_do(wing, how, base):
     assert small.loss(IDS, TARGETS) != pytest.approx(build(wing, WEIGHTS, **how).loss(IDS, TARGETS), rel=1e-6)
 
 
-@pytest.mark.full_for("jax-nf4_double")
+@pytest.mark.full_for("jax")
 @pytest.mark.parametrize("base", ["nf4", "nf4_double"])
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 def test_the_oracle_agrees_in_float64(wing, base):
@@ -53,6 +53,7 @@ def test_the_oracle_agrees_in_float64(wing, base):
     assert np.abs(small.forward(IDS).logits - oracle.forward(IDS).logits).max() < 1e-12
 
 
+@pytest.mark.full_for("jax")  # in JAX the certificate's own row, tests/parity/test_four_bits.py
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 def test_weights_come_out_as_the_bits_stand_for(wing):
     for base, how in (("nf4", {}), ("nf4_double", {"layers": "scan"} if wing == "jax" else {})):

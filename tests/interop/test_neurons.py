@@ -70,6 +70,7 @@ def test_how_many_parameters_the_network_has(wing, sizes, count):
     assert (np.asarray(params["layers.1.weight"]) != np.asarray(other["layers.1.weight"])).all()
 
 
+@pytest.mark.full_for("jax")
 def test_the_network_learns_as_in_the_book(wing):
     room, array = wing
     weights, batches = drawn()

@@ -141,7 +141,7 @@ def test_an_adapter_of_peft_is_read(case, base):
     assert all(np.array_equal(case.weights[name], base.weights[name]) for name in params.table(CONFIG))
 
 
-@pytest.mark.full_for("lora-jax")
+@pytest.mark.full_for("lora-jax", "rslora-jax")
 @pytest.mark.parametrize("wing", [*WINGS, "numpy"])
 def test_logits_and_loss_in_float64(case, base, wing):
     model = built(case.config, case.weights, wing)

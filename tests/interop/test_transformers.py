@@ -130,6 +130,7 @@ def test_every_parameter_is_mapped_and_none_is_at_its_default(case):
         assert value.std() > 0.1
 
 
+@pytest.mark.full_for("jax")
 @pytest.mark.parametrize("wing", [*WINGS, "numpy"])
 def test_logits_and_loss_in_float64(case, built, wing):
     model = built(case, wing, "float64")

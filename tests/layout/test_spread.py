@@ -98,7 +98,7 @@ def check(found, limit=EXACT, filled=1.0):
     assert found["due"] * 0.95 < found["held"] <= found["due"] * filled
 
 
-@pytest.mark.full_for("data=2-", "shard=2-", "tensor=2-", "data=2,shard=2", "data=2,tensor=2")
+@pytest.mark.full_for("data=2", "tensor=2-", "all")  # fine-tuning below takes tensor=2
 @pytest.mark.parametrize(
     ("layout", "model"),
     [

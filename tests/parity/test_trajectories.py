@@ -62,6 +62,7 @@ def test_a_lost_optimizer_state_is_noticed():
     assert failed(found) == {("switch", TIER), ("handed over", "exact"), *handed_on}
 
 
+@pytest.mark.full
 def test_one_implementation_alone_is_held_against_float64():
     alone = Session({"jax": session().subjects["jax"]}, quick=True)
     assert set(rows(trajectories, alone, "gpt")) == {("wing from float64", TIER), *HANDED_ON}

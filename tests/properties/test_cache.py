@@ -66,7 +66,7 @@ def test_any_split(cuts, seed, causal_case, case_model, late, lengths):
         close(model.forward(ids, positions).logits, want)
 
 
-@pytest.mark.full_for("gpt_muon-few", "gpt_dora-few", "gpt_dpo-few")
+@pytest.mark.full_for("gpt_muon-few", "gpt_dora-few", "gpt_dpo-few", "gpt_balance-few", "gpt_classifier-few")
 @settings(max_examples=8, deadline=None)
 @example(slots=[set(range(SHORT - 4, SHORT)), set(range(SHORT))], split=4, filler=1, seed=0)  # padding on the left
 @example(slots=[set(range(3)), set(range(SHORT))], split=3, filler=1, seed=0)  # on the right

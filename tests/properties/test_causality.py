@@ -90,7 +90,7 @@ def test_intermediate_values_are_causal_too(causal_case, case_model, row_by_row,
 # variants of a part that JAX computes here too
 SIBLINGS = ("grouped_query_gated", "grouped_query_no_positions", "latent_attention_book", "attention_no_bias")
 SIBLINGS += ("experts_chosen_softmax", "experts_sigmoid", "experts_grouped", "experts_clamped", "mlp_exact_gelu")
-SIBLINGS += ("block", "latent_attention", "gated_mlp")
+SIBLINGS += ("block", "latent_attention", "gated_mlp", "experts", "attention")
 
 
 @pytest.mark.full_for("jax-float32", *(f"{name}-jax" for name in SIBLINGS))

@@ -146,6 +146,7 @@ def test_compilation_never_turns_to_eager(fresh_model, tokens, monkeypatch):
     assert fresh_model("torch", compile=True).forward(ids).logits.shape == (2, 8, 61)
 
 
+@pytest.mark.full
 def test_compiled_programs_make_room_for_others(fresh_model, monkeypatch):
     """A process may map only so much memory: many programs are forgotten, and made again when they are called."""
     programs = importlib.import_module("jax_impl.programs")

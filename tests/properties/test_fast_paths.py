@@ -306,7 +306,7 @@ def test_native_dropout_keeps_as_many_as_asked_for(wing, small, fresh_model):
     assert not np.array_equal(kept[0], kept[1])
 
 
-@pytest.mark.full_for("jax-nf4 double", "jax-eager", "jax-module")
+@pytest.mark.full_for("jax-nf4", "jax-eager", "jax-module")
 @pytest.mark.full_for(
     "jax-blockwise", "jax-per head", "jax-masked", "jax-einsum", "jax-joined"
 )  # test_implementations.py
