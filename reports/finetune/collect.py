@@ -62,7 +62,7 @@ def one(folder: Path) -> dict[str, Any]:
         "length": training["length"],
         "model": {name: getattr(there.config, name) for name in MODEL},
         "before": training.get("before"),
-        "evaluations": [line for line in log if "held_out" in line or "epoch_held_out" in line],
+        "evaluations": [line for line in log if line.keys() & {"held_out", "epoch_held_out", "sample"}],
         "losses": [round(line["loss"], 6) for line in log],
     }
     for name, file in (("results", RESULTS), ("time", TIMES)):

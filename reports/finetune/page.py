@@ -1,4 +1,4 @@
-"""The report on fine-tuning: a page in Markdown and a plot, both from the collected JSON alone."""
+"""The report on runs with real data: a page in Markdown and a plot, both from the collected JSON alone."""
 
 from collections.abc import Mapping
 from importlib import resources
@@ -28,7 +28,9 @@ def markdown(found: Mapping[str, Any]) -> str:
         about=found["about"],
         device=found["device"],
         runs=runs,
+        title="Fine-tuning" if any(run.kind in KINDS for run in runs.values()) else "Pretraining",
         pairs=found["pairs"],
+        pretraining={name: told for name, run in runs.items() if run.kind == "pretrain" and (told := _told(run))},
         classifiers=kinds["classify"],
         instructions=kinds["instruct"],
         preferences=kinds["prefer"],
@@ -54,6 +56,16 @@ class _Run(dict):
         return _Run(found) if isinstance(found, dict) else found
 
 
+def _told(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run that pretrains: its first and last held-out loss, its lowest, and what it wrote at the end; steps count
+    from 1. Empty where nothing was held out."""
+    held = [(line["held_out"], line["step"] + 1) for line in run["evaluations"] if "held_out" in line]
+    samples = [(line["sample"], line["step"] + 1) for line in run["evaluations"] if "sample" in line]
+    if not held:
+        return {}
+    return {"first": held[0], "last": held[-1], "lowest": min(held), "sample": samples[-1] if samples else None}
+
+
 def _fresh(run: Mapping[str, Any], which: str) -> str:
     unseen = run["results"].get("unseen")
     return f"{unseen['accuracy'][which]:.2%} of {unseen['texts']}" if unseen and which in unseen["accuracy"] else "—"
@@ -68,6 +80,7 @@ def write(folder: Path, found: Mapping[str, Any]) -> None:
 
 def _draw(figure: Any, ink: Ink, runs: Mapping[str, Any]) -> None:
     panels = [
+        ("pretrain", "held_out", "pretraining: held-out loss (dots), and of every step, smoothed"),
         (
             "classify",
             "epoch_accuracy",
@@ -87,9 +100,9 @@ def _draw(figure: Any, ink: Ink, runs: Mapping[str, Any]) -> None:
             look = {"color": colour, "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.3}
             told = [line for line in run["evaluations"] if name in line]
             before = (run["before"] or {}).get(name.removeprefix("epoch_"))
-            at = [0] + [line["step"] + 1 for line in told]
-            values = [before] + [line[name] for line in told]
-            if kind == "instruct":
+            at = ([] if before is None else [0]) + [line["step"] + 1 for line in told]
+            values = ([] if before is None else [before]) + [line[name] for line in told]
+            if name == "held_out":
                 axes.plot(range(1, len(run["losses"]) + 1), smoothed(run["losses"]), **{**look, "linewidth": 0.9})
                 axes.plot(at, values, "o", markersize=3, color=colour, label=label)
             elif name == "loss":

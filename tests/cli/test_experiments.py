@@ -151,8 +151,24 @@ def test_a_page_follows_from_its_numbers(call, tmp_path, weights, texts):
     assert (tmp_path / "page" / page.PAGE).read_text() == before
 
 
+def test_a_page_of_pretraining_shows_what_was_held_out_and_written(call, tmp_path, weights):
+    text = tmp_path / "text.txt"
+    text.write_text("She sells sea shells by the sea shore. " * 30)
+    asked = ["--length", 16, "--batch-size", 2, "--steps", 4, "--eval-every", 2, "--sample-every", 4, "--prompt", "She"]
+    assert call("train", "--weights", weights, "--data", text, *asked, "--out", tmp_path / "run")[0] == 0
+    code, _, err = call("finetune", "report", tmp_path / "run", "--out", tmp_path / "page")
+    assert code == 0, err
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
+    told = (tmp_path / "page" / page.PAGE).read_text()
+    assert told.startswith("# Pretraining on real data")
+    assert f"{log[1]['held_out']:.4f} (step 2) | {log[3]['held_out']:.4f} (step 4)" in told
+    assert log[3]["sample"].split()[0] in told.split("writes after 4 steps")[1]
+    assert (tmp_path / "page" / "finetune.png").stat().st_size > 5000
+
+
 def test_committed_pages_follow_from_their_numbers():
-    folders = list(Path(page.__file__).parent.glob("*/runs.json"))
+    reports = Path(page.__file__).parents[1]
+    folders = [file for name in ("finetune", "curves") for file in (reports / name).glob("*/runs.json")]
     assert folders
     for file in folders:
         assert (file.parent / page.PAGE).read_text() == page.markdown(json.loads(file.read_text()))
