@@ -314,6 +314,16 @@ def test_a_classifier_goes_both_ways(base, tmp_path):
     for pair in ((config, weights), (again, loaded)):
         got = built(*pair, "torch").forward(ids).logits[:, -1]
         assert compare.difference("logits", got, want).relative < BOUNDS["float64"]
+    weights["score.bias"] = rng.standard_normal(3).astype(np.float32)  # left out, unless theirs has a place for it
+    save_adapter(tmp_path / "a", config, weights)
+    for wide in (False, True):
+        own = copy.deepcopy(theirs)
+        own.score = torch.nn.Linear(CONFIG.embed_dim, 3, bias=wide)
+        model = peft.PeftModel.from_pretrained(own, tmp_path / "a").eval().double()
+        with torch.no_grad():
+            want = model(torch.from_numpy(ids)).logits.numpy()
+        got = built(config, weights, "torch").forward(ids).logits[:, -1]
+        assert (compare.difference("logits", got, want).relative < BOUNDS["float64"]) is wide
 
 
 def test_canonical_names_are_those_of_llama(tmp_path):
