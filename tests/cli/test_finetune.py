@@ -446,6 +446,19 @@ def test_answers_longer_than_the_context_are_counted(call, tmp_path, weights, da
     assert results["cut"] > 0
 
 
+def test_answers_that_the_context_cuts_short_are_counted(call, tmp_path, weights):
+    rows = [{"instruction": "x" * size, "input": "", "output": "y"} for size in (1, 1, 70, 96)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    asked = ["respond", "--weights", weights, "--data", tmp_path / "rows.json", "--part", "all", "--style", "phi3"]
+    code, _, err = call(*asked, "--max-new-tokens", 30, "--out", tmp_path / "said.json")
+    assert code == 0, err
+    assert "1 prompts fill the context of 96 tokens and get no answer." in err
+    assert "The context leaves 1 answers fewer than --max-new-tokens 30." in err
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert said[0]["model_response"] == said[1]["model_response"]
+    assert said[3]["model_response"] == ""
+
+
 def test_what_the_reference_said_is_kept_and_held_against_the_run(call, tmp_path, asked, monkeypatch):
     """Precomputed and online references train the same model; the file is not computed again, and must be the one."""
     from common.tuning import preferences

@@ -73,8 +73,8 @@ def export(
     peft.save_adapter(out, found.config, found.weights, name, base)
     if found.config.num_labels is not None and np.any(found.weights["score.bias"]):
         options.show(
-            "The head has a bias: the file holds it, but the classifiers of transformers have none, so PEFT leaves it out"
-            " and gives other logits, unless `score` of its base is a linear map with a bias."
+            "The head has a bias: the file holds it, but the classifiers of transformers have none, so PEFT leaves it"
+            " out and gives other logits, unless `score` of its base is a linear map with a bias."
         )
     print(f"Wrote {out}")
 
