@@ -357,6 +357,20 @@ def test_classes_without_names_are_numbers_or_what_is_said(call, tmp_path, class
         assert (code, out, told in err, err.count("\n")) == (2, "", True, 2 if "--read" in words else 1), err
 
 
+def test_texts_with_line_ends_of_windows_are_the_same(call, tmp_path, classifier, monkeypatch):
+    asked, said = ["classify", "--weights", classifier[0], "--json", "--backend", "numpy"], []
+    for end in ("\n", "\r\n"):
+        path = tmp_path / "texts.txt"
+        path.write_bytes(f"a short one{end}{end}and a longer one{end}".encode())
+        monkeypatch.setattr("sys.stdin", path.open())
+        for words in (["--file", path], ["-"]):
+            code, out, err = call(*asked, *words)
+            assert code == 0, err
+            said.append(json.loads(out)["rows"])
+    assert said == said[:1] * 4
+    assert [row["text"] for row in said[0]] == ["a short one", "and a longer one"]
+
+
 def test_adapters_are_chosen_by_name_or_left_out(call, tmp_path, classifier):
     """What is asked is the model without the others, in every command that asks one."""
     _, config, weights = classifier
