@@ -206,6 +206,29 @@ def test_a_resumed_run_keeps_its_settings_and_its_kind(call, tmp_path, asked):
     assert (code, "nothing left to do" in err) == (2, True)
 
 
+@pytest.mark.parametrize("kind", ["classify", "instruct", "prefer"])
+def test_a_resumed_run_finds_every_part_of_its_data_as_it_was(call, tmp_path, asked, data, kind):
+    """Also what it does not learn from: held-out losses go on, and a reference was asked about these rows."""
+    path, run = tmp_path / "data.json", tmp_path / "run"
+    rows = json.loads((data / ("texts.json" if kind == "classify" else "pairs.json")).read_text())
+    path.write_text(json.dumps(rows))
+    own = [path if str(word).endswith(".json") else word for word in asked[kind]]
+    own += ["--no-balance"] if kind == "classify" else ["--shares", "0.5,0.3"]
+    assert call("finetune", kind, *own, "--until", 2, "--out", run)[0] == 0
+    told = []
+    for place, row in enumerate(rows):
+        other = {"text": "another", "output": "No.", "chosen": "No."}
+        changed = {name: other.get(name, text) for name, text in row.items()}
+        path.write_text(json.dumps([*rows[:place], changed, *rows[place + 1 :]]))
+        code, _, err = call("finetune", kind, "--resume", run)
+        assert (code, err.count("parallax: ")) == (2, 1), err
+        told.append(err.partition(" part of the data is not what it was")[0].rpartition(" ")[2])
+    assert (told.count("validation"), told.count("test")) == ((3, 7) if kind == "classify" else (4, 6))
+    path.write_text(json.dumps(rows))
+    code, _, err = call("finetune", kind, "--resume", run, *(["--no-baseline"] if kind == "classify" else []))
+    assert code == 0, err
+
+
 @pytest.mark.full_for("jax")
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_a_trained_classifier_tells_the_classes_of_texts(call, tmp_path, asked, monkeypatch, backend):

@@ -104,7 +104,7 @@ def instruct(
         length=length,
         record={
             "source": rows.data,
-            "corpus": {name: one.describe() for name, one in parts.items()},
+            "corpus": tuning.described(here, parts),
             "tokenizer": encoder.name,
             "length": length,
             "options": tuning.kept(rows, learning) if here.start is None else here.start.record["options"],
