@@ -3,26 +3,27 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from common import backend as door
 from common.backend import IGNORED
 from common.config import SamplingConfig
 from common.data import instructions
-from common.data.windows import Examples
+from common.errors import UserError
 from common.tokenizers import Tokenizer
 
 
-def loss(model: door.Model, examples: Examples, batch: int, count: int | None = None) -> float:
-    """Mean loss in nats over the counted tokens of the first `count` examples (None: all), `batch` at once."""
-    count = len(examples) if count is None else min(count, len(examples))
-    total = tokens = 0.0
-    for start in range(0, count, batch):
-        inputs, targets = examples.gather(np.arange(start, min(start + batch, count)))
+def loss(model: door.Model, examples: instructions.InstructionExamples, batch: int, count: int | None = None) -> float:
+    """Mean loss in nats over the counted tokens of the first `count` examples that have some (None: all), `batch` at
+    once. UserError where none has."""
+    chosen = examples.answered[:count]
+    if not len(chosen):
+        raise UserError(f"None of {len(examples)} instructions has a token that counts; there is no loss of them.")
+    total = tokens = 0
+    for start in range(0, len(chosen), batch):
+        inputs, targets = examples.gather(chosen[start : start + batch])
         counted = int((targets != IGNORED).sum())
-        total += counted * model.loss(inputs, targets) if counted else 0.0
+        total += counted * model.loss(inputs, targets)
         tokens += counted
-    return total / max(1, tokens)
+    return total / tokens
 
 
 def rooms(context: int, tokenizer: Tokenizer, rows: Sequence[instructions.Row], style: str, most: int) -> list[int]:

@@ -113,6 +113,8 @@ def bad(tmp_path, data):
         "wrong field": [*pairs[:2], {**pairs[2], "output": 3}],
         "no rejected": [*pairs[:2], {"instruction": "x", "input": "", "chosen": "y", "rejectd": "z"}],
         "two": pairs[:2],
+        "long last": [*pairs[:-1], {**pairs[-1], "instruction": "long " * 40}],
+        "long test": [*pairs[:17], *({**row, "instruction": "long " * 40} for row in pairs[17:19]), pairs[19]],
         "empty": [],
     }
     for name, value in made.items():
@@ -145,7 +147,17 @@ REFUSED = {
     "unknown reference": ("prefer", ["--reference", "on"], "did you mean 'online'"),
     "length of nothing": ("prefer", ["--length", 0], "--length is 0; allowed is a whole number > 0."),
     "no prompt that fits": ("prefer", ["--length", 20], "The prompts of all 20 pairs fill 20 tokens"),
-    "no answer that fits": ("instruct", ["--length", 5, "--mask-instruction"], "No answer has a token within 5"),
+    "no answer that fits": (
+        "instruct",
+        ["--length", 5, "--mask-instruction"],
+        "has a token within 5, so nothing would be learned",
+    ),
+    "no answer to evaluate": (
+        "instruct",
+        ["--data", "long last", "--mask-instruction"],
+        "so the validation part has no loss",
+    ),
+    "no answer to test": ("instruct", ["--data", "long test", "--mask-instruction"], "so the test part has no loss"),
     "multiple of nothing": ("instruct", ["--pad-multiple", -1], "--pad-multiple is -1; allowed"),
     "rank without lora": ("classify", ["--rank", 4], "--rank is for --train lora; this is --train last-block"),
     "negative rank": ("classify", ["--train", "lora", "--rank", -1], "Adapter.rank is -1"),

@@ -220,6 +220,19 @@ def test_answers_longer_than_the_context_are_counted():
         assert int((targets == IGNORED).all(-1).sum()) == unanswered
 
 
+def test_a_loss_is_of_rows_that_have_answers():
+    """Also where the first ones have none within the length; nothing counted is no loss of zero."""
+    config = GPTConfig(256, 80, 16, 2, 2, ff_dim=32)
+    model = load("torch").build(config, params.randomise(config, 0, 0.5), Execution("float64", compile=False))
+    lost = {"instruction": "x" * 99, "input": "", "output": "y"}
+    settings = {"style": "phi3", "mask_instruction": True, "length": 80}
+    want = answers.loss(model, examples([ROWS[1]], **settings), 1)
+    assert want > 1
+    assert answers.loss(model, examples([lost, ROWS[1], ROWS[2]], **settings), 1, 1) == pytest.approx(want, rel=1e-12)
+    with pytest.raises(UserError, match="None of 2 instructions has a token that counts"):
+        answers.loss(model, examples([lost, lost], **settings), 1)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_an_answer_has_the_room_behind_its_own_prompt(temperature):
     """Whatever stands beside it: a prompt that is longer, or that fills the context."""
