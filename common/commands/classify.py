@@ -121,14 +121,14 @@ def _texts(said: list[str], file: Path | None) -> list[str]:
     """What is to be classified."""
     import sys
 
-    from common.data.corpora import decoded, read_text
+    from common.data.corpora import decoded, lines, read_text
     from common.errors import UserError
 
     texts: list[Any] = []
     for one in said:
-        texts += decoded(sys.stdin.buffer.read(), "Standard input").split("\n") if one == STDIN else [one]
+        texts += lines(decoded(sys.stdin.buffer.read(), "Standard input")) if one == STDIN else [one]
     if file is not None:
-        texts += read_text(file).split("\n")
+        texts += lines(read_text(file))
     texts = [one for one in texts if one.strip()]
     if not texts:
         raise UserError("There is no text to classify; give some, or --file, or - for standard input.")

@@ -79,6 +79,12 @@ def respond(
     asked = json.dumps({**asked, "sampling": sampling.to_dict(), "execution": execution.to_dict(), "in": backend})
     partial = out.with_name(f"{out.name}.partial")
     done = _taken_up(partial, asked, batch_size)
+    room = answers.rooms(found.config.context_length, encoder, rows, style, max_new_tokens)
+    full, fewer = room.count(0), sum(0 < one < max_new_tokens for one in room)
+    if full:
+        options.show(f"{full} prompts fill the context of {found.config.context_length} tokens and get no answer.")
+    if fewer:
+        options.show(f"The context leaves {fewer} answers fewer than --max-new-tokens {max_new_tokens}.")
     model = door.load(backend).build(found.config, found.weights, execution)
     if done:
         options.show(f"{len(done)} of {len(rows)} answers are there already.")

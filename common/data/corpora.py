@@ -81,6 +81,11 @@ def decoded(data: bytes, where: Path | str) -> str:
         raise UserError(f"{where} is not UTF-8 text ({wrong}); convert it to UTF-8 first.") from error
 
 
+def lines(text: str) -> list[str]:
+    """The lines of a text, whether they end as on Unix or as on Windows."""
+    return text.replace("\r\n", "\n").split("\n")
+
+
 def _file(path: Path) -> Corpus:
     return _made(path.name, read_text(path), f"file {path.name}")
 

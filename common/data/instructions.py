@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from common.backend import IGNORED
 from common.data.examples import check_sizes, collated, fingerprint, shifted
 from common.data.labelled import Parts
 from common.data.records import records, source_path, text_field
@@ -133,6 +134,11 @@ class InstructionExamples:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def answered(self) -> np.ndarray:
+        """The indices of the rows that have a target that counts."""
+        return np.flatnonzero([(row != IGNORED).any() for row in self.targets])
 
     def gather(self, indices: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
         """(inputs, targets) int32, both [..., B, T], of indices [..., B]."""

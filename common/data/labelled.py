@@ -18,7 +18,7 @@ import numpy as np
 from common import rng
 from common.backend import IGNORED
 from common.data import sets
-from common.data.corpora import read_text
+from common.data.corpora import lines, read_text
 from common.data.examples import check_sizes, fingerprint, padded, rounded
 from common.data.records import Placed, records, source_path, text_field
 from common.errors import UserError, unknown
@@ -127,7 +127,7 @@ def _row(placed: Placed) -> tuple[str, str, str]:
 def _messages(path: Path) -> list[tuple[str, str, str]]:
     """Lines of a label, a tab and a text. A quotation mark is one: read as CSV, two messages of 5,574 are lost."""
     rows = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(lines(read_text(path)), 1):
         label, tab, text = line.partition("\t")
         place = f"Line {number} of {path.name}"
         if line and not (tab and text.strip()):

@@ -43,12 +43,13 @@ def save_adapter(
 ) -> None:
     """Write an adapter of a model as a folder that PEFT loads; it replaces an older one only when complete.
 
-    `base` is the name or path of the base model, where PEFT looks for it. The head of a classifier goes with it; that
-    of transformers' GPT-2 has no bias, so PEFT leaves ours out unless the base was given a head that has one.
+    `base` is the name or path of the base model, where PEFT looks for it. The head of a classifier goes with it, whole:
+    what the adapter adds to it has become part of it there. That of transformers' GPT-2 has no bias, so PEFT leaves
+    ours out unless the base was given a head that has one.
     """
     folder = require_replaceable(folder, ADAPTER)
-    adapter = _named(config, name)
     scheme, linears = peft_names.usual(config), peft_names.linears(config)
+    adapter, merged = _beside_the_head(config, weights, _named(config, name), linears)
     chosen, rows = adapters.targets(adapter, linears), {path: shape[0] for path, shape in linears.items()}
     tensors, ranks, alphas = {}, {}, {}
     for module, paths in peft_names.sites(scheme, config).items():
@@ -60,7 +61,7 @@ def save_adapter(
             alphas[module] = adapter.alpha * (math.sqrt(grown) if adapter.rslora else grown)
             tensors |= {f"{module}.{part}": array for part, array in low.tensors().items()}
     head = peft_names.head(scheme, config)
-    tensors |= {theirs: np.asarray(weights[ours]) for theirs, ours in head.items()}
+    tensors |= {theirs: np.asarray((merged if ours in merged else weights)[ours]) for theirs, ours in head.items()}
     rank, alpha = (Counter(found.values()).most_common(1)[0][0] for found in (ranks, alphas))
     settings = Settings(
         rank,
@@ -88,6 +89,24 @@ def _named(config: ModelConfig, name: str) -> Adapter:
     if name not in known:
         raise unknown("adapter", name, known)
     return known[name]
+
+
+def _beside_the_head(config: ModelConfig, weights: Mapping[str, np.ndarray], adapter: Adapter, linears):
+    """(adapter, parameters): PEFT adapts no module that is saved whole, as a classifier's head is, so an adapter of it
+    becomes part of its matrix."""
+    chosen = adapters.targets(adapter, linears)
+    if peft_names.SCORE not in chosen:
+        return adapter, {}
+    rest = [path for path in chosen if path != peft_names.SCORE]
+    if not rest:
+        raise UserError(
+            f"Adapter {adapter.name!r} changes the classifier's head alone, which PEFT keeps whole; merge it"
+            " (`parallax adapter merge`)."
+        )
+    others = tuple(one.name for one in config.adapters if one.name != adapter.name)
+    _, merged = adapters.merge(*adapters.without(config, weights, others))
+    name = f"{peft_names.SCORE}.weight"
+    return adapter.with_(targets=peft_names.patterns(rest, config)), {name: merged[name]}
 
 
 def _own(weights: Mapping[str, np.ndarray], path: str, adapter: Adapter) -> Low:

@@ -155,6 +155,20 @@ def test_through_the_files_of_peft_and_back(call, run, tmp_path):
     assert json.loads(out)["trainable"] == 2 * (3 * (24 + 24) + 3 * (24 + 96))
 
 
+def test_a_bias_of_the_head_that_peft_leaves_out_is_told(call, tmp_path):
+    """It is in the file, and comes back."""
+    config, weights = heads.classifier(SMALL, params.randomise(SMALL, 3), 3)
+    for name, number in (("without", 0), ("with", 0.5)):
+        weights = {**weights, "score.bias": np.full(3, number, np.float32)}
+        save_checkpoint(tmp_path / name, *adapters.add(config, weights, Adapter(rank=2)))
+        code, _, err = call("adapter", "export", tmp_path / name, "--out", tmp_path / f"peft {name}")
+        assert (code, "The head has a bias" in err and "PEFT leaves it out" in err) == (0, name == "with"), err
+    save_checkpoint(tmp_path / "base", SMALL, params.randomise(SMALL, 3))
+    back = ["adapter", "import", tmp_path / "peft with", "--weights", tmp_path / "base", "--out", tmp_path / "back"]
+    assert call(*back)[0] == 0
+    assert np.array_equal(load_checkpoint(tmp_path / "back").weights["score.bias"], weights["score.bias"])
+
+
 @pytest.fixture
 def spoken(tmp_path):
     """A run of a vocabulary of its own, which lies beside its checkpoint: (folder, vocabulary)."""

@@ -113,6 +113,8 @@ def bad(tmp_path, data):
         "wrong field": [*pairs[:2], {**pairs[2], "output": 3}],
         "no rejected": [*pairs[:2], {"instruction": "x", "input": "", "chosen": "y", "rejectd": "z"}],
         "two": pairs[:2],
+        "long last": [*pairs[:-1], {**pairs[-1], "instruction": "long " * 40}],
+        "long test": [*pairs[:17], *({**row, "instruction": "long " * 40} for row in pairs[17:19]), pairs[19]],
         "empty": [],
     }
     for name, value in made.items():
@@ -145,7 +147,17 @@ REFUSED = {
     "unknown reference": ("prefer", ["--reference", "on"], "did you mean 'online'"),
     "length of nothing": ("prefer", ["--length", 0], "--length is 0; allowed is a whole number > 0."),
     "no prompt that fits": ("prefer", ["--length", 20], "The prompts of all 20 pairs fill 20 tokens"),
-    "no answer that fits": ("instruct", ["--length", 5, "--mask-instruction"], "No answer has a token within 5"),
+    "no answer that fits": (
+        "instruct",
+        ["--length", 5, "--mask-instruction"],
+        "has a token within 5, so nothing would be learned",
+    ),
+    "no answer to evaluate": (
+        "instruct",
+        ["--data", "long last", "--mask-instruction"],
+        "so the validation part has no loss",
+    ),
+    "no answer to test": ("instruct", ["--data", "long test", "--mask-instruction"], "so the test part has no loss"),
     "multiple of nothing": ("instruct", ["--pad-multiple", -1], "--pad-multiple is -1; allowed"),
     "rank without lora": ("classify", ["--rank", 4], "--rank is for --train lora; this is --train last-block"),
     "negative rank": ("classify", ["--train", "lora", "--rank", -1], "Adapter.rank is -1"),
@@ -204,6 +216,29 @@ def test_a_resumed_run_keeps_its_settings_and_its_kind(call, tmp_path, asked):
     assert (run / "results.json").is_file()
     code, _, err = call("finetune", "classify", "--resume", run)
     assert (code, "nothing left to do" in err) == (2, True)
+
+
+@pytest.mark.parametrize("kind", ["classify", "instruct", "prefer"])
+def test_a_resumed_run_finds_every_part_of_its_data_as_it_was(call, tmp_path, asked, data, kind):
+    """Also what it does not learn from: held-out losses go on, and a reference was asked about these rows."""
+    path, run = tmp_path / "data.json", tmp_path / "run"
+    rows = json.loads((data / ("texts.json" if kind == "classify" else "pairs.json")).read_text())
+    path.write_text(json.dumps(rows))
+    own = [path if str(word).endswith(".json") else word for word in asked[kind]]
+    own += ["--no-balance"] if kind == "classify" else ["--shares", "0.5,0.3"]
+    assert call("finetune", kind, *own, "--until", 2, "--out", run)[0] == 0
+    told = []
+    for place, row in enumerate(rows):
+        other = {"text": "another", "output": "No.", "chosen": "No."}
+        changed = {name: other.get(name, text) for name, text in row.items()}
+        path.write_text(json.dumps([*rows[:place], changed, *rows[place + 1 :]]))
+        code, _, err = call("finetune", kind, "--resume", run)
+        assert (code, err.count("parallax: ")) == (2, 1), err
+        told.append(err.partition(" part of the data is not what it was")[0].rpartition(" ")[2])
+    assert (told.count("validation"), told.count("test")) == ((3, 7) if kind == "classify" else (4, 6))
+    path.write_text(json.dumps(rows))
+    code, _, err = call("finetune", kind, "--resume", run, *(["--no-baseline"] if kind == "classify" else []))
+    assert code == 0, err
 
 
 @pytest.mark.full_for("jax")
@@ -357,6 +392,20 @@ def test_classes_without_names_are_numbers_or_what_is_said(call, tmp_path, class
         assert (code, out, told in err, err.count("\n")) == (2, "", True, 2 if "--read" in words else 1), err
 
 
+def test_texts_with_line_ends_of_windows_are_the_same(call, tmp_path, classifier, monkeypatch):
+    asked, said = ["classify", "--weights", classifier[0], "--json", "--backend", "numpy"], []
+    for end in ("\n", "\r\n"):
+        path = tmp_path / "texts.txt"
+        path.write_bytes(f"a short one{end}{end}and a longer one{end}".encode())
+        monkeypatch.setattr("sys.stdin", path.open())
+        for words in (["--file", path], ["-"]):
+            code, out, err = call(*asked, *words)
+            assert code == 0, err
+            said.append(json.loads(out)["rows"])
+    assert said == said[:1] * 4
+    assert [row["text"] for row in said[0]] == ["a short one", "and a longer one"]
+
+
 def test_adapters_are_chosen_by_name_or_left_out(call, tmp_path, classifier):
     """What is asked is the model without the others, in every command that asks one."""
     _, config, weights = classifier
@@ -444,6 +493,19 @@ def test_answers_longer_than_the_context_are_counted(call, tmp_path, weights, da
     results = json.loads((tmp_path / "two" / "results.json").read_text())
     assert f"{results['cut']} answers go beyond 56 tokens" in err
     assert results["cut"] > 0
+
+
+def test_answers_that_the_context_cuts_short_are_counted(call, tmp_path, weights):
+    rows = [{"instruction": "x" * size, "input": "", "output": "y"} for size in (1, 1, 70, 96)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    asked = ["respond", "--weights", weights, "--data", tmp_path / "rows.json", "--part", "all", "--style", "phi3"]
+    code, _, err = call(*asked, "--max-new-tokens", 30, "--out", tmp_path / "said.json")
+    assert code == 0, err
+    assert "1 prompts fill the context of 96 tokens and get no answer." in err
+    assert "The context leaves 1 answers fewer than --max-new-tokens 30." in err
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert said[0]["model_response"] == said[1]["model_response"]
+    assert said[3]["model_response"] == ""
 
 
 def test_what_the_reference_said_is_kept_and_held_against_the_run(call, tmp_path, asked, monkeypatch):

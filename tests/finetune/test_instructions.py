@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.backend import IGNORED
+from common import params
+from common.backend import IGNORED, load
+from common.config import Execution, GPTConfig, SamplingConfig
 from common.data.examples import collated, shifted
 from common.data.instructions import (
     InstructionExamples,
@@ -21,6 +23,7 @@ from common.data.windows import Batches
 from common.errors import UserError
 from common.oracle.loss import token_loss
 from common.tokenizers import tokenizer
+from common.tuning import answers
 
 END = 50256
 ROWS = [
@@ -215,6 +218,44 @@ def test_answers_longer_than_the_context_are_counted():
         assert (made.truncated, made.unanswered) == (truncated, unanswered)
         _, targets = made.gather(np.arange(3))
         assert int((targets == IGNORED).all(-1).sum()) == unanswered
+
+
+def test_a_loss_is_of_rows_that_have_answers():
+    """Also where the first ones have none within the length; nothing counted is no loss of zero."""
+    config = GPTConfig(256, 80, 16, 2, 2, ff_dim=32)
+    model = load("torch").build(config, params.randomise(config, 0, 0.5), Execution("float64", compile=False))
+    lost = {"instruction": "x" * 99, "input": "", "output": "y"}
+    settings = {"style": "phi3", "mask_instruction": True, "length": 80}
+    want = answers.loss(model, examples([ROWS[1]], **settings), 1)
+    assert want > 1
+    assert answers.loss(model, examples([lost, ROWS[1], ROWS[2]], **settings), 1, 1) == pytest.approx(want, rel=1e-12)
+    with pytest.raises(UserError, match="None of 2 instructions has a token that counts"):
+        answers.loss(model, examples([lost, lost], **settings), 1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_answer_has_the_room_behind_its_own_prompt(temperature):
+    """Whatever stands beside it: a prompt that is longer, or that fills the context."""
+    config = GPTConfig(256, 80, 16, 2, 2, ff_dim=32)
+    model = load("torch").build(config, params.randomise(config, 0, 0.5), Execution("float64", compile=False))
+    sampling = SamplingConfig(30, temperature=temperature, end_token=0, seed=3)
+    asked = [{"instruction": "Say it.", "input": "", "output": "x"} for _ in range(4)]
+
+    def said(length, chosen=slice(None), batch=4):
+        rows = [*asked[:2], {**asked[2], "instruction": "x" * length}, asked[3]]
+        found = answers.answers(model, BYTES, rows[chosen], "phi3", sampling, batch)
+        told = answers.rooms(80, BYTES, rows, "phi3", 30)
+        assert told == [min(30, max(0, 80 - len(prompt(row, "phi3")))) for row in rows]
+        return [one["model_response"] for one in found]
+
+    around = len(prompt({**asked[2], "instruction": ""}, "phi3"))
+    beside, longer, full = said(7), said(64 - around), said(90)
+    assert all(len(one) > 20 for one in beside)
+    assert [longer[:2], longer[3]] == [full[:2], full[3]] == [beside[:2], beside[3]]
+    assert 0 < len(longer[2]) <= 16
+    assert full[2] == ""
+    if not temperature:
+        assert said(64 - around, slice(2, 3), 1) == longer[2:3]
 
 
 def test_batches_go_on_exactly_and_know_their_data():

@@ -186,6 +186,12 @@ def test_a_message_without_a_tab_is_named(write):
         read_labelled(write("SMSSpamCollection", "ham\tHi\nscam\tHi\n"))
 
 
+def test_messages_with_line_ends_of_windows_are_the_same(write):
+    content = "ham\tHi \r there\nspam\tWin\n"
+    want = read_labelled(write("SMSSpamCollection", content)).describe()
+    assert read_labelled(write("SMSSpamCollection", content.replace("\n", "\r\n"))).describe() == want
+
+
 def test_sources_that_are_none(write, tmp_path):
     write("spam.csv", GOOD)
     for source, told in {

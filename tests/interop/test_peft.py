@@ -263,6 +263,38 @@ def test_several_adapters(base, wing, tmp_path):
     assert compare.difference("base", got, want).relative < BOUNDS["float64"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_of_everything_takes_the_head_along_merged(base, kind, tmp_path):
+    """As `finetune classify --train lora` makes it; PEFT keeps the head of a classifier whole, without an adapter."""
+    theirs = transformers.GPT2ForSequenceClassification(their_config(num_labels=3, pad_token_id=96)).eval()
+    theirs.transformer.load_state_dict(base.theirs.transformer.state_dict())
+    config, weights = heads.classifier(CONFIG, base.weights, 3, seed=4)
+    config, weights = adapters.add(config, weights, Adapter("other", ("score", "*.q_proj"), 2), seed=3)
+    config, weights = adapters.add(config, weights, Adapter("own", ("*",), RANK, 6.0, **OURS[kind]), seed=4)
+    weights, rng = dict(weights), np.random.default_rng(4)
+    for name in adapters.names(config):
+        weights[name] = (weights[name] + 0.2 * rng.standard_normal(weights[name].shape)).astype(np.float32)
+    save_adapter(tmp_path / "a", config, weights, "own")
+    model = peft.PeftModel.from_pretrained(theirs, tmp_path / "a").eval()
+    ids = base.ids % 96  # without padding the last token is read
+    with torch.no_grad():
+        want = model.double()(torch.from_numpy(ids)).logits.numpy()
+    own = adapters.without(config, weights, ("other",))
+    merged = adapters.merge(*own)[1]["score.weight"]
+    unmerged = {**own[1], "score.weight": np.asarray(merged)}
+    head = ("score.lora_A", "score.lora_B", "score.lora_magnitude_vector")
+    adapter = own[0].adapters[0].with_(targets=("*.self_attn.*", "*.mlp.*"))
+    whole = {name: array for name, array in unmerged.items() if not name.startswith(head)}
+    again, loaded = load_adapter(tmp_path / "a", CONFIG, base.weights, "own")
+    assert all(np.array_equal(loaded[name], whole[name]) for name in whole)
+    assert not again.adapters[0].hits("score")
+    for pair in ((own[0].with_(adapters=(adapter,)), whole), (again, loaded)):
+        got = built(*pair, "torch").forward(ids).logits[:, -1]
+        assert compare.difference("logits", got, want).relative < BOUNDS["float64"]
+    got = built(*own, "torch").forward(ids).logits[:, -1]  # whose head was not merged, in float32
+    assert compare.difference("logits", got, want).relative < 1e-6
+
+
 def test_a_classifier_goes_both_ways(base, tmp_path):
     theirs = transformers.GPT2ForSequenceClassification(their_config(num_labels=3, pad_token_id=96)).eval()
     theirs.transformer.load_state_dict(base.theirs.transformer.state_dict())
@@ -282,6 +314,16 @@ def test_a_classifier_goes_both_ways(base, tmp_path):
     for pair in ((config, weights), (again, loaded)):
         got = built(*pair, "torch").forward(ids).logits[:, -1]
         assert compare.difference("logits", got, want).relative < BOUNDS["float64"]
+    weights["score.bias"] = rng.standard_normal(3).astype(np.float32)  # left out, unless theirs has a place for it
+    save_adapter(tmp_path / "a", config, weights)
+    for wide in (False, True):
+        own = copy.deepcopy(theirs)
+        own.score = torch.nn.Linear(CONFIG.embed_dim, 3, bias=wide)
+        model = peft.PeftModel.from_pretrained(own, tmp_path / "a").eval().double()
+        with torch.no_grad():
+            want = model(torch.from_numpy(ids)).logits.numpy()
+        got = built(config, weights, "torch").forward(ids).logits[:, -1]
+        assert (compare.difference("logits", got, want).relative < BOUNDS["float64"]) is wide
 
 
 def test_canonical_names_are_those_of_llama(tmp_path):

@@ -194,6 +194,13 @@ def test_a_classifier_takes_its_head_along(known, tiny, weights, tmp_path, same)
     assert not np.any(loaded["score.bias"])
 
 
+def test_an_adapter_of_the_head_alone_is_refused(tiny, weights, tmp_path, refused):
+    config, weights = adapters.add(*heads.classifier(tiny, weights, 3), Adapter(targets=("score",), rank=2))
+    with refused("changes the classifier's head alone", "parallax adapter merge"):
+        save_adapter(tmp_path / "a", config, weights)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_modules_that_were_trained_whole(tiny, weights, tmp_path, refused):
     config, full = adapted(tiny, weights, Adapter(rank=2))
     save_adapter(tmp_path / "a", config, full)

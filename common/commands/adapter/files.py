@@ -57,6 +57,9 @@ def export(
     base: Annotated[str | None, typer.Option(help="Where PEFT finds the base: a folder, or a model's name.")] = None,
 ) -> None:
     """Write an adapter as PEFT loads it: adapter_config.json and adapter_model.safetensors."""
+    import numpy as np
+
+    from common.commands import options
     from common.errors import UserError
     from common.weights import peft
     from common.weights.formats import keep_apart
@@ -68,6 +71,11 @@ def export(
         name = found.config.adapters[0].name
     keep_apart(run, out)
     peft.save_adapter(out, found.config, found.weights, name, base)
+    if found.config.num_labels is not None and np.any(found.weights["score.bias"]):
+        options.show(
+            "The head has a bias: the file holds it, but the classifiers of transformers have none, so PEFT leaves it"
+            " out and gives other logits, unless `score` of its base is a linear map with a bias."
+        )
     print(f"Wrote {out}")
 
 

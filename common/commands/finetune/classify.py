@@ -144,7 +144,7 @@ def classify(
         length=length,
         record={
             "source": texts.data,
-            "corpus": {name: one.describe() for name, one in data._asdict().items()},
+            "corpus": tuning.described(here, data._asdict()),
             "tokenizer": encoder.name,
             "length": length,
             "classes": list(names),

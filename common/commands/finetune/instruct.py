@@ -51,7 +51,6 @@ def instruct(
     from common.config import TrainConfig
     from common.data.instructions import InstructionExamples, read_instructions
     from common.errors import UserError
-    from common.inputs import IGNORED
     from common.tuning import answers
 
     positive = {"--eval-batches": eval_batches, "--length": rows.length, "--pad-multiple": rows.pad_multiple}
@@ -77,8 +76,10 @@ def instruct(
     layout = {"style": rows.style, "mask_instruction": rows.mask_instruction, "multiple": rows.pad_multiple}
     layout |= {"end_id": tuning.end_of(encoder), "length": length}
     parts = {name: InstructionExamples(one, encoder, **layout) for name, one in data._asdict().items()}
-    if not any((row != IGNORED).any() for row in parts["train"].targets):
-        raise UserError(f"No answer has a token within {length}, so nothing would be learned; give a larger --length.")
+    for name, one in parts.items():
+        if not len(one.answered):
+            why = "nothing would be learned" if name == "train" else f"the {name} part has no loss"
+            raise UserError(f"No answer has a token within {length}, so {why}; give a larger --length.")
     batches = tuning.batches_of(here, parts["train"], settings)
     settings = here.counted(settings, plan.epochs, batches)
     batch, cut = settings.batch_size, sum(one.truncated for one in parts.values())
@@ -104,7 +105,7 @@ def instruct(
         length=length,
         record={
             "source": rows.data,
-            "corpus": {name: one.describe() for name, one in parts.items()},
+            "corpus": tuning.described(here, parts),
             "tokenizer": encoder.name,
             "length": length,
             "options": tuning.kept(rows, learning) if here.start is None else here.start.record["options"],

@@ -106,7 +106,7 @@ def prefer(
     options_kept = tuning.kept(pairs, learning) if here.start is None else here.start.record["options"]
     record = {
         "source": pairs.data,
-        "corpus": {name: one.describe() for name, one in parts.items()},
+        "corpus": tuning.described(here, parts),
         "tokenizer": encoder.name,
         "length": length,
         "options": options_kept,

@@ -164,6 +164,25 @@ def batches_of(here: Any, examples: Any, plan: Any) -> Any:
     return Batches(examples, plan.batch_size, seed=plan.seed, accumulate=plan.accumulate)
 
 
+def described(here: Any, parts: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies each part of the data; a run that goes on must find all of them as they were."""
+    from common.errors import UserError
+
+    found = {name: one.describe() for name, one in parts.items()}
+    kept = found if here.start is None else here.start.record.get("corpus")
+    for name, one in found.items():
+        was = kept.get(name) if isinstance(kept, dict) else None
+        if not isinstance(was, dict):
+            raise UserError("The training record of this run is damaged: see corpus.")
+        differs = [f"{key} was {was.get(key)}, is {one[key]}" for key in one if was.get(key) != one[key]]
+        if differs:
+            raise UserError(
+                f"The {name} part of the data is not what it was when this run began ({'; '.join(differs)}); put the"
+                " rows back, or start a new run."
+            )
+    return found
+
+
 def split_rows(rows: list[Any], shares: str) -> Any:
     """(train, validation, test) in the order of the rows, by the shares of training and test."""
     from common.data.instructions import split_in_order
