@@ -72,6 +72,8 @@ def train(
             tokenizer = tokens.read(data).head["tokenizer"]["name"]
             vocab = Path(data) if vocab is None and holds(Path(data), tokenizer) else vocab
         start = here.model(model, plan.seed, tokenizer, vocab, variant)
+        if model.weights is not None and model.tokenizer is None and model.vocab is None and tokens.holds(data):
+            options.check_tokens(tokens.read(data), here.origin, model.weights)
         tokenizer = here.tokenizer(model) if tokenizer is None else tokenizer
     encoder = options.tokenizer_for(tokenizer, vocab, start.config.vocab_size, model.weights or here.resumed)
     if here.start is None:

@@ -1,6 +1,8 @@
 """What every tokenizer offers, and how ids become text while they still arrive one by one."""
 
 import codecs
+import hashlib
+import json
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -51,6 +53,11 @@ class Stream:
     def finish(self) -> str:
         """The rest: an incomplete character at the end shows as U+FFFD."""
         return self._decoder.decode(b"", final=True)
+
+
+def fingerprint(*parts: Any) -> str:
+    """The SHA-256 of what makes a vocabulary, in JSON: two of the same size are told apart by it."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def utf8(text: str) -> bytes:

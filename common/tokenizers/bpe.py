@@ -18,7 +18,7 @@ import regex
 from common import files
 from common.errors import UserError
 from common.tokenizers import merges as pairs
-from common.tokenizers.base import checked_ids, utf8
+from common.tokenizers.base import checked_ids, fingerprint, utf8
 
 ENCODER, MERGES = "encoder.json", "vocab.bpe"
 OTHER_NAMES = ("vocab.json", "merges.txt")
@@ -86,9 +86,10 @@ class BPE:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def describe(self) -> dict[str, Any]:
-        """Name, sizes and special tokens as plain data."""
+        """Name, sizes, special tokens and the checksum of tokens and merges as plain data."""
+        own = fingerprint([token.hex() for token in self.tokens], self.merges)
         sizes = {"name": self.name, "vocab_size": self.vocab_size, "end_token": self.end_token}
-        return {**sizes, "merges": len(self.merges), "specials": dict(self.specials)}
+        return {**sizes, "merges": len(self.merges), "specials": dict(self.specials), "sha256": own}
 
     def grown(self, more: Sequence[str]) -> "BPE":
         """The same with more special tokens behind all others. Raises UserError for one that is there, or empty."""
