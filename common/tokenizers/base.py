@@ -3,7 +3,7 @@
 import codecs
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,6 +69,20 @@ def utf8(text: str) -> bytes:
         raise UserError(
             f"Character {error.start} of the text is {point}, which UTF-8 cannot hold; remove it."
         ) from error
+
+
+def check_special(more: Sequence[str], there: Collection[str] = ()) -> None:
+    """Refuse special tokens that are empty, no UTF-8, named twice, or spelt as a token that is `there`: on disk the two
+    would be one."""
+    for number, spelt in enumerate(more):
+        if not spelt:
+            raise UserError("A special token is empty; give it a spelling.")
+        if any("\ud800" <= letter <= "\udfff" for letter in spelt):
+            raise UserError(f"The special token {spelt!r} is no UTF-8 text; give it another spelling.")
+        if spelt in more[:number]:
+            raise UserError(f"The special token {spelt!r} is named twice; name it once.")
+        if spelt in there:
+            raise UserError(f"{spelt!r} is in this vocabulary already; give a special token another spelling.")
 
 
 def checked_ids(ids: Iterable[int], tokenizer: Tokenizer) -> list[int]:

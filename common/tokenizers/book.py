@@ -16,7 +16,7 @@ import numpy as np
 from common import files
 from common.errors import UserError, unknown
 from common.tokenizers import merges as pairs
-from common.tokenizers.base import checked_ids, fingerprint, utf8
+from common.tokenizers.base import check_special, checked_ids, fingerprint, utf8
 from common.tokenizers.bpe import END_OF_TEXT, Report
 
 SPACE = "Ġ"
@@ -118,7 +118,9 @@ def train(
     words = Counter(split(text))
     first = [chr(number) for number in range(256)]
     seen = {letter for word in words for letter in word}
-    tokens = [*first, *sorted(seen.difference(first)), *specials]
+    tokens = [*first, *sorted(seen.difference(first))]
+    check_special(specials, tokens)
+    tokens += specials
     wanted = vocab_size - len(tokens)
     if wanted < 0:
         raise UserError(f"The characters of this text and special tokens are {len(tokens)}, more than {vocab_size}.")

@@ -13,7 +13,7 @@ import numpy as np
 
 from common import files
 from common.errors import UserError
-from common.tokenizers.base import checked_ids, fingerprint
+from common.tokenizers.base import check_special, checked_ids, fingerprint
 from common.tokenizers.bpe import END_OF_TEXT
 
 UNKNOWN = "<|unk|>"
@@ -72,6 +72,7 @@ def split(text: str) -> list[str]:
 def train(text: str, specials: Sequence[str] = (END_OF_TEXT, UNKNOWN)) -> Words:
     """The words of a text in the order of their characters, and special ones behind them (none: the book's first
     version)."""
+    check_special(specials)
     found = set(split(text))
     if not found:
         raise UserError("There is no text to take words from.")
