@@ -24,7 +24,7 @@ from common.data import gutenberg, tokens
 from common.data.corpora import NAMED, Corpus, corpus, split
 from common.data.windows import Batches, Windows
 from common.errors import UserError
-from common.files import output_folder, replacing_folder, write_text
+from common.files import alone, output_folder, replacing_folder, write_text
 from common.weights import formats
 from common.weights.checkpoint import FROZEN, freeze, frozen_of, load_checkpoint, save_checkpoint
 
@@ -187,18 +187,9 @@ class RunFolder:
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Hold the folder against other processes; one that is killed holds nothing."""
-        try:
-            import fcntl
-        except ImportError:  # no such locks on this system
-            yield
-            return
-        with (self.path / LOCK).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(
-                    f"Another process is training in {self.path}; wait for it, or choose another --out."
-                ) from error
+        with alone(
+            self.path / LOCK, f"Another process is training in {self.path}; wait for it, or choose another --out."
+        ):
             yield
 
     def save(self, state: "State", record: dict[str, Any], log: list[dict], best: bool = False) -> None:

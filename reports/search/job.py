@@ -1,6 +1,6 @@
 """A search over settings of `parallax train`: every trial is a run in a process and folder of its own, Optuna chooses.
 
-The study lies in a file beside the runs, so a search that was stopped, or several at once, go on with it.
+The study lies in a file beside the runs, so a search that was stopped goes on with it; one process at a time holds it.
 """
 
 import csv
@@ -21,7 +21,7 @@ from typing import Any
 from common import run as runs
 from common.commands.settings import FILE
 from common.errors import UserError, unknown
-from common.files import output_folder, read_toml, replacing, write_text
+from common.files import alone, output_folder, read_toml, replacing, write_text
 from common.stopping import stoppable
 from reports.curves import plots
 
@@ -62,7 +62,8 @@ Tell = Callable[[str], object]
 
 
 def run(asked: Settings, tell: Tell) -> Any:
-    """Try until there are so many trials; the study. Reports are written whatever ends it."""
+    """Try until there are so many trials; the study. Reports are written whatever ends it. A second search in one
+    folder is refused: each would take the other's trials for those of a search that is no more."""
     try:
         import optuna
     except ImportError as error:
@@ -72,6 +73,14 @@ def run(asked: Settings, tell: Tell) -> Any:
             raise UserError(f"--{name} is {getattr(asked, name)}; allowed is a whole number > 0.")
     fixed, space = spaces(asked)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    told = (
+        f"Another process is searching in {asked.out}; wait for it, choose another --out, or give it more --processes."
+    )
+    with alone(output_folder(asked.out) / runs.LOCK, told):
+        return _searched(optuna, asked, tell, fixed, space)
+
+
+def _searched(optuna: Any, asked: Settings, tell: Tell, fixed: dict[str, Any], space: dict[str, Any]) -> Any:
     study = _study(optuna, asked, fixed, space)
     done = len([one for one in study.trials if one.state.is_finished()])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

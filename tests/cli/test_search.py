@@ -15,6 +15,7 @@ import pytest
 from common import params
 from common.config import GPTConfig
 from common.errors import UserError
+from common.files import alone
 from common.weights.checkpoint import save_checkpoint
 
 pytest.importorskip("optuna")
@@ -62,6 +63,16 @@ def test_a_search_of_one_trial(call, tmp_path, space):
     log = [json.loads(line) for line in (out / "trial-0000" / "log.jsonl").open()]
     assert float(trial["held_out"]) == min(line["held_out"] for line in log if "held_out" in line)
     assert tomllib.loads((out / "best.toml").read_text())["learning-rate"] == 0.01
+
+
+def test_a_second_search_in_one_folder_is_refused(call, tmp_path, space):
+    """It would tell the first one's trials that they have failed."""
+    out, path = tmp_path / "out", space({"learning-rate": [1e-2]})
+    out.mkdir()
+    with alone(out / ".lock", "mine"):
+        code, _, err = call("search", path, "--out", out, "--trials", 1)
+    assert (code, "Another process is searching in" in err, err.count("\n")) == (2, True, 1)
+    assert not list(out.glob("trial-*"))
 
 
 @pytest.mark.full
