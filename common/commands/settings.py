@@ -35,6 +35,8 @@ def read(context: typer.Context, path: Path) -> dict[str, Any]:
         if isinstance(value, dict) or several is not one.multiple or isinstance(value, bool) is not is_flag:
             allowed = "a list" if one.multiple else "true or false" if is_flag else "a number or a text"
             raise UserError(f"Setting {key!r} in {path} is {value!r}; allowed is {allowed}.")
+        if one.name in values:
+            raise UserError(f"{path} sets {name!r} twice, once with - and once with _; leave one out.")
         values[one.name] = value
     return values
 
@@ -55,6 +57,13 @@ def _plain(value: Any) -> str:
     return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
 
 
+def _was(before: dict[str, Any], option: Any) -> Any:
+    """What a run had: its file leaves out what was None, the preset of a model that is none, and options that came
+    since, which were as they are by default."""
+    without = option.name == "preset" and {"config", "weights"} & set(before)
+    return before.get(option.name, None if without else option.default)
+
+
 def changed(context: typer.Context, stored: Path, free: set[str], **resolved: Any) -> list[str]:
     """What this call was told, or takes for granted, otherwise than the settings that are stored, for all but what is
     `free` to change; `resolved` goes before what it was told."""
@@ -62,7 +71,7 @@ def changed(context: typer.Context, stored: Path, free: set[str], **resolved: An
     for key, option in _options(context).items():
         if option.name in free:
             continue
-        old, new = before.get(option.name), {**context.params, **resolved}[option.name]
+        old, new = _was(before, option), {**context.params, **resolved}[option.name]
         new = str(new) if isinstance(new, Path) else list(new) or None if isinstance(new, (list, tuple)) else new
         if old != new:
             found.append(f"--{key} is {new}, and was {old}")
@@ -77,7 +86,7 @@ def others(context: typer.Context, stored: Path, free: set[str]) -> list[str]:
     for key, option in _options(context).items():
         if option.name in free or context.get_parameter_source(option.name).name != FROM_FILE:
             continue
-        old, new = before.get(option.name), context.params[option.name]
+        old, new = _was(before, option) if stored.is_file() else None, context.params[option.name]
         if old != (str(new) if isinstance(new, Path) else new):
             found.append(f"{key} {new} (it was {old})")
     return found

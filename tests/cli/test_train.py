@@ -76,6 +76,7 @@ def test_a_file_says_what_the_command_line_does_not(call, tmp_path, file):
         ("steps = [3]", "allowed is a number or a text"),
         ("steps = 'many'", "steps"),
         ("keep-best = 1", "allowed is true or false"),
+        ("batch-size = 3\nbatch_size = 4", "sets 'batch-size' twice"),
         ("set = 'loss=chunked'", "allowed is a list"),
         ("resume = 'x'", "Unknown setting"),
         ("[plan]\nsteps = 3", "Unknown setting"),
@@ -102,6 +103,28 @@ def test_a_resumed_run_keeps_its_settings(call, tmp_path, file):
     assert "seed 3 (it was 0)" in err
     assert call("train", "--settings", file(), "--resume", out)[0] == 0
     assert load_checkpoint(out / "checkpoint").training["step"] == 6
+
+
+def test_a_share_is_held_out_and_runs_of_before_go_on(call, tmp_path, file):
+    """A run says its share; one that was made before it could had a tenth."""
+    out, path = tmp_path / "run", file(**{"held-out": 0.3})
+    assert call("train", "--settings", path, "--until", 2, "--out", out)[0] == 0
+    assert load_checkpoint(out / "checkpoint").training["held_out"] == 0.3
+    code, _, err = call("train", "--resume", out)
+    assert code == 0, err
+    code, _, err = call("train", "--settings", file(**{"held-out": 1.0}), "--out", tmp_path / "none")
+    assert (code, "held_out is 1.0" in err) == (2, True)
+
+    old, path = tmp_path / "old", file()
+    assert call("train", "--settings", path, "--until", 2, "--out", old)[0] == 0
+    training = old / "checkpoint" / "training.json"
+    record = json.loads(training.read_text())
+    assert record.pop("held_out") == 0.1
+    training.write_text(json.dumps(record))
+    stored = old / "settings.toml"
+    stored.write_text("".join(line for line in stored.open() if not line.startswith("held-out")))
+    code, _, err = call("train", "--settings", path, "--out", old, "--auto-resume")
+    assert code == 0, err
 
 
 def test_the_last_checkpoints_and_the_best_are_kept(call, tmp_path, file):
