@@ -290,9 +290,26 @@ def test_from_books_to_a_run_that_goes_on(call, library, tmp_path):
     assert told["format"].startswith("parallax")
 
 
+def test_what_was_prepared_is_no_book(call, library, tmp_path):
+    """The result may lie among the books: what was stopped goes on, and a token file is of the books alone."""
+    books, how = library[0].parent, ["--tokenizer", "bytes", "--processes", 1]
+    for _ in range(2):
+        code, out, err = call("corpus", "prepare", books, "--out", books / "more" / "shards")
+        assert (code, err) == (0, "")
+        assert out.startswith("2 of 6 books in 1 shard in ")
+    for _ in range(2):
+        code, out, err = call("corpus", "tokens", books, "--out", books / "tokens", *how)
+        assert code == 0, err
+        assert f"of {len(library)} documents in" in out
+    code, _, err = call("corpus", "prepare", books, "--out", books)
+    assert (code, "is where the texts are" in err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
+        (["prepare", ".", "--shard-megabytes", "nan"], "--shard-megabytes is nan"),
+        (["prepare", ".", "--shard-megabytes", "inf"], "--shard-megabytes is inf"),
         (["prepar", "."], "did you mean 'prepare'"),
         (["prepare", "nowhere"], "nothing at nowhere"),
         (["tokens", "nowhere"], "nothing at nowhere"),
