@@ -47,6 +47,11 @@ def text(context: typer.Context, **resolved: Any) -> str:
     return "".join(f"{key} = {_plain(value)}\n" for key, value in own.items() if value not in (None, [], ()))
 
 
+def moved(stored: Path, out: Path) -> str:
+    """The settings that are stored, for the same run in another folder."""
+    return "".join(f"{key} = {_plain(value)}\n" for key, value in {**read_toml(stored), "out": out}.items())
+
+
 def _options(context: typer.Context) -> dict[str, Any]:
     """The command's options that a file may set, by the names that they have on the command line."""
     return {one.opts[0].lstrip("-"): one for one in context.command.params if one.name not in NONE_OF_THESE}
@@ -71,22 +76,28 @@ def changed(context: typer.Context, stored: Path, free: set[str], **resolved: An
     for key, option in _options(context).items():
         if option.name in free:
             continue
-        old, new = _was(before, option), {**context.params, **resolved}[option.name]
-        new = str(new) if isinstance(new, Path) else list(new) or None if isinstance(new, (list, tuple)) else new
+        old, new = _was(before, option), _is({**context.params, **resolved}[option.name])
         if old != new:
             found.append(f"--{key} is {new}, and was {old}")
     return found
 
 
-def others(context: typer.Context, stored: Path, free: set[str]) -> list[str]:
-    """What this call's file says otherwise than the settings that are stored, for all but what is `free` to change;
-    where nothing is stored, all that it says."""
-    before = read(context, stored) if stored.is_file() else {}
+def others(context: typer.Context, stored: Path, free: set[str], source: str) -> list[str]:
+    """What this call's file, or its command line, says otherwise than the settings that are stored, for all but what is
+    `free` to change; where nothing is stored, all that it says."""
+    before = read(context, stored) if stored.is_file() else None
     found = []
     for key, option in _options(context).items():
-        if option.name in free or context.get_parameter_source(option.name).name != FROM_FILE:
+        if option.name in free or context.get_parameter_source(option.name).name != source:
             continue
-        old, new = _was(before, option) if stored.is_file() else None, context.params[option.name]
-        if old != (str(new) if isinstance(new, Path) else new):
+        key, new = key if source == FROM_FILE else f"--{key}", _is(context.params[option.name])
+        if before is None:
+            found.append(key)
+        elif new != (old := _was(before, option)):
             found.append(f"{key} {new} (it was {old})")
     return found
+
+
+def _is(value: Any) -> Any:
+    """A value as a file has it."""
+    return str(value) if isinstance(value, Path) else list(value) or None if isinstance(value, (list, tuple)) else value

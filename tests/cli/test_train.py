@@ -105,6 +105,34 @@ def test_a_resumed_run_keeps_its_settings(call, tmp_path, file):
     assert load_checkpoint(out / "checkpoint").training["step"] == 6
 
 
+def test_what_differs_is_told_and_what_is_equal_is_taken(call, tmp_path, file):
+    out, path = tmp_path / "run", file(**{"learning-rate": 2e-3})
+    assert call("train", "--settings", path, "--until", 2, "--out", out)[0] == 0
+    code, _, err = call("train", "--resume", out, "--learning-rate", 0.5, "--steps", 6)
+    assert code == 2
+    assert "leave out --learning-rate 0.5 (it was 0.002), or start" in err
+    code, _, err = call("train", "--resume", out, "--learning-rate", 2e-3, "--steps", 6)
+    assert code == 0, err
+
+
+def test_a_run_that_goes_on_in_another_folder_takes_its_settings_along(call, tmp_path, file):
+    one, two, path = tmp_path / "one", tmp_path / "two", file()
+    assert call("train", "--settings", path, "--until", 2, "--out", one)[0] == 0
+    assert call("train", "--resume", one, "--out", two, "--until", 3)[0] == 0
+    stored = [tomllib.loads((folder / "settings.toml").read_text()) for folder in (one, two)]
+    assert [told.pop("out") for told in stored] == [str(one), str(two)]
+    assert stored[0] == stored[1]
+    assert call("train", "--settings", path, "--auto-resume", "--out", two, "--until", 4)[0] == 0
+    code, _, err = call("train", "--settings", one / "settings.toml", "--resume", two, "--until", 5)
+    assert code == 0, err
+    assert load_checkpoint(two / "checkpoint").training["step"] == 5
+    assert load_checkpoint(one / "checkpoint").training["step"] == 2
+    (two / "settings.toml").unlink()
+    code, _, err = call("train", "--settings", path, "--resume", two)
+    assert (code, "None" in err) == (2, False)
+    assert "has no settings.toml that the file could be held against; leave out --settings" in err
+
+
 def test_a_share_is_held_out_and_runs_of_before_go_on(call, tmp_path, file):
     """A run says its share; one that was made before it could had a tenth."""
     out, path = tmp_path / "run", file(**{"held-out": 0.3})
