@@ -90,6 +90,17 @@ class Running:
         """Whether the command line says it."""
         return self.context.get_parameter_source(name).name == "COMMANDLINE"
 
+    def one_of_both(self, plan: groups.Plan) -> None:
+        """Take epochs or steps, each of which stands in place of the other: the command line goes before the file."""
+        both = ("epochs", "steps")
+        said = [name for name in both if self.typed(name)] or [name for name in both if self.said(name)]
+        if len(said) == 2:
+            raise UserError(f"--epochs {plan.epochs} stands in place of --steps; give one of them.")
+        if "steps" not in said and plan.epochs is not None and plan.epochs < 1:
+            raise UserError(f"--epochs {plan.epochs} stands in place of --steps, and is a whole number > 0.")
+        if said == ["steps"]:
+            plan.epochs = None
+
     def take_up(self, plan: groups.Plan, named: bool) -> None:
         """Find the run that this call goes on with, if any; `named` says that its model is no preset."""
         run, resume = self.run, self.run.resume
@@ -247,7 +258,7 @@ class Running:
             if kept is not None and folder is not None:
                 folder.keep_as_best(kept)
             if self.resumed is None and self.leads:
-                write_text(out / settings.FILE, settings.text(self.context, **own))
+                write_text(out / settings.FILE, settings.text(self.context, until=None, **own))
             elif self.leads and (self.resumed / settings.FILE).is_file() and not (out / settings.FILE).exists():
                 write_text(out / settings.FILE, settings.moved(self.resumed / settings.FILE, out))
             if task.prepare is not None:

@@ -51,8 +51,7 @@ def train(
 
     positive = {"--eval-windows": eval_windows, "--pad-vocabulary": 1 if pad_vocabulary is None else pad_vocabulary}
     here = running.Running(context, "pretrain", run, how, _FREE, positive)
-    if plan.epochs is not None and (plan.epochs < 1 or here.said("steps")):
-        raise UserError(f"--epochs {plan.epochs} stands in place of --steps, and is a whole number > 0.")
+    here.one_of_both(plan)
     if sample_every < 0:
         raise UserError(f"--sample-every is {sample_every}; allowed is a whole number >= 0 (0 is none).")
     named = model.config is not None or model.weights is not None

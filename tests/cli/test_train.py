@@ -105,6 +105,14 @@ def test_a_resumed_run_keeps_its_settings(call, tmp_path, file):
     assert load_checkpoint(out / "checkpoint").training["step"] == 6
 
 
+def test_a_run_that_is_to_stop_early_stores_settings_of_the_whole(call, tmp_path, file):
+    out = tmp_path / "run"
+    assert call("train", "--settings", file(), "--until", 2, "--out", out)[0] == 0
+    assert "until" not in tomllib.loads((out / "settings.toml").read_text())
+    code, _, err = call("train", "--settings", out / "settings.toml", "--out", tmp_path / "again")
+    assert (code, "steps 0 to 6" in err) == (0, True)
+
+
 def test_what_differs_is_told_and_what_is_equal_is_taken(call, tmp_path, file):
     out, path = tmp_path / "run", file(**{"learning-rate": 2e-3})
     assert call("train", "--settings", path, "--until", 2, "--out", out)[0] == 0
@@ -322,6 +330,9 @@ def test_epochs_stand_in_place_of_steps(call, tmp_path, weights, text):
     windows = (len(text.read_text()) * 9 // 10 - 1) // 32
     assert f"{windows} windows of 32; steps 0 to {2 * (windows // 8)}" in err
     assert tomllib.loads((out / "settings.toml").read_text())["steps"] == 2 * (windows // 8)
+    stored = ["--settings", out / "settings.toml", "--out"]  # the command line goes before what a file says of steps
+    code, _, err = call("train", *stored, tmp_path / "longer", "--epochs", 3)
+    assert (code, f"steps 0 to {3 * (windows // 8)}" in err) == (0, True)
     for more in (["--epochs", 0], ["--epochs", 1, "--steps", 3]):
         code, _, err = call("train", *asked[:-1], tmp_path / "x", *more)
         assert (code, "in place of --steps" in err) == (2, True)
