@@ -146,6 +146,22 @@ def folder_beside(target: Path | str) -> Path:
     return made
 
 
+@contextlib.contextmanager
+def alone(lock: Path, told: str) -> Iterator[None]:
+    """Hold a file against other processes, or raise UserError with what is `told`; one that is killed holds nothing."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        yield
+        return
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(told) from error
+        yield
+
+
 def write_text(target: Path | str, text: str) -> None:
     """Replace `target` by `text` (UTF-8), all or nothing."""
     with replacing(target) as temporary:

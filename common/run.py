@@ -24,14 +24,14 @@ from common.data import gutenberg, tokens
 from common.data.corpora import NAMED, Corpus, corpus, split
 from common.data.windows import Batches, Windows
 from common.errors import UserError
-from common.files import output_folder, replacing_folder, write_text
+from common.files import alone, output_folder, replacing_folder, write_text
 from common.weights import formats
 from common.weights.checkpoint import FROZEN, freeze, frozen_of, load_checkpoint, save_checkpoint
 
 CHECKPOINT, OLDER, BEST, LOG, LOCK = "checkpoint", "checkpoints", "best", "log.jsonl", ".lock"
 # by the kind of a run, as its record has it
 COMMANDS = {"pretrain": "train"} | {kind: f"finetune {kind}" for kind in ("classify", "instruct", "prefer")}
-HELD_OUT = 0.1
+HELD_OUT = 0.1  # the share, where nothing is said
 EVALUATED = 8  # windows of held-out text per evaluation, and at once
 PROMPT = 16  # tokens of held-out text that a sample goes on from
 
@@ -45,19 +45,22 @@ class Data:
     held_out: Windows
 
 
-def prepare_data(source: str, tokenizer, length: int, train: TrainConfig, state: dict | None = None) -> Data:
-    """Read, tokenize, split and window a corpus, or map a token file; `state` takes up the order of an earlier run."""
+def prepare_data(
+    source: str, tokenizer, length: int, train: TrainConfig, state: dict | None = None, share: float = HELD_OUT
+) -> Data:
+    """Read, tokenize, split and window a corpus, or map a token file; `state` takes up the order of an earlier run, and
+    such a `share` at the end is held out."""
     if tokens.holds(source):
         text = tokens.read(source)
         text.check(tokenizer)
-        kept, held_out = split(text.ids, HELD_OUT)
+        kept, held_out = split(text.ids, share)
     else:
         shards = None if source in NAMED else gutenberg.prepared(Path(source).expanduser())
         if shards is not None:  # as plain text what parts books would be 13 characters
             make = f"parallax corpus tokens {shards} --tokenizer {tokenizer.name}"
             raise UserError(f"{source} holds prepared books; make a token file of them ({make}), and train on that.")
         text = corpus(source)
-        kept, held_out = map(tokenizer.encode, split(text.text, HELD_OUT))
+        kept, held_out = map(tokenizer.encode, split(text.text, share))
     windows = Windows(kept, length)
     if state is None:
         batches = Batches(windows, train.batch_size, seed=train.seed, accumulate=train.accumulate)
@@ -187,18 +190,9 @@ class RunFolder:
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Hold the folder against other processes; one that is killed holds nothing."""
-        try:
-            import fcntl
-        except ImportError:  # no such locks on this system
-            yield
-            return
-        with (self.path / LOCK).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(
-                    f"Another process is training in {self.path}; wait for it, or choose another --out."
-                ) from error
+        with alone(
+            self.path / LOCK, f"Another process is training in {self.path}; wait for it, or choose another --out."
+        ):
             yield
 
     def save(self, state: "State", record: dict[str, Any], log: list[dict], best: bool = False) -> None:

@@ -56,13 +56,18 @@ def corpus(
 
 
 def _prepare(source: Path, out: Path, language: list[str] | None, ascii_share: float, megabytes: float) -> None:
+    import math
+
     from common.data import gutenberg
     from common.data.corpora import text_files
+    from common.errors import UserError
 
+    if not 0 < megabytes < math.inf:
+        raise UserError(f"--shard-megabytes is {megabytes}; allowed is a number > 0.")
     languages = ("English",) if language is None else tuple(language)
     rules = gutenberg.Rules(languages, ascii_share, int(megabytes * 2**20))
     with options.bar("books") as told:
-        found = gutenberg.prepare(text_files(source), out, rules, lambda done, of, name: told(done, of))
+        found = gutenberg.prepare(text_files(source, out), out, rules, lambda done, of, name: told(done, of))
     kept = sum(one["books"] for one in found["shards"])
     reasons = [one["left_out"] for one in found["files"] if one["left_out"]]
     shards = f"{len(found['shards'])} shard{'s' * (len(found['shards']) != 1)}"
@@ -80,7 +85,7 @@ def _tokens(source: Path, out: Path, name: str, vocab: Path | None, processes: i
 
     paths = gutenberg.shards(source)
     if paths is None:
-        paths = text_files(source) if source.is_dir() else [source]
+        paths = text_files(source, out) if source.is_dir() else [source]
     texts = (text for path in paths for text in gutenberg.documents(path))
     several = (os.cpu_count() or 1) if processes is None else processes
     with options.bar("documents") as told:

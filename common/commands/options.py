@@ -17,6 +17,7 @@ from common.config import mode as mode_of
 from common.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    from common.data.tokens import TokenFile
     from common.weights.formats import Loaded
 
 T = TypeVar("T")
@@ -156,6 +157,20 @@ def tokenizer_for(name: str | None, vocab: Path | None, vocab_size: int, near: P
             f"Tokenizer {name!r} has {found.vocab_size} tokens, the model only {vocab_size}; choose one that fits."
         )
     return found
+
+
+def check_tokens(found: "TokenFile", record: Mapping[str, Any], weights: Path) -> None:
+    """Raise UserError if a token file is of another vocabulary than the weights: the one that lies beside them, or
+    that of the run that made them, by its name."""
+    from common.tokenizers import holds, tokenizer
+
+    name, made = tokenizer_of(record, weights), found.head["tokenizer"]["name"]
+    if name not in (None, made):
+        told = f"The tokens in {found.name} are of tokenizer {made!r}, the weights in {weights} of {name!r}"
+        raise UserError(f"{told}; make the token file anew, or name one with --tokenizer.")
+    places = [weights] if name is None else [weights, weights.parent]  # a run's folder, or its checkpoint in it
+    for place in [one for one in places if holds(one, made)][:1]:
+        found.check(tokenizer(made, place))
 
 
 def progress(steps: Iterable[T], total: int, label: Callable[[T], str] | None) -> Iterator[T]:

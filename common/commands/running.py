@@ -86,6 +86,21 @@ class Running:
         """Whether the call says it, on the command line or in its file."""
         return self.context.get_parameter_source(name).name != "DEFAULT"
 
+    def typed(self, name: str) -> bool:
+        """Whether the command line says it."""
+        return self.context.get_parameter_source(name).name == "COMMANDLINE"
+
+    def one_of_both(self, plan: groups.Plan) -> None:
+        """Take epochs or steps, each of which stands in place of the other: the command line goes before the file."""
+        both = ("epochs", "steps")
+        said = [name for name in both if self.typed(name)] or [name for name in both if self.said(name)]
+        if len(said) == 2:
+            raise UserError(f"--epochs {plan.epochs} stands in place of --steps; give one of them.")
+        if "steps" not in said and plan.epochs is not None and plan.epochs < 1:
+            raise UserError(f"--epochs {plan.epochs} stands in place of --steps, and is a whole number > 0.")
+        if said == ["steps"]:
+            plan.epochs = None
+
     def take_up(self, plan: groups.Plan, named: bool) -> None:
         """Find the run that this call goes on with, if any; `named` says that its model is no preset."""
         run, resume = self.run, self.run.resume
@@ -103,21 +118,25 @@ class Running:
         elif resume is not None:
             self.start = runs.resume(resume, self.kind)
             self._only_how(resume)
-            if there and self.said("out") and run.out.resolve() != resume.resolve():
-                if not self.again:
-                    raise UserError(f"{run.out} already holds a run; choose another --out.")
+            other = there and self.said("out") and run.out.resolve() != resume.resolve()
+            if other and self.again:
                 resume, self.start = run.out, runs.resume(run.out, self.kind)
-        if resume is not None:
-            self.out = run.out if self.said("out") else resume
+            elif other and self.typed("out"):
+                raise UserError(f"{run.out} already holds a run; choose another --out.")
+            elif not self.said("out") or other:  # the file may be that of the run from which this one was taken up
+                self.out = resume
         self.resumed = resume
 
     def _only_how(self, folder: Path) -> None:
         """A resumed run takes what it trains from its checkpoint; only how and where it runs may be chosen."""
-        given = [name for name in self.context.params if self.context.get_parameter_source(name).name == "COMMANDLINE"]
-        fixed = [f"--{name.replace('_', '-')}" for name in given if name not in self.free]
+        stored = folder / settings.FILE
+        fixed = settings.others(self.context, stored, self.free, "COMMANDLINE")
         if fixed:
             raise UserError(f"A resumed run keeps its settings; leave out {', '.join(fixed)}, or start a new run.")
-        other = settings.others(self.context, folder / settings.FILE, self.free)
+        other = settings.others(self.context, stored, self.free, settings.FROM_FILE)
+        if other and not stored.is_file():
+            told = f"{folder} has no {settings.FILE} that the file could be held against"
+            raise UserError(f"A resumed run keeps its settings, and {told}; leave out --settings.")
         if other:
             raise UserError(f"A resumed run keeps its settings, and the file has others: {'; '.join(other)}.")
 
@@ -239,7 +258,9 @@ class Running:
             if kept is not None and folder is not None:
                 folder.keep_as_best(kept)
             if self.resumed is None and self.leads:
-                write_text(out / settings.FILE, settings.text(self.context, **own))
+                write_text(out / settings.FILE, settings.text(self.context, until=None, **own))
+            elif self.leads and (self.resumed / settings.FILE).is_file() and not (out / settings.FILE).exists():
+                write_text(out / settings.FILE, settings.moved(self.resumed / settings.FILE, out))
             if task.prepare is not None:
                 task.prepare(model, out)
             if task.before:

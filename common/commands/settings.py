@@ -35,6 +35,8 @@ def read(context: typer.Context, path: Path) -> dict[str, Any]:
         if isinstance(value, dict) or several is not one.multiple or isinstance(value, bool) is not is_flag:
             allowed = "a list" if one.multiple else "true or false" if is_flag else "a number or a text"
             raise UserError(f"Setting {key!r} in {path} is {value!r}; allowed is {allowed}.")
+        if one.name in values:
+            raise UserError(f"{path} sets {name!r} twice, once with - and once with _; leave one out.")
         values[one.name] = value
     return values
 
@@ -43,6 +45,11 @@ def text(context: typer.Context, **resolved: Any) -> str:
     """All that this call was told or took for granted, as a file that says the same; `resolved` goes before it."""
     own = {key: {**context.params, **resolved}[one.name] for key, one in _options(context).items()}
     return "".join(f"{key} = {_plain(value)}\n" for key, value in own.items() if value not in (None, [], ()))
+
+
+def moved(stored: Path, out: Path) -> str:
+    """The settings that are stored, for the same run in another folder."""
+    return "".join(f"{key} = {_plain(value)}\n" for key, value in {**read_toml(stored), "out": out}.items())
 
 
 def _options(context: typer.Context) -> dict[str, Any]:
@@ -55,6 +62,13 @@ def _plain(value: Any) -> str:
     return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
 
 
+def _was(before: dict[str, Any], option: Any) -> Any:
+    """What a run had: its file leaves out what was None, the preset of a model that is none, and options that came
+    since, which were as they are by default."""
+    without = option.name == "preset" and {"config", "weights"} & set(before)
+    return before.get(option.name, None if without else option.default)
+
+
 def changed(context: typer.Context, stored: Path, free: set[str], **resolved: Any) -> list[str]:
     """What this call was told, or takes for granted, otherwise than the settings that are stored, for all but what is
     `free` to change; `resolved` goes before what it was told."""
@@ -62,22 +76,28 @@ def changed(context: typer.Context, stored: Path, free: set[str], **resolved: An
     for key, option in _options(context).items():
         if option.name in free:
             continue
-        old, new = before.get(option.name), {**context.params, **resolved}[option.name]
-        new = str(new) if isinstance(new, Path) else list(new) or None if isinstance(new, (list, tuple)) else new
+        old, new = _was(before, option), _is({**context.params, **resolved}[option.name])
         if old != new:
             found.append(f"--{key} is {new}, and was {old}")
     return found
 
 
-def others(context: typer.Context, stored: Path, free: set[str]) -> list[str]:
-    """What this call's file says otherwise than the settings that are stored, for all but what is `free` to change;
-    where nothing is stored, all that it says."""
-    before = read(context, stored) if stored.is_file() else {}
+def others(context: typer.Context, stored: Path, free: set[str], source: str) -> list[str]:
+    """What this call's file, or its command line, says otherwise than the settings that are stored, for all but what is
+    `free` to change; where nothing is stored, all that it says."""
+    before = read(context, stored) if stored.is_file() else None
     found = []
     for key, option in _options(context).items():
-        if option.name in free or context.get_parameter_source(option.name).name != FROM_FILE:
+        if option.name in free or context.get_parameter_source(option.name).name != source:
             continue
-        old, new = before.get(option.name), context.params[option.name]
-        if old != (str(new) if isinstance(new, Path) else new):
+        key, new = key if source == FROM_FILE else f"--{key}", _is(context.params[option.name])
+        if before is None:
+            found.append(key)
+        elif new != (old := _was(before, option)):
             found.append(f"{key} {new} (it was {old})")
     return found
+
+
+def _is(value: Any) -> Any:
+    """A value as a file has it."""
+    return str(value) if isinstance(value, Path) else list(value) or None if isinstance(value, (list, tuple)) else value

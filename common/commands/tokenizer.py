@@ -101,9 +101,11 @@ def _encode(text: str, kind: str, vocab: Path | None) -> None:
 
 
 def _grow(tokens: list[str], kind: str, vocab: Path | None, weights: Path | None, out: Path) -> None:
+    from tempfile import TemporaryDirectory
+
     from common.errors import UserError
     from common.run import weights_of
-    from common.tokenizers import bpe, gpt2
+    from common.tokenizers import bpe, gpt2, vocabulary_files
     from common.weights.checkpoint import save_checkpoint
     from common.weights.grow import grown
 
@@ -125,8 +127,12 @@ def _grow(tokens: list[str], kind: str, vocab: Path | None, weights: Path | None
             sizes = f"{found.config.vocab_size} tokens, the vocabulary {own.vocab_size}"
             told = "they belong together if these are equal, or if the model is padded and its run has this vocabulary"
             raise UserError(f"The model in {weights} has {sizes}; {told}.")
-        save_checkpoint(out, *grown(found.config, found.weights, len(tokens), known=own.vocab_size))
-    made.save(out)
+        larger = grown(found.config, found.weights, len(tokens), known=own.vocab_size)
+        with TemporaryDirectory() as place:  # so that both are there, or neither
+            made.save(place)
+            save_checkpoint(out, *larger, beside=vocabulary_files(Path(place)))
+    else:
+        made.save(out)
     named = ", ".join(f"{token} {made.specials[token]}" for token in tokens)
     print(f"{made.vocab_size:,} tokens, the new ones: {named}.")
     use = f"--weights {out} --tokenizer bpe" if weights is not None else f"--tokenizer bpe --vocab {out}"

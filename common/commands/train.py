@@ -27,6 +27,7 @@ def train(
         ),
     ] = "pydoc",
     length: Annotated[int | None, typer.Option(help="Tokens per window (default: the model's context).")] = None,
+    held_out: Annotated[float, typer.Option(help="Share of the text, at its end, that is held out.")] = 0.1,
     pad_vocabulary: Annotated[
         int | None, typer.Option(help="Round the vocabulary up to a multiple, as in 64, by rows that no token has.")
     ] = None,
@@ -50,8 +51,7 @@ def train(
 
     positive = {"--eval-windows": eval_windows, "--pad-vocabulary": 1 if pad_vocabulary is None else pad_vocabulary}
     here = running.Running(context, "pretrain", run, how, _FREE, positive)
-    if plan.epochs is not None and (plan.epochs < 1 or here.said("steps")):
-        raise UserError(f"--epochs {plan.epochs} stands in place of --steps, and is a whole number > 0.")
+    here.one_of_both(plan)
     if sample_every < 0:
         raise UserError(f"--sample-every is {sample_every}; allowed is a whole number >= 0 (0 is none).")
     named = model.config is not None or model.weights is not None
@@ -67,11 +67,14 @@ def train(
         start = here.start
         settings = TrainConfig.from_dict(start.record["train"])
         data, length, tokenizer = (start.record[key] for key in ("source", "length", "tokenizer"))
+        held_out = start.record.get("held_out", runs.HELD_OUT)  # older runs say nothing of it
     else:
         if tokenizer is None and tokens.holds(data):
             tokenizer = tokens.read(data).head["tokenizer"]["name"]
             vocab = Path(data) if vocab is None and holds(Path(data), tokenizer) else vocab
         start = here.model(model, plan.seed, tokenizer, vocab, variant)
+        if model.weights is not None and model.tokenizer is None and model.vocab is None and tokens.holds(data):
+            options.check_tokens(tokens.read(data), here.origin, model.weights)
         tokenizer = here.tokenizer(model) if tokenizer is None else tokenizer
     encoder = options.tokenizer_for(tokenizer, vocab, start.config.vocab_size, model.weights or here.resumed)
     if here.start is None:
@@ -85,15 +88,16 @@ def train(
     backend = here.backend()
     length = length or start.config.context_length
     door.check_length(length, start.config)
-    text = runs.prepare_data(data, encoder, length, settings, start.record and start.record["data"])
+    text = runs.prepare_data(data, encoder, length, settings, start.record and start.record["data"], held_out)
     settings = here.counted(settings, plan.epochs, text.batches)
     tuning.show_learning(here, start.config, settings)
 
+    record = {"source": data, "corpus": text.text.describe(), "tokenizer": encoder.name, "length": length}
     task = running.Task(
         kind="pretrain",
         batches=text.batches,
         length=length,
-        record={"source": data, "corpus": text.text.describe(), "tokenizer": encoder.name, "length": length},
+        record={**record, "held_out": held_out},
         words=f"{text.text.name}: {len(text.batches.windows)} windows of {length}",
         evaluate=lambda model: {"held_out": runs.held_out_loss(model, text.held_out, eval_windows)},
         told=lambda found: f"held-out {found['held_out']:.4f}  perplexity {runs.perplexity(found['held_out']):.2f}",

@@ -16,6 +16,7 @@ from common.errors import UserError
 SUFFIXES = (".txt", ".text", ".md", ".rst", ".tex", ".html", ".css", ".json", ".toml", ".yaml", ".yml")
 SUFFIXES += (".py", ".sh", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".js", ".ts")
 DEFAULT = "pydoc"
+MANIFEST = "prepared.json"  # of a folder that books were prepared into
 
 Sliceable = TypeVar("Sliceable", bound=Sequence[Any])
 
@@ -90,8 +91,11 @@ def _file(path: Path) -> Corpus:
     return _made(path.name, read_text(path), f"file {path.name}")
 
 
-def text_files(folder: Path) -> list[Path]:
-    """All text files below a folder, sorted by path; what is hidden (a leading dot) is left out."""
+def text_files(folder: Path, out: Path | None = None) -> list[Path]:
+    """All text files below a folder, sorted by path; what is hidden (a leading dot), prepared books, and what lies
+    below `out`, where results go, are left out."""
+    if out is not None and out.resolve() == folder.resolve():
+        raise UserError(f"{folder} is where the texts are; give another folder for the result (--out).")
 
     def refuse(error: OSError) -> None:
         raise UserError(f"Cannot read {error.filename}: {error.strerror}.") from error
@@ -99,6 +103,9 @@ def text_files(folder: Path) -> list[Path]:
     found = []
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        if MANIFEST in files or (out is not None and Path(parent).resolve() == out.resolve()):
+            folders.clear()
+            continue
         paths = (Path(parent, name) for name in files if not name.startswith("."))
         found += [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not found:

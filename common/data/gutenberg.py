@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common import files
+from common.data.corpora import MANIFEST
 from common.errors import UserError
 from common.tokenizers.bpe import END_OF_TEXT
 
@@ -22,7 +23,6 @@ END = re.compile(
 LANGUAGE = re.compile(r"^Language:\s*([^\n\r]+)", re.M)
 CREDITS = re.compile(r"\s*(?:Produced|E-text prepared|Transcribed|This etext was)\b.*?\n\s*\n", re.I | re.S)
 EMPTY_LINES = re.compile(r"\n(?:[ \t]*\n){2,}")
-MANIFEST = "prepared.json"
 SEPARATOR = END_OF_TEXT
 
 Report = Callable[[int, int, str], None]  # files looked at, of how many, and the one that is next

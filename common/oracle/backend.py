@@ -205,6 +205,8 @@ class OracleBackend:
             raise UserError(f"The oracle computes in float64 only, not in {execution.dtype}.")
         if execution.compile or execution.layers != "loop":
             raise UserError("The oracle neither compiles nor scans: it is plain NumPy.")
+        if execution.layout:
+            raise UserError(f"The oracle computes in one process: leave layout {execution.layout} out.")
         for name in ("attention", *STRATEGIES):
             if getattr(execution, name) != getattr(Execution(), name):
                 raise UserError(f"The oracle has no fast paths: leave {name}={getattr(execution, name)!r} out.")

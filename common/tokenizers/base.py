@@ -1,7 +1,9 @@
 """What every tokenizer offers, and how ids become text while they still arrive one by one."""
 
 import codecs
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,6 +55,11 @@ class Stream:
         return self._decoder.decode(b"", final=True)
 
 
+def fingerprint(*parts: Any) -> str:
+    """The SHA-256 of what makes a vocabulary, in JSON: two of the same size are told apart by it."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
 def utf8(text: str) -> bytes:
     """The text as UTF-8, or an error that names the first character UTF-8 cannot hold (a lone surrogate)."""
     try:
@@ -62,6 +69,20 @@ def utf8(text: str) -> bytes:
         raise UserError(
             f"Character {error.start} of the text is {point}, which UTF-8 cannot hold; remove it."
         ) from error
+
+
+def check_special(more: Sequence[str], there: Collection[str] = ()) -> None:
+    """Refuse special tokens that are empty, no UTF-8, named twice, or spelt as a token that is `there`: on disk the two
+    would be one."""
+    for number, spelt in enumerate(more):
+        if not spelt:
+            raise UserError("A special token is empty; give it a spelling.")
+        if any("\ud800" <= letter <= "\udfff" for letter in spelt):
+            raise UserError(f"The special token {spelt!r} is no UTF-8 text; give it another spelling.")
+        if spelt in more[:number]:
+            raise UserError(f"The special token {spelt!r} is named twice; name it once.")
+        if spelt in there:
+            raise UserError(f"{spelt!r} is in this vocabulary already; give a special token another spelling.")
 
 
 def checked_ids(ids: Iterable[int], tokenizer: Tokenizer) -> list[int]:

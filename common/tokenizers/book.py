@@ -16,7 +16,7 @@ import numpy as np
 from common import files
 from common.errors import UserError, unknown
 from common.tokenizers import merges as pairs
-from common.tokenizers.base import checked_ids, utf8
+from common.tokenizers.base import check_special, checked_ids, fingerprint, utf8
 from common.tokenizers.bpe import END_OF_TEXT, Report
 
 SPACE = "Ġ"
@@ -78,9 +78,10 @@ class Book:
         return "".join(self.tokens[number] for number in checked_ids(ids, self)).replace(SPACE, " ")
 
     def describe(self) -> dict[str, Any]:
-        """Name, sizes, special tokens and the order of merging as plain data."""
+        """Name, sizes, special tokens, the order of merging, and the checksum of tokens and merges as plain data."""
         sizes = {"name": self.name, "vocab_size": self.vocab_size, "end_token": self.end_token}
-        return {**sizes, "merges": len(self.merges), "specials": dict(self.specials), "order": self.order}
+        sizes |= {"merges": len(self.merges), "specials": dict(self.specials), "order": self.order}
+        return {**sizes, "sha256": fingerprint(self.tokens, self.merges)}
 
     def save(self, folder: Path | str) -> None:
         """Write {id: token} and the list of {pair, new_id} into a folder."""
@@ -117,7 +118,9 @@ def train(
     words = Counter(split(text))
     first = [chr(number) for number in range(256)]
     seen = {letter for word in words for letter in word}
-    tokens = [*first, *sorted(seen.difference(first)), *specials]
+    tokens = [*first, *sorted(seen.difference(first))]
+    check_special(specials, tokens)
+    tokens += specials
     wanted = vocab_size - len(tokens)
     if wanted < 0:
         raise UserError(f"The characters of this text and special tokens are {len(tokens)}, more than {vocab_size}.")

@@ -18,7 +18,7 @@ import regex
 from common import files
 from common.errors import UserError
 from common.tokenizers import merges as pairs
-from common.tokenizers.base import checked_ids, utf8
+from common.tokenizers.base import check_special, checked_ids, fingerprint, utf8
 
 ENCODER, MERGES = "encoder.json", "vocab.bpe"
 OTHER_NAMES = ("vocab.json", "merges.txt")
@@ -86,28 +86,28 @@ class BPE:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def describe(self) -> dict[str, Any]:
-        """Name, sizes and special tokens as plain data."""
+        """Name, sizes, special tokens and the checksum of tokens and merges as plain data."""
+        own = fingerprint([token.hex() for token in self.tokens], self.merges)
         sizes = {"name": self.name, "vocab_size": self.vocab_size, "end_token": self.end_token}
-        return {**sizes, "merges": len(self.merges), "specials": dict(self.specials)}
+        return {**sizes, "merges": len(self.merges), "specials": dict(self.specials), "sha256": own}
 
     def grown(self, more: Sequence[str]) -> "BPE":
-        """The same with more special tokens behind all others. Raises UserError for one that is there, or empty."""
-        named = dict(self.specials)
-        for number, spelt in enumerate(more, self.vocab_size):
-            if not spelt or spelt in named:
-                told = f"{spelt!r} is in this vocabulary already" if spelt else "a token cannot be empty"
-                raise UserError(f"The vocabulary cannot grow by that: {told}.")
-            named[spelt] = number
+        """The same with more special tokens behind all others. Raises UserError for one that cannot be."""
+        check_special(more, self._spelt())
+        named = self.specials | {spelt: number for number, spelt in enumerate(more, self.vocab_size)}
         return BPE([*self.tokens, *map(str.encode, more)], self.merges, named)
+
+    def _spelt(self) -> dict[str, int]:
+        """All tokens as the files spell them, and their ids."""
+        named = set(self.specials.values())
+        return {_letters(token): n for n, token in enumerate(self.tokens) if n not in named} | self.specials
 
     def save(self, folder: Path | str) -> None:
         """Write both files into a folder; what lies there under their names is replaced, each whole or not at all."""
         folder = files.output_folder(Path(folder))
-        named = set(self.specials.values())
-        encoder = {_letters(token): number for number, token in enumerate(self.tokens) if number not in named}
         lines = ["#version: 0.2", *(" ".join(_letters(self.tokens[one]) for one in pair) for pair in self.merges)]
         files.write_text(folder / MERGES, "\n".join(lines) + "\n")
-        files.write_text(folder / ENCODER, json.dumps(encoder | self.specials) + "\n")
+        files.write_text(folder / ENCODER, json.dumps(self._spelt()) + "\n")
 
 
 def train(
@@ -117,7 +117,9 @@ def train(
     report: Report = lambda learnt, wanted: None,
 ) -> BPE:
     """A vocabulary of that size, special tokens last: merges of the most frequent pairs in the text, or in several.
-    Smaller if no pair is left that occurs twice. Raises UserError for a size that is too small, or no text."""
+    Smaller if no pair is left that occurs twice. Raises UserError for a size that is too small, no text,
+    or special tokens that cannot be."""
+    check_special(specials, LETTERS.values())
     wanted = vocab_size - len(BYTES) - len(specials)
     if wanted < 0:
         needed = len(BYTES) + len(specials)
@@ -134,8 +136,7 @@ def train(
         learnt.append(pair)
         tokens.append(tokens[pair[0]] + tokens[pair[1]])
         report(len(learnt), wanted)
-    named = {spelt: len(tokens) + number for number, spelt in enumerate(specials)}
-    return BPE([*tokens, *map(str.encode, specials)], learnt, named)
+    return BPE(tokens, learnt, {}).grown(specials)
 
 
 def _split(text: str, specials: Sequence[str]) -> Iterator[str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from common import files
 from common.errors import UserError
-from common.tokenizers.base import checked_ids, utf8
+from common.tokenizers.base import checked_ids, fingerprint, utf8
 from common.tokenizers.bpe import FROM_LETTERS
 
 FILE = "tokenizer.json"
@@ -82,9 +82,10 @@ class HuggingFace:
         files.write_text(files.output_folder(Path(folder)) / FILE, self.path.read_text(encoding="utf-8"))
 
     def describe(self) -> dict[str, Any]:
-        """Name, sizes and the kind of its model as plain data."""
+        """Name, sizes, the kind of its model and the checksum of the file's content as plain data."""
         sizes = {"name": self.name, "vocab_size": self.vocab_size, "end_token": self.end_token}
-        return {**sizes, "model": self._told.get("model", {}).get("type"), "specials": len(self._added)}
+        sizes |= {"model": self._told.get("model", {}).get("type"), "specials": len(self._added)}
+        return {**sizes, "sha256": fingerprint(self._told)}
 
 
 def _kinds(decoder: Any) -> set[str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from common import files
 from common.errors import UserError
-from common.tokenizers.base import checked_ids
+from common.tokenizers.base import check_special, checked_ids, fingerprint
 from common.tokenizers.bpe import END_OF_TEXT
 
 UNKNOWN = "<|unk|>"
@@ -55,9 +55,9 @@ class Words:
         return self.decode(ids).encode()
 
     def describe(self) -> dict[str, Any]:
-        """Name and sizes as plain data."""
+        """Name, sizes and the checksum of the words as plain data."""
         sizes = {"name": self.name, "vocab_size": self.vocab_size, "end_token": self.end_token}
-        return {**sizes, "unknown": self.knows_unknown}
+        return {**sizes, "unknown": self.knows_unknown, "sha256": fingerprint(self.words)}
 
     def save(self, folder: Path | str) -> None:
         """Write the list of words into a folder."""
@@ -72,6 +72,7 @@ def split(text: str) -> list[str]:
 def train(text: str, specials: Sequence[str] = (END_OF_TEXT, UNKNOWN)) -> Words:
     """The words of a text in the order of their characters, and special ones behind them (none: the book's first
     version)."""
+    check_special(specials)
     found = set(split(text))
     if not found:
         raise UserError("There is no text to take words from.")

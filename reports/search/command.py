@@ -13,7 +13,7 @@ def search(
     out: Annotated[Path, typer.Option(help="Folder: a run for each trial, the study, the report.")] = Path(
         "out/search"
     ),
-    data: Annotated[str | None, typer.Option(help="Text to train on, where the space names none.")] = None,
+    data: Annotated[str | None, typer.Option(help="Text to train on, in the place of what the space names.")] = None,
     trials: Annotated[int, typer.Option(help="Runs to try, those of an earlier call counted in.")] = 20,
     processes: Annotated[int, typer.Option(help="Runs at the same time; they share the cores.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of what is tried.")] = 0,

@@ -14,7 +14,11 @@ import pytest
 
 from common import params
 from common.config import GPTConfig
+from common.data.corpora import split
+from common.data.windows import Windows
 from common.errors import UserError
+from common.files import alone
+from common.tokenizers import tokenizer
 from common.weights.checkpoint import save_checkpoint
 
 pytest.importorskip("optuna")
@@ -62,6 +66,16 @@ def test_a_search_of_one_trial(call, tmp_path, space):
     log = [json.loads(line) for line in (out / "trial-0000" / "log.jsonl").open()]
     assert float(trial["held_out"]) == min(line["held_out"] for line in log if "held_out" in line)
     assert tomllib.loads((out / "best.toml").read_text())["learning-rate"] == 0.01
+
+
+def test_a_second_search_in_one_folder_is_refused(call, tmp_path, space):
+    """It would tell the first one's trials that they have failed."""
+    out, path = tmp_path / "out", space({"learning-rate": [1e-2]})
+    out.mkdir()
+    with alone(out / ".lock", "mine"):
+        code, _, err = call("search", path, "--out", out, "--trials", 1)
+    assert (code, "Another process is searching in" in err, err.count("\n")) == (2, True, 1)
+    assert not list(out.glob("trial-*"))
 
 
 @pytest.mark.full
@@ -216,3 +230,28 @@ def test_the_books_space_has_its_12960_runs():
     for values in job.BOOK.values():
         count *= len(values)
     assert count == 4 * 3 * 3 * 3 * 4 * 2 * 3 * 5 == 12960
+
+
+def test_the_books_space_is_of_its_story(data_dir):
+    """F-091: the share to train on is .95, and the 270 tokens that are held out are one window."""
+    fixed = job.SPACES["book"]
+    assert (fixed["data"], fixed["decay"], fixed["held-out"]) == ("the-verdict", "all", 0.05)
+    text, encoder = (data_dir / "the-verdict.txt").read_text(), tokenizer("gpt2", data_dir / "gpt2")
+    held_out = encoder.encode(split(text, fixed["held-out"])[1])
+    assert len(held_out) == 270
+    assert len(Windows(held_out, fixed["length"])) == 1
+
+
+def test_names_are_those_of_the_command_line_and_none_is_there_twice(tmp_path):
+    path = tmp_path / "space.toml"
+
+    def asked(text):
+        path.write_text(text)
+        return job.spaces(job.Settings(str(path), tmp_path, None, 1, 1, 0, True))
+
+    found = asked("eval_every = 3\n[search]\nbatch_size = [1, 2]")
+    assert found == ({"eval-every": 3}, {"batch-size": [1, 2]})
+    with pytest.raises(UserError, match="sets 'batch-size' twice"):
+        asked("batch-size = 3\nbatch_size = 4\n[search]\nseed = [1]")
+    with pytest.raises(UserError, match="sets 'batch-size' for all trials and tries it"):
+        asked("batch-size = 3\n[search]\nbatch_size = [1, 2]")

@@ -76,6 +76,7 @@ def test_a_file_says_what_the_command_line_does_not(call, tmp_path, file):
         ("steps = [3]", "allowed is a number or a text"),
         ("steps = 'many'", "steps"),
         ("keep-best = 1", "allowed is true or false"),
+        ("batch-size = 3\nbatch_size = 4", "sets 'batch-size' twice"),
         ("set = 'loss=chunked'", "allowed is a list"),
         ("resume = 'x'", "Unknown setting"),
         ("[plan]\nsteps = 3", "Unknown setting"),
@@ -102,6 +103,64 @@ def test_a_resumed_run_keeps_its_settings(call, tmp_path, file):
     assert "seed 3 (it was 0)" in err
     assert call("train", "--settings", file(), "--resume", out)[0] == 0
     assert load_checkpoint(out / "checkpoint").training["step"] == 6
+
+
+def test_a_run_that_is_to_stop_early_stores_settings_of_the_whole(call, tmp_path, file):
+    out = tmp_path / "run"
+    assert call("train", "--settings", file(), "--until", 2, "--out", out)[0] == 0
+    assert "until" not in tomllib.loads((out / "settings.toml").read_text())
+    code, _, err = call("train", "--settings", out / "settings.toml", "--out", tmp_path / "again")
+    assert (code, "steps 0 to 6" in err) == (0, True)
+
+
+def test_what_differs_is_told_and_what_is_equal_is_taken(call, tmp_path, file):
+    out, path = tmp_path / "run", file(**{"learning-rate": 2e-3})
+    assert call("train", "--settings", path, "--until", 2, "--out", out)[0] == 0
+    code, _, err = call("train", "--resume", out, "--learning-rate", 0.5, "--steps", 6)
+    assert code == 2
+    assert "leave out --learning-rate 0.5 (it was 0.002), or start" in err
+    code, _, err = call("train", "--resume", out, "--learning-rate", 2e-3, "--steps", 6)
+    assert code == 0, err
+
+
+def test_a_run_that_goes_on_in_another_folder_takes_its_settings_along(call, tmp_path, file):
+    one, two, path = tmp_path / "one", tmp_path / "two", file()
+    assert call("train", "--settings", path, "--until", 2, "--out", one)[0] == 0
+    assert call("train", "--resume", one, "--out", two, "--until", 3)[0] == 0
+    stored = [tomllib.loads((folder / "settings.toml").read_text()) for folder in (one, two)]
+    assert [told.pop("out") for told in stored] == [str(one), str(two)]
+    assert stored[0] == stored[1]
+    assert call("train", "--settings", path, "--auto-resume", "--out", two, "--until", 4)[0] == 0
+    code, _, err = call("train", "--settings", one / "settings.toml", "--resume", two, "--until", 5)
+    assert code == 0, err
+    assert load_checkpoint(two / "checkpoint").training["step"] == 5
+    assert load_checkpoint(one / "checkpoint").training["step"] == 2
+    (two / "settings.toml").unlink()
+    code, _, err = call("train", "--settings", path, "--resume", two)
+    assert (code, "None" in err) == (2, False)
+    assert "has no settings.toml that the file could be held against; leave out --settings" in err
+
+
+def test_a_share_is_held_out_and_runs_of_before_go_on(call, tmp_path, file):
+    """A run says its share; one that was made before it could had a tenth."""
+    out, path = tmp_path / "run", file(**{"held-out": 0.3})
+    assert call("train", "--settings", path, "--until", 2, "--out", out)[0] == 0
+    assert load_checkpoint(out / "checkpoint").training["held_out"] == 0.3
+    code, _, err = call("train", "--resume", out)
+    assert code == 0, err
+    code, _, err = call("train", "--settings", file(**{"held-out": 1.0}), "--out", tmp_path / "none")
+    assert (code, "held_out is 1.0" in err) == (2, True)
+
+    old, path = tmp_path / "old", file()
+    assert call("train", "--settings", path, "--until", 2, "--out", old)[0] == 0
+    training = old / "checkpoint" / "training.json"
+    record = json.loads(training.read_text())
+    assert record.pop("held_out") == 0.1
+    training.write_text(json.dumps(record))
+    stored = old / "settings.toml"
+    stored.write_text("".join(line for line in stored.open() if not line.startswith("held-out")))
+    code, _, err = call("train", "--settings", path, "--out", old, "--auto-resume")
+    assert code == 0, err
 
 
 def test_the_last_checkpoints_and_the_best_are_kept(call, tmp_path, file):
@@ -271,6 +330,9 @@ def test_epochs_stand_in_place_of_steps(call, tmp_path, weights, text):
     windows = (len(text.read_text()) * 9 // 10 - 1) // 32
     assert f"{windows} windows of 32; steps 0 to {2 * (windows // 8)}" in err
     assert tomllib.loads((out / "settings.toml").read_text())["steps"] == 2 * (windows // 8)
+    stored = ["--settings", out / "settings.toml", "--out"]  # the command line goes before what a file says of steps
+    code, _, err = call("train", *stored, tmp_path / "longer", "--epochs", 3)
+    assert (code, f"steps 0 to {3 * (windows // 8)}" in err) == (0, True)
     for more in (["--epochs", 0], ["--epochs", 1, "--steps", 3]):
         code, _, err = call("train", *asked[:-1], tmp_path / "x", *more)
         assert (code, "in place of --steps" in err) == (2, True)

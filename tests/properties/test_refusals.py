@@ -127,6 +127,12 @@ def test_an_unknown_backend():
         load("torh")
 
 
+def test_the_oracle_has_no_layout():
+    config = GPTConfig(11, 4, 8, 1, 2)
+    with pytest.raises(UserError, match="The oracle computes in one process: leave layout data=2 out"):
+        load("numpy").build(config, params.initialise(config, 0), Execution("float64", layout="data=2"))
+
+
 @pytest.mark.parametrize("kernel", [kernel for kernel in ATTENTION_KERNELS if kernel != "plain"])
 def test_the_oracle_has_one_kernel(kernel):
     config = GPTConfig(11, 4, 8, 1, 2)

@@ -195,6 +195,37 @@ def test_what_a_vocabulary_cannot_be(tmp_path):
         tokenizer("bp")
 
 
+@pytest.mark.parametrize(
+    ("spelt", "told"),
+    [
+        (["a"], "'a' is in this vocabulary already"),
+        (["Ġa"], "'Ġa' is in this vocabulary already"),  # so the files spell a space and a letter
+        (["<x>", "<x>"], "'<x>' is named twice"),
+        ([""], "is empty"),
+        (["\ud800"], r"'\\ud800' is no UTF-8 text"),
+    ],
+)
+def test_a_special_token_has_a_spelling_of_its_own(spelt, told):
+    with pytest.raises(UserError, match=told):
+        bpe.train(" a a a a", 300, specials=spelt)
+    with pytest.raises(UserError, match=told):
+        bpe.train(" a a a a", 258).grown(spelt)
+    if "Ġ" not in spelt[0]:
+        with pytest.raises(UserError, match=told):
+            book.train(" a a a a", 300, specials=spelt)
+    if spelt != ["a"] and "Ġ" not in spelt[0]:
+        with pytest.raises(UserError, match=told):
+            words.train(" a a a a", specials=spelt)
+
+
+def test_a_vocabulary_grows_and_is_loaded(trained, tmp_path):
+    more = trained.grown(["<user>", "the cat"])
+    more.save(tmp_path)
+    assert bpe.load(tmp_path).describe() == more.describe()
+    with pytest.raises(UserError, match=r"'the' is in this vocabulary already"):
+        trained.grown(["the"])
+
+
 # --- the book's -------------------------------------------------------------------------------------------------------
 
 

@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from common import params
+from common.config import GPTConfig
 from common.data import gutenberg, tokens
 from common.data.windows import Batches, Windows
 from common.errors import UserError
-from common.tokenizers import bpe, tokenizer
+from common.tokenizers import TRAINED, bpe, tokenizer
+from common.weights.checkpoint import save_checkpoint
 
 HEAD = "\ufeffThe Project Gutenberg eBook of {0}\n\nTitle: {0}\n\nLanguage: {1}\n\n"
 BEGUN = "*** START OF THE PROJECT GUTENBERG EBOOK {0} ***\n\nProduced by Somebody\nand others\n\n\n\n"
@@ -181,6 +184,41 @@ def test_ids_and_ends_of_documents(vocabulary, tmp_path):
         found.check(tokenizer("bytes"))
 
 
+@pytest.mark.parametrize("kind", ["bpe", "book", "words"])
+def test_a_vocabulary_of_the_same_size_is_another_one(tmp_path, kind):
+    texts, made = ("one two three two three two one two", "six ten four ten four ten six ten"), []
+    for number, text in enumerate(texts):
+        more = () if kind == "words" else (264,)
+        TRAINED[kind].train(text, *more).save(tmp_path / str(number))
+        made.append(tokenizer(kind, tmp_path / str(number)))
+    one, other = (own.describe() for own in made)
+    assert one.pop("sha256") != other.pop("sha256")
+    assert one == other
+    found = tokens.write([texts[0]], tmp_path / "t", kind, tmp_path / "0")
+    found.check(made[0])
+    with pytest.raises(UserError, match="with another vocabulary"):
+        found.check(made[1])
+    head = json.loads((tmp_path / "t" / tokens.HEAD).read_text())
+    del head["tokenizer"]["sha256"]  # as older ones are
+    (tmp_path / "t" / tokens.HEAD).write_text(json.dumps(head))
+    tokens.read(tmp_path / "t").check(made[0])
+
+
+def test_weights_learn_from_tokens_of_their_own_vocabulary_alone(call, tmp_path):
+    """Two vocabularies of one size: of which tokens are, the folder of the weights knows."""
+    config = GPTConfig(264, 32, 16, 2, 1, ff_dim=32)
+    for name, text in (("A", "one two three two three two one two "), ("B", "six ten four ten four ten six ten ")):
+        bpe.train(text, 264).save(tmp_path / name)
+        tokens.write([text * 40], tmp_path / f"tokens{name}", "bpe", tmp_path / name)
+        save_checkpoint(tmp_path / f"weights{name}", config, params.randomise(config, 1))
+        bpe.load(tmp_path / name).save(tmp_path / f"weights{name}")
+    how = ["--steps", 1, "--length", 8, "--batch-size", 2, "--warmup-steps", 0, "--out", tmp_path / "run"]
+    code, _, err = call("train", "--weights", tmp_path / "weightsB", "--data", tmp_path / "tokensA", *how)
+    assert (code, "with another vocabulary" in err) == (2, True)
+    code, _, err = call("train", "--weights", tmp_path / "weightsA", "--data", tmp_path / "tokensA", *how)
+    assert code == 0, err
+
+
 def test_several_processes_write_the_same(vocabulary, tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "TOGETHER", 10)
     seen = []
@@ -252,9 +290,26 @@ def test_from_books_to_a_run_that_goes_on(call, library, tmp_path):
     assert told["format"].startswith("parallax")
 
 
+def test_what_was_prepared_is_no_book(call, library, tmp_path):
+    """The result may lie among the books: what was stopped goes on, and a token file is of the books alone."""
+    books, how = library[0].parent, ["--tokenizer", "bytes", "--processes", 1]
+    for _ in range(2):
+        code, out, err = call("corpus", "prepare", books, "--out", books / "more" / "shards")
+        assert (code, err) == (0, "")
+        assert out.startswith("2 of 6 books in 1 shard in ")
+    for _ in range(2):
+        code, out, err = call("corpus", "tokens", books, "--out", books / "tokens", *how)
+        assert code == 0, err
+        assert f"of {len(library)} documents in" in out
+    code, _, err = call("corpus", "prepare", books, "--out", books)
+    assert (code, "is where the texts are" in err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
+        (["prepare", ".", "--shard-megabytes", "nan"], "--shard-megabytes is nan"),
+        (["prepare", ".", "--shard-megabytes", "inf"], "--shard-megabytes is inf"),
         (["prepar", "."], "did you mean 'prepare'"),
         (["prepare", "nowhere"], "nothing at nowhere"),
         (["tokens", "nowhere"], "nothing at nowhere"),

@@ -111,7 +111,7 @@ def test_gpt2s_vocabulary_by_two_tokens(data_dir):
     assert made.decode(ids) == SENTENCE
     with pytest.raises(UserError, match="'MyNewToken_1' is in this vocabulary already"):
         made.grown(["MyNewToken_1"])
-    with pytest.raises(UserError, match="a token cannot be empty"):
+    with pytest.raises(UserError, match="A special token is empty"):
         made.grown([""])
 
 
@@ -136,6 +136,21 @@ def test_on_the_command_line_both_grow_into_one_folder(call, tmp_path):
     code, _, err = call(*asked[:2], "<other>", "--vocab", tmp_path / "both", "--weights", tmp_path / "model")
     assert code == 2
     assert f"has {own.vocab_size} tokens, the vocabulary {own.vocab_size + 1}; they belong together" in err
+
+
+def test_weights_and_vocabulary_are_written_both_or_neither(call, tmp_path, monkeypatch):
+    own = bpe.train("some text, some more text", 270)
+    own.save(tmp_path / "vocabulary")
+    config = GPTConfig(own.vocab_size, 16, 8, 2, 2, ff_dim=12)
+    save_checkpoint(tmp_path / "model", config, params.initialise(config, 0))
+
+    def full(*_):
+        raise UserError("No space left.")
+
+    monkeypatch.setattr(bpe.BPE, "save", full)
+    asked = ["tokenizer", "grow", "<new>", "--vocab", tmp_path / "vocabulary", "--weights", tmp_path / "model"]
+    code, _, err = call(*asked, "--out", tmp_path / "out")
+    assert (code, "No space left." in err, (tmp_path / "out").exists()) == (2, True, False)
 
 
 def test_a_padded_run_grows_with_its_own_vocabulary_alone(call, tmp_path):

@@ -68,7 +68,7 @@ def classify(
     free = {"eval_batches", "baseline"}
     positive = {"--eval-batches": eval_batches, "--pad-multiple": texts.pad_multiple}
     here = running.Running(context, "classify", run, how, free, positive)
-    plan = tuning.by_steps(here, plan)
+    here.one_of_both(plan)
     here.take_up(plan, model.config is not None or model.weights is not None)
     if here.start is not None:
         texts = tuning.again(Texts, here.start.record)

@@ -55,7 +55,7 @@ def instruct(
 
     positive = {"--eval-batches": eval_batches, "--length": rows.length, "--pad-multiple": rows.pad_multiple}
     here = running.Running(context, "instruct", run, how, {"eval_batches"}, positive)
-    plan = tuning.by_steps(here, plan)
+    here.one_of_both(plan)
     here.take_up(plan, model.config is not None or model.weights is not None)
     if here.start is not None:
         rows = tuning.again(Instructions, here.start.record)

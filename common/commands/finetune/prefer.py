@@ -74,7 +74,7 @@ def prefer(
 
     positive = {"--eval-batches": eval_batches, "--length": pairs.length, "--pad-multiple": pairs.pad_multiple}
     here = running.Running(context, "prefer", run, how, {"eval_batches"}, positive)
-    plan = tuning.by_steps(here, plan)
+    here.one_of_both(plan)
     here.take_up(plan, model.config is not None or model.weights is not None)
     if here.start is not None:
         pairs = tuning.again(Preferences, here.start.record)

@@ -92,19 +92,6 @@ def end_of(encoder: Any) -> int:
     return 0 if encoder.end_token is None else int(encoder.end_token)
 
 
-def by_steps(here: Any, plan: groups.Plan) -> groups.Plan:
-    """The plan without its epochs, where steps are told and epochs are not."""
-    from common.errors import UserError
-
-    if here.said("steps"):
-        if here.said("epochs"):
-            raise UserError(f"--epochs {plan.epochs} stands in place of --steps; give one of them.")
-        plan.epochs = None
-    elif plan.epochs is None or plan.epochs < 1:
-        raise UserError(f"--epochs is {plan.epochs}; allowed is a whole number > 0.")
-    return plan
-
-
 def style_of(here: Any, asked: str | None) -> str:
     """How a new run writes rows as prompts: as is asked for, or as the run that the weights are from, which is told."""
     if asked is not None or here.origin.get("kind") not in ("instruct", "prefer"):
