@@ -144,6 +144,13 @@ REFUSED = {
     "no rejected": ("prefer", ["--data", "no rejected"], "lacks the field 'rejected': is 'rejectd' meant?"),
     "unknown loss": ("prefer", ["--loss", "dpoo"], "did you mean 'dpo'"),
     "smoothing of another": ("prefer", ["--smoothing", 0.1], "cdpo's"),
+    "smoothing of nothing": ("prefer", ["--loss", "cdpo"], "say by --smoothing what share is, as in --smoothing 0.1"),
+    "reference of a loss that has none": (
+        "prefer",
+        ["--loss", "simpo", "--reference", "online"],
+        "--loss simpo has none",
+    ),
+    "average of a position": ("classify", ["--average", "--read", "first"], "so --read first chooses none"),
     "unknown reference": ("prefer", ["--reference", "on"], "did you mean 'online'"),
     "length of nothing": ("prefer", ["--length", 0], "--length is 0; allowed is a whole number > 0."),
     "no prompt that fits": ("prefer", ["--length", 20], "The prompts of all 20 pairs fill 20 tokens"),
