@@ -1,6 +1,7 @@
 """Fine-tuning from the command line: classes, instructions, preferences; resumed in the other framework; refused."""
 
 import json
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from common import adapters, heads, params
 from common.adapters import Adapter
 from common.backend import load
 from common.commands import options
+from common.commands.finetune.prefer import Preferences
 from common.config import Execution, GPTConfig
+from common.preference import LOSSES, REDUCTIONS
 from common.tokenizers import bpe
 from common.weights.checkpoint import load_checkpoint, save_checkpoint
 
@@ -197,6 +200,13 @@ def test_mistakes_get_one_sentence_and_exit_code_2(call, tmp_path, asked, bad, n
     assert err.splitlines()[-1].startswith("parallax: ")
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
+
+
+def test_the_help_says_how_each_loss_takes_the_tokens_of_an_answer():
+    told = get_type_hints(Preferences, include_extras=True)["reduction"].__metadata__[0].help
+    for how in REDUCTIONS:
+        losses = [loss for loss, own in LOSSES.items() if own == how]
+        assert f"{how} for {', '.join(losses)};" in told
 
 
 def test_a_subcommand_that_is_none_is_refused(call):

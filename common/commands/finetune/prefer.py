@@ -45,7 +45,11 @@ class Preferences:
     smoothing: Annotated[float, typer.Option(help="cdpo, which must say it: share of labels that are wrong.")] = 0.0
     gamma: Annotated[float, typer.Option(help="simpo: margin.")] = 0.0
     reduction: Annotated[
-        str | None, typer.Option(help="Log-probability of an answer: sum, or mean by token (default: the loss's own).")
+        str | None,
+        typer.Option(
+            help="Log-probability of an answer: sum, or mean by token (default, as in the losses' papers: sum for dpo,"
+            " cdpo, hinge; mean for ipo, simpo, orpo; the book's dpo has the mean)."
+        ),
     ] = None
     reference: Annotated[
         str, typer.Option(help="Model compared with: precomputed before training, or asked online.")
