@@ -409,6 +409,15 @@ def test_classes_without_names_are_numbers_or_what_is_said(call, tmp_path, class
         assert (code, out, told in err, err.count("\n")) == (2, "", True, 2 if "--read" in words else 1), err
 
 
+def test_a_classifier_gets_a_new_head_and_that_is_told(call, tmp_path, asked, classifier):
+    own = ["finetune", "classify", *asked["classify"], "--until", 1]
+    for name, words, told in (("anew", [], False), ("again", ["--weights", classifier[0]], True)):
+        code, _, err = call(*own, *words, "--out", tmp_path / name)
+        assert (code, "a new head takes the place of its own" in err) == (0, told), err
+    heads = [load_checkpoint(tmp_path / name / "checkpoint").weights["score.weight"] for name in ("anew", "again")]
+    assert heads[0].shape == heads[1].shape == (2, 16)
+
+
 def test_texts_with_line_ends_of_windows_are_the_same(call, tmp_path, classifier, monkeypatch):
     asked, said = ["classify", "--weights", classifier[0], "--json", "--backend", "numpy"], []
     for end in ("\n", "\r\n"):

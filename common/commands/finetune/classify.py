@@ -80,6 +80,8 @@ def classify(
     else:
         start, length = tuning.language_model(here, model, plan.seed), None
         tokenizer = here.tokenizer(model)
+        if start.config.num_labels is not None:
+            here.show(f"{model.weights} is a classifier; a new head takes the place of its own.")
         shape = {"pooling": "mean" if texts.average else "none", "causal": texts.causal, "seed": plan.seed}
         start.config, start.weights = heads.classifier(start.config, start.weights, len(names), **shape)
         start.config, start.weights, trained = tuning.learns(start.config, start.weights, learning, plan.seed)
