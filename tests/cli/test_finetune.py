@@ -534,6 +534,16 @@ def test_answers_that_the_context_cuts_short_are_counted(call, tmp_path, weights
     assert said[3]["model_response"] == ""
 
 
+def test_a_place_for_answers_that_is_none_is_refused_before_any_is_made(call, tmp_path, weights, monkeypatch):
+    from common.tuning import answers
+
+    monkeypatch.setattr(answers, "answers", None)
+    (tmp_path / "file").touch()
+    for out, told in ((tmp_path, "is a folder; a file is to be written"), (tmp_path / "file" / "x", "is a file.")):
+        code, _, err = call("respond", "--weights", weights, "--data", tmp_path / "x.json", "--out", out)
+        assert (code, told in err, err.count("\n")) == (2, True, 1), err
+
+
 def test_what_the_reference_said_is_kept_and_held_against_the_run(call, tmp_path, asked, monkeypatch):
     """Precomputed and online references train the same model; the file is not computed again, and must be the one."""
     from common.tuning import preferences
