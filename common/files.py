@@ -19,15 +19,24 @@ def _explain(error: OSError, target: Path) -> UserError:
     return UserError(f"Cannot write {target}: {reason}. What was there before is unchanged.")
 
 
-@contextlib.contextmanager
-def replacing(target: Path | str) -> Iterator[Path]:
-    """Yield a path beside `target` for a new file; rename it over `target` if the block succeeds."""
+def place_of_file(target: Path | str) -> Path:
+    """The whole path of a file that is to be written, refused where there can be none; nothing is written yet."""
     target = Path(target)
     if target.is_dir():
         raise UserError(f"{target} is a folder; a file is to be written there.")
     target = target.resolve()
     if target.exists() and not target.is_file():
         raise UserError(f"{target} is not a regular file; give another place.")
+    above = next(one for one in target.parents if one.exists())
+    if not above.is_dir():
+        raise UserError(f"Cannot write {target}: {above} is a file.")
+    return target
+
+
+@contextlib.contextmanager
+def replacing(target: Path | str) -> Iterator[Path]:
+    """Yield a path beside `target` for a new file; rename it over `target` if the block succeeds."""
+    target = place_of_file(target)
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ def respond(
     from common.data import instructions
     from common.data.preferences import fitting, read_preferences
     from common.errors import UserError, unknown
-    from common.files import write_text
+    from common.files import place_of_file, write_text
     from common.tuning import answers
 
     if part not in PARTS:
@@ -52,6 +52,7 @@ def respond(
     for name, value in (("--batch-size", batch_size), ("--limit", limit)):
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; allowed is a whole number > 0.")
+    place_of_file(out)
     execution = how.execution(backend)
     found, record = runs.weights_of(weights, heads)
     if found.config.num_labels is not None:

@@ -117,6 +117,10 @@ def _number(name: str) -> float:
 def _row(placed: Placed) -> tuple[str, str, str]:
     """(place, text, label) of a record, whose fields may begin with capitals; whole numbers may be labels."""
     place, fields = placed
+    for name in ("text", "label"):
+        same = [str(key) for key in fields if str(key).lower() == name]
+        if len(same) > 1:
+            raise UserError(f"{place} has the fields {' and '.join(map(repr, same))}; rename one of them.")
     fields = {str(key).lower() if str(key).lower() in ("text", "label") else key: fields[key] for key in fields}
     label = fields.get("label")
     if isinstance(label, int) and not isinstance(label, bool):

@@ -62,6 +62,9 @@ def _separated(separator: str) -> Callable[[str, str], Iterator[Placed]]:
                     continue
                 if header is None:
                     header = [column.strip() for column in row]
+                    twice = next((column for column in header if column and header.count(column) > 1), None)
+                    if twice is not None:
+                        raise UserError(f"{place} names the column {twice!r} twice; rename one of them.")
                 elif len(row) != len(header):
                     raise UserError(f"{place} has {len(row)} fields where {len(header)} belong ({', '.join(header)}).")
                 else:

@@ -1,6 +1,7 @@
 """Fine-tuning from the command line: classes, instructions, preferences; resumed in the other framework; refused."""
 
 import json
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from common import adapters, heads, params
 from common.adapters import Adapter
 from common.backend import load
 from common.commands import options
+from common.commands.finetune.prefer import Preferences
 from common.config import Execution, GPTConfig
+from common.preference import LOSSES, REDUCTIONS
 from common.tokenizers import bpe
 from common.weights.checkpoint import load_checkpoint, save_checkpoint
 
@@ -144,6 +147,13 @@ REFUSED = {
     "no rejected": ("prefer", ["--data", "no rejected"], "lacks the field 'rejected': is 'rejectd' meant?"),
     "unknown loss": ("prefer", ["--loss", "dpoo"], "did you mean 'dpo'"),
     "smoothing of another": ("prefer", ["--smoothing", 0.1], "cdpo's"),
+    "smoothing of nothing": ("prefer", ["--loss", "cdpo"], "say by --smoothing what share is, as in --smoothing 0.1"),
+    "reference of a loss that has none": (
+        "prefer",
+        ["--loss", "simpo", "--reference", "online"],
+        "--loss simpo has none",
+    ),
+    "average of a position": ("classify", ["--average", "--read", "first"], "so --read first chooses none"),
     "unknown reference": ("prefer", ["--reference", "on"], "did you mean 'online'"),
     "length of nothing": ("prefer", ["--length", 0], "--length is 0; allowed is a whole number > 0."),
     "no prompt that fits": ("prefer", ["--length", 20], "The prompts of all 20 pairs fill 20 tokens"),
@@ -190,6 +200,13 @@ def test_mistakes_get_one_sentence_and_exit_code_2(call, tmp_path, asked, bad, n
     assert err.splitlines()[-1].startswith("parallax: ")
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
+
+
+def test_the_help_says_how_each_loss_takes_the_tokens_of_an_answer():
+    told = get_type_hints(Preferences, include_extras=True)["reduction"].__metadata__[0].help
+    for how in REDUCTIONS:
+        losses = [loss for loss, own in LOSSES.items() if own == how]
+        assert f"{how} for {', '.join(losses)};" in told
 
 
 def test_a_subcommand_that_is_none_is_refused(call):
@@ -392,6 +409,15 @@ def test_classes_without_names_are_numbers_or_what_is_said(call, tmp_path, class
         assert (code, out, told in err, err.count("\n")) == (2, "", True, 2 if "--read" in words else 1), err
 
 
+def test_a_classifier_gets_a_new_head_and_that_is_told(call, tmp_path, asked, classifier):
+    own = ["finetune", "classify", *asked["classify"], "--until", 1]
+    for name, words, told in (("anew", [], False), ("again", ["--weights", classifier[0]], True)):
+        code, _, err = call(*own, *words, "--out", tmp_path / name)
+        assert (code, "a new head takes the place of its own" in err) == (0, told), err
+    heads = [load_checkpoint(tmp_path / name / "checkpoint").weights["score.weight"] for name in ("anew", "again")]
+    assert heads[0].shape == heads[1].shape == (2, 16)
+
+
 def test_texts_with_line_ends_of_windows_are_the_same(call, tmp_path, classifier, monkeypatch):
     asked, said = ["classify", "--weights", classifier[0], "--json", "--backend", "numpy"], []
     for end in ("\n", "\r\n"):
@@ -506,6 +532,16 @@ def test_answers_that_the_context_cuts_short_are_counted(call, tmp_path, weights
     said = json.loads((tmp_path / "said.json").read_text())
     assert said[0]["model_response"] == said[1]["model_response"]
     assert said[3]["model_response"] == ""
+
+
+def test_a_place_for_answers_that_is_none_is_refused_before_any_is_made(call, tmp_path, weights, monkeypatch):
+    from common.tuning import answers
+
+    monkeypatch.setattr(answers, "answers", None)
+    (tmp_path / "file").touch()
+    for out, told in ((tmp_path, "is a folder; a file is to be written"), (tmp_path / "file" / "x", "is a file.")):
+        code, _, err = call("respond", "--weights", weights, "--data", tmp_path / "x.json", "--out", out)
+        assert (code, told in err, err.count("\n")) == (2, True, 1), err
 
 
 def test_what_the_reference_said_is_kept_and_held_against_the_run(call, tmp_path, asked, monkeypatch):

@@ -171,6 +171,22 @@ def test_a_wrong_line_of_json_is_named(write, content):
         read_labelled(write("x.jsonl", content))
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
+@pytest.mark.parametrize(
+    ("again", "told"),
+    [
+        ("text", "Line 2 of {} names the column 'text' twice"),
+        (" label ", "Line 2 of {} names the column 'label' twice"),
+        ("Text", "Line 3 of {} has the fields 'text' and 'Text'; rename one of them"),
+    ],
+)
+def test_a_column_that_is_named_twice_is_refused(write, name, again, told):
+    with pytest.raises(UserError, match=told.format(name)):
+        read_labelled(write(name, f"\ntext,label,{again}\na,x,b\nc,y,d\n".replace(",", "\t" if "tsv" in name else ",")))
+    unnamed = "text,label,,\na,x,,\nc,y,,\n"
+    assert read_labelled(write("unnamed.csv", unnamed)).texts == ["a", "c"]
+
+
 def test_label_outside_of_the_given_names(write):
     path = write("x.csv", "text,label\nt,ham\nt,spam\nt,spma\n")
     with pytest.raises(UserError, match=r"Line 4 of x\.csv: Unknown label 'spma': did you mean 'spam'\?"):

@@ -32,6 +32,8 @@ LOSSES = {
 }
 KINDS = [(loss, how) for loss in LOSSES for how in ("sum", "mean") if how == "mean" or loss not in ("simpo", "orpo")]
 
+ARRAYS = {"torch_impl": ("torch", "tensor"), "jax_impl": ("jax.numpy", "array"), "common.oracle": ("numpy", "array")}
+
 
 def batch(seed=0):
     """(ids, labels, reference) of three pairs, rows chosen and rejected in turn, each with a prompt and padding."""
@@ -103,6 +105,21 @@ def given(loss, how):
     if not preference.needs_reference:
         reference = np.zeros_like(reference)
     return ids, Pairs(labels, reference, preference)
+
+
+@pytest.mark.parametrize(("room", "array"), ARRAYS.items())
+def test_the_books_numbers(room, array):
+    """Its example of log-probabilities, whose mean by token is printed as a cross entropy; and the loss at the start,
+    where the model is its own reference, as its float32 has it."""
+    preference = import_module(f"{room}.preference")
+    array = getattr(import_module(array[0]), array[1])
+    logits, targets = np.array([[[2.0, 1.0, 0.1], [0.5, 2.5, 0.3]]], np.float32), np.array([[0, 2]], np.int32)
+    sums, counts = (np.asarray(one) for one in preference.row_log_probs(array(logits), array(targets)))
+    assert counts.tolist() == [2]
+    assert reduced(sums, counts, "mean") == pytest.approx([-1.4185], abs=5e-5)
+    same = array(np.array([[-3.5, -2.25], [-40.0, -0.5]], np.float32))
+    losses = np.asarray(preference.PREFERENCES["dpo"](same, same, Preference("dpo", 0.1, reduction="mean")))
+    assert losses == pytest.approx([0.6931471824645996] * 2, abs=1e-7)
 
 
 @pytest.mark.parametrize(("loss", "how"), KINDS, ids=["-".join(kind) for kind in KINDS])

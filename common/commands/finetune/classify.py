@@ -80,11 +80,13 @@ def classify(
     else:
         start, length = tuning.language_model(here, model, plan.seed), None
         tokenizer = here.tokenizer(model)
+        if start.config.num_labels is not None:
+            here.show(f"{model.weights} is a classifier; a new head takes the place of its own.")
         shape = {"pooling": "mean" if texts.average else "none", "causal": texts.causal, "seed": plan.seed}
         start.config, start.weights = heads.classifier(start.config, start.weights, len(names), **shape)
         start.config, start.weights, trained = tuning.learns(start.config, start.weights, learning, plan.seed)
         settings = plan.train_config(trained=trained)
-        _check_padding(texts, settings.accumulate)
+        _check_reading(texts, settings.accumulate)
     here.execution.spread.check(start.config, settings)
     backend = here.backend()
     near = model.weights or here.resumed
@@ -161,11 +163,13 @@ def classify(
     here.go(task, start, settings, backend, tuning.own_settings(here, settings, model))
 
 
-def _check_padding(texts: Texts, accumulate: int) -> None:
-    """Who sees padding must see as much in a step as elsewhere: the micro-batches of a step are all as long as the
-    longest text of any of them."""
+def _check_reading(texts: Texts, accumulate: int) -> None:
+    """The mean of all positions is the same wherever it is read. Who sees padding must see as much in a step as
+    elsewhere: the micro-batches of a step are all as long as the longest text of any of them."""
     from common.errors import UserError
 
+    if texts.average and texts.read != _TEXTS.read:
+        raise UserError(f"--average reads all positions, so --read {texts.read} chooses none; leave one of them out.")
     if texts.pad_to == "batch" and accumulate > 1 and (texts.average or not texts.causal):
         who = "--average" if texts.average else "--no-causal"
         raise UserError(

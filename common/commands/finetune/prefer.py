@@ -42,10 +42,14 @@ class Preferences:
     pad_multiple: Annotated[int, typer.Option(help="Batches are as long as a multiple of this.")] = 32
     loss: Annotated[str, typer.Option(help="dpo, cdpo, ipo, hinge, simpo or orpo.")] = "dpo"
     beta: Annotated[float, typer.Option(help="How much the difference of log-probabilities counts.")] = 0.1
-    smoothing: Annotated[float, typer.Option(help="cdpo: share of labels that are wrong.")] = 0.0
+    smoothing: Annotated[float, typer.Option(help="cdpo, which must say it: share of labels that are wrong.")] = 0.0
     gamma: Annotated[float, typer.Option(help="simpo: margin.")] = 0.0
     reduction: Annotated[
-        str | None, typer.Option(help="Log-probability of an answer: sum, or mean by token (default: the loss's own).")
+        str | None,
+        typer.Option(
+            help="Log-probability of an answer: sum, or mean by token (default, as in the losses' papers: sum for dpo,"
+            " cdpo, hinge; mean for ipo, simpo, orpo; the book's dpo has the mean)."
+        ),
     ] = None
     reference: Annotated[
         str, typer.Option(help="Model compared with: precomputed before training, or asked online.")
@@ -83,6 +87,7 @@ def prefer(
         start, settings = here.start, TrainConfig.from_dict(here.start.record["train"])
         tokenizer, length = start.record["tokenizer"], start.record["length"]
     else:
+        _check_used(pairs, preference)
         start = tuning.language_model(here, model, plan.seed)
         tokenizer = here.tokenizer(model)
         pairs.style = tuning.style_of(here, pairs.style)
@@ -182,6 +187,18 @@ def _preference(pairs: Preferences) -> Any:
     if pairs.reference not in REFERENCES:
         raise unknown("reference", pairs.reference, REFERENCES)
     return Preference(pairs.loss, pairs.beta, pairs.smoothing, pairs.gamma, pairs.reduction)
+
+
+def _check_used(pairs: Preferences, preference: Any) -> None:
+    """A new run does what its options say: not another loss, and nothing that this one has no use for."""
+    from common.errors import UserError
+
+    if pairs.loss == "cdpo" and not pairs.smoothing:
+        raise UserError(
+            "--loss cdpo of which no label is wrong is dpo; say by --smoothing what share is, as in --smoothing 0.1."
+        )
+    if pairs.reference == "online" and not preference.needs_reference:
+        raise UserError(f"--reference online asks a second model, and --loss {pairs.loss} has none; leave it out.")
 
 
 def _examples(pairs: Preferences, preference: Any, encoder: Any, length: int) -> tuple[dict[str, Any], int]:
