@@ -304,6 +304,18 @@ def test_documents_of_a_file_that_is_never_read_whole(tmp_path, monkeypatch, chu
     assert list(gutenberg.documents(path)) == want
 
 
+def test_files_that_give_no_document_are_named_and_binary_ones_refused(call, tmp_path):
+    folder, how = tmp_path / "texts", ["--tokenizer", "bytes", "--processes", 1, "--out", tmp_path / "tokens"]
+    folder.mkdir()
+    (folder / "a.txt").write_text("some text")
+    (folder / "b.txt").write_text("")
+    code, out, _ = call("corpus", "tokens", folder, *how)
+    assert (code, f"Without a document: {folder / 'b.txt'}\n" in out, "a.txt" in out) == (0, True, False)
+    (folder / "c.txt").write_bytes(b"some\0thing")
+    code, _, err = call("corpus", "tokens", folder, *how)
+    assert (code, "c.txt is binary (a NUL byte at offset 4)" in err) == (2, True)
+
+
 def test_what_was_prepared_is_no_book(call, library, tmp_path):
     """The result may lie among the books: what was stopped goes on, and a token file is of the books alone."""
     books, how = library[0].parent, ["--tokenizer", "bytes", "--processes", 1]
