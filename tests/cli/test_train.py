@@ -294,6 +294,21 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(call, tmp_path, file, fir
             assert difference(name, split[name], whole[name]).relative <= 1e-11, name
 
 
+def test_what_a_killed_process_had_half_written_goes(call, tmp_path, file):
+    """What was there before, and what is of others, stays."""
+    out = tmp_path / "run"
+    assert call("train", "--settings", file(keep=2, **{"save-every": 1}), "--until", 2, "--out", out)[0] == 0
+    half = [out / ".checkpoint.ab_c1234", out / ".best.abcd1234", out / "checkpoints" / ".step-00000001.abcd1234"]
+    kept = [out / ".checkpoint.old.abcd1234", out / ".mine", out / "checkpoints" / ".step-mine"]
+    for folder in (*half, *kept):
+        folder.mkdir()
+        (folder / "model.safetensors").write_text("half")
+    (out / ".log.jsonl.abcd1234").write_text("half")
+    assert call("train", "--resume", out)[0] == 0
+    hidden = {path for path in (*out.iterdir(), *(out / "checkpoints").iterdir()) if path.name.startswith(".")}
+    assert hidden == {*kept, out / ".lock"}
+
+
 def test_a_folder_changes_place_at_once(tmp_path, monkeypatch):
     """No moment without a folder of that name: it is not renamed away where the system can let names change places."""
     for name in ("new", "old"):
