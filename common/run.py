@@ -299,6 +299,8 @@ def resume(folder: Path, kind: str = "pretrain") -> Start:
     if other != kind and other in COMMANDS:
         raise UserError(f"{folder} holds a run of `parallax {COMMANDS[other]}`; go on with that command.")
     wrong = [key for key, type_ in RECORD.items() if not isinstance(found.training.get(key), type_)]
+    if not isinstance(found.training.get("held_out", HELD_OUT), float):
+        wrong.append("held_out")
     if wrong or found.training["step"] < 0:
         raise UserError(f"The training record in {inner} is damaged: see {', '.join(wrong) or 'step'}.")
     log = read_log(folder / LOG, found.training["step"]) if (folder / LOG).is_file() else ()

@@ -156,6 +156,9 @@ def test_a_share_is_held_out_and_runs_of_before_go_on(call, tmp_path, file):
     training = old / "checkpoint" / "training.json"
     record = json.loads(training.read_text())
     assert record.pop("held_out") == 0.1
+    training.write_text(json.dumps(record | {"held_out": "0.1"}))
+    code, _, err = call("train", "--resume", old)
+    assert (code, "is damaged: see held_out" in err) == (2, True)
     training.write_text(json.dumps(record))
     stored = old / "settings.toml"
     stored.write_text("".join(line for line in stored.open() if not line.startswith("held-out")))
