@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from common.weights import formats
 from common.weights.checkpoint import FROZEN, freeze, frozen_of, load_checkpoint, save_checkpoint
 
 CHECKPOINT, OLDER, BEST, LOG, LOCK = "checkpoint", "checkpoints", "best", "log.jsonl", ".lock"
+HALF = re.compile(rf"\.({CHECKPOINT}|{BEST}|{FROZEN}|{re.escape(LOG)}|step-\d+)\.\w{{8}}")  # see common/files.py
 # by the kind of a run, as its record has it
 COMMANDS = {"pretrain": "train"} | {kind: f"finetune {kind}" for kind in ("classify", "instruct", "prefer")}
 HELD_OUT = 0.1  # the share, where nothing is said
@@ -195,6 +197,13 @@ class RunFolder:
         ):
             yield
 
+    def sweep(self) -> None:
+        """Take away what a process that was killed while it wrote here has left; for who holds the folder alone. What
+        was there before may lie in a folder with `.old.` in its name (where names cannot change places), and stays."""
+        for one in (*self.path.glob(".*"), *self.older.glob(".*")):
+            if HALF.fullmatch(one.name):
+                shutil.rmtree(one) if one.is_dir() else one.unlink()
+
     def save(self, state: "State", record: dict[str, Any], log: list[dict], best: bool = False) -> None:
         """Write log and checkpoint, each all or nothing; the checkpoint before stays where that many are kept, and
         `best` says that this is the best one until now.
@@ -290,6 +299,8 @@ def resume(folder: Path, kind: str = "pretrain") -> Start:
     if other != kind and other in COMMANDS:
         raise UserError(f"{folder} holds a run of `parallax {COMMANDS[other]}`; go on with that command.")
     wrong = [key for key, type_ in RECORD.items() if not isinstance(found.training.get(key), type_)]
+    if not isinstance(found.training.get("held_out", HELD_OUT), float):
+        wrong.append("held_out")
     if wrong or found.training["step"] < 0:
         raise UserError(f"The training record in {inner} is damaged: see {', '.join(wrong) or 'step'}.")
     log = read_log(folder / LOG, found.training["step"]) if (folder / LOG).is_file() else ()

@@ -1,5 +1,6 @@
 """`parallax corpus`"""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 from common.commands import options
 
 ACTIONS = ("prepare", "tokens", "windows")
+NAMED = 5  # files at most
 
 
 def corpus(
@@ -86,12 +88,24 @@ def _tokens(source: Path, out: Path, name: str, vocab: Path | None, processes: i
     paths = gutenberg.shards(source)
     if paths is None:
         paths = text_files(source, out) if source.is_dir() else [source]
-    texts = (text for path in paths for text in gutenberg.documents(path))
+    empty: list[str] = []
+
+    def texts() -> Iterator[str]:
+        for path in paths:
+            empty.append(str(path))  # until it gives one
+            for number, text in enumerate(gutenberg.documents(path)):
+                if number == 0:
+                    empty.pop()
+                yield text
+
     several = (os.cpu_count() or 1) if processes is None else processes
     with options.bar("documents") as told:
-        made = tokens.write(texts, out, name, vocab, several, lambda done: told(done, None))
+        made = tokens.write(texts(), out, name, vocab, several, lambda done: told(done, None))
     head = made.head
     print(f"{head['tokens']:,} tokens of {head['documents']:,} documents in {out}.")
+    if empty:
+        more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
+        print(f"Without a document: {', '.join(empty[:NAMED])}{more}")
     print(f"Use it: parallax train --data {out}")
 
 

@@ -253,6 +253,8 @@ class Running:
         logged = folder.logged(log, show) if folder is not None else contextlib.nullcontext()
         with alone, logged, board as shown:
             self._nobody_else()  # since this process began
+            if folder is not None:
+                folder.sweep()
             if task.files is not None and self.leads:
                 task.files(out)
             if kept is not None and folder is not None:

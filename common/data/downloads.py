@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.data import sets
 from common.errors import UserError
 from common.files import home, output_folder, sha256_of
 from common.weights.damage import one_line
@@ -39,15 +40,18 @@ def place_of(name: str) -> Path:
 
 
 def obtain(name: str, into: Path | None = None) -> Path:
-    """The file of a text in TEXTS, downloaded if it is not there, or is not what it should be.
+    """The file of a text in TEXTS, downloaded if it is not there, or is not what it should be. Who does not say where
+    it goes gets the one that lies in a data folder (`sets.folders`), if that is it.
 
     An interrupted download goes on where it stopped. Bytes with another sum are removed and a UserError says so;
     without network, a UserError says what to put where by hand.
     """
     text = TEXTS[name]
     path = place_of(name) if into is None else output_folder(into) / f"{name}.txt"
-    if path.is_file() and sha256_of(path) == text.sha256:
-        return path
+    here = [path] if into is not None else [path, *(folder / f"{name}.txt" for folder in sets.folders())]
+    for one in here:
+        if one.is_file() and sha256_of(one) == text.sha256:
+            return one
     output_folder(path.parent)
     partial = path.with_name(f".{path.name}.{text.sha256[:16]}.partial")
     _download(text.url, partial, path)
@@ -73,5 +77,6 @@ def _download(url: str, partial: Path, path: Path) -> None:
     except network_errors() as error:
         told = one_line(error).split(" (Request ID")[0]
         raise UserError(
-            f"Cannot fetch {url} ({told}): try again with a network, or put the file at {path} by hand."
+            f"Cannot fetch {url} ({told}): try again with a network, or put the file at {path} by hand, or into"
+            " a folder that PARALLAX_DATA names."
         ) from error

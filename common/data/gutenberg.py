@@ -3,6 +3,7 @@
 Source: Raschka, bonus material of chapter 5, "Pretraining GPT on the Project Gutenberg dataset".
 """
 
+import codecs
 import hashlib
 import json
 import re
@@ -24,6 +25,7 @@ LANGUAGE = re.compile(r"^Language:\s*([^\n\r]+)", re.M)
 CREDITS = re.compile(r"\s*(?:Produced|E-text prepared|Transcribed|This etext was)\b.*?\n\s*\n", re.I | re.S)
 EMPTY_LINES = re.compile(r"\n(?:[ \t]*\n){2,}")
 SEPARATOR = END_OF_TEXT
+CHUNK = 1 << 24  # bytes, or characters, that are read at a time
 
 Report = Callable[[int, int, str], None]  # files looked at, of how many, and the one that is next
 
@@ -195,5 +197,45 @@ def prepared(source: Path) -> Path | None:
 
 
 def documents(path: Path) -> Iterator[str]:
-    """The books of a shard, or of any text file."""
-    yield from (text for text in read(path).split(SEPARATOR) if text)
+    """The books of a shard, or of any text file, of which one, and what is read at a time, are in memory. Raises
+    UserError for a binary file."""
+    waiting, rest = [], ""  # what a book has until now, and an end in which half of a separator may stand
+    for chunk in _chunks(path):
+        *whole, begun = (rest + chunk).split(SEPARATOR)
+        for part in whole:
+            waiting.append(part)
+            if text := "".join(waiting):
+                yield text
+            waiting.clear()
+        cut = max(0, len(begun) - len(SEPARATOR) + 1)
+        waiting.append(begun[:cut])
+        rest = begun[cut:]
+    if text := "".join([*waiting, rest]):
+        yield text
+
+
+def _chunks(path: Path) -> Iterator[str]:
+    """The text of a file piece by piece, read as `read` reads it."""
+    try:
+        encoding = _encoding(path)
+        with path.open(encoding=encoding, newline="") as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def _encoding(path: Path) -> str:
+    """UTF-8, or Latin-1 where it is not that."""
+    decoder, found, seen = codecs.getincrementaldecoder("utf-8")(), "utf-8", 0
+    with path.open("rb") as file:
+        while data := file.read(CHUNK):
+            if (zero := data.find(b"\0")) >= 0:
+                raise UserError(f"{path} is binary (a NUL byte at offset {seen + zero}); give a text.")
+            seen += len(data)
+            try:
+                decoder.decode(data, final=seen == path.stat().st_size)
+            except UnicodeDecodeError:
+                found = "latin-1"
+                decoder.reset()
+    return found

@@ -156,6 +156,9 @@ def test_a_share_is_held_out_and_runs_of_before_go_on(call, tmp_path, file):
     training = old / "checkpoint" / "training.json"
     record = json.loads(training.read_text())
     assert record.pop("held_out") == 0.1
+    training.write_text(json.dumps(record | {"held_out": "0.1"}))
+    code, _, err = call("train", "--resume", old)
+    assert (code, "is damaged: see held_out" in err) == (2, True)
     training.write_text(json.dumps(record))
     stored = old / "settings.toml"
     stored.write_text("".join(line for line in stored.open() if not line.startswith("held-out")))
@@ -292,6 +295,21 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(call, tmp_path, file, fir
             assert np.array_equal(whole[name], split[name]), name
         elif not parameter.dead:  # the claim of C5 about runs that change framework, as of Muon's below
             assert difference(name, split[name], whole[name]).relative <= 1e-11, name
+
+
+def test_what_a_killed_process_had_half_written_goes(call, tmp_path, file):
+    """What was there before, and what is of others, stays."""
+    out = tmp_path / "run"
+    assert call("train", "--settings", file(keep=2, **{"save-every": 1}), "--until", 2, "--out", out)[0] == 0
+    half = [out / ".checkpoint.ab_c1234", out / ".best.abcd1234", out / "checkpoints" / ".step-00000001.abcd1234"]
+    kept = [out / ".checkpoint.old.abcd1234", out / ".mine", out / "checkpoints" / ".step-mine"]
+    for folder in (*half, *kept):
+        folder.mkdir()
+        (folder / "model.safetensors").write_text("half")
+    (out / ".log.jsonl.abcd1234").write_text("half")
+    assert call("train", "--resume", out)[0] == 0
+    hidden = {path for path in (*out.iterdir(), *(out / "checkpoints").iterdir()) if path.name.startswith(".")}
+    assert hidden == {*kept, out / ".lock"}
 
 
 def test_a_folder_changes_place_at_once(tmp_path, monkeypatch):

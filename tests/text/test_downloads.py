@@ -64,6 +64,20 @@ def test_a_download_goes_on_where_it_stopped(server):
     assert not partial.exists()
 
 
+def test_a_text_that_lies_among_the_data_is_not_fetched(server, tmp_path, monkeypatch):
+    """It is known by its sum: another one of that name is passed over."""
+    folder = tmp_path / "data of mine"
+    folder.mkdir()
+    monkeypatch.setenv("PARALLAX_DATA", str(folder))
+    (folder / "tinyshakespeare.txt").write_bytes(BODY)
+    assert downloads.obtain("tinyshakespeare") == folder / "tinyshakespeare.txt"
+    assert corpus("tinyshakespeare").text.encode() == BODY
+    assert server == []
+    (folder / "tinyshakespeare.txt").write_bytes(BODY[1:])
+    assert downloads.obtain("tinyshakespeare") == downloads.place_of("tinyshakespeare")
+    assert server == [0]
+
+
 def test_other_bytes_are_removed(server, call, monkeypatch):
     other = downloads.Text(downloads.TEXTS["tinyshakespeare"].url, "0" * 64, "other")
     monkeypatch.setitem(downloads.TEXTS, "tinyshakespeare", other)

@@ -290,6 +290,32 @@ def test_from_books_to_a_run_that_goes_on(call, library, tmp_path):
     assert told["format"].startswith("parallax")
 
 
+@pytest.mark.parametrize("chunk", [1, 5, 13, 40, 1000])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_documents_of_a_file_that_is_never_read_whole(tmp_path, monkeypatch, chunk, encoding):
+    """As if it were split as a whole, wherever a chunk ends: in a separator, in a character, in an end of a line."""
+    texts = ["naïve\r\ntext", "", "<|endof", "é", "text|>", "x" * 100, "end ß"]
+    path = tmp_path / "text.txt"
+    path.write_bytes(gutenberg.SEPARATOR.join(texts).encode(encoding))
+    want = [text for text in gutenberg.read(path).split(gutenberg.SEPARATOR) if text]
+    assert want == [text for text in texts if text]
+    monkeypatch.setattr(gutenberg, "CHUNK", chunk)
+    monkeypatch.setattr(type(path), "read_bytes", None)
+    assert list(gutenberg.documents(path)) == want
+
+
+def test_files_that_give_no_document_are_named_and_binary_ones_refused(call, tmp_path):
+    folder, how = tmp_path / "texts", ["--tokenizer", "bytes", "--processes", 1, "--out", tmp_path / "tokens"]
+    folder.mkdir()
+    (folder / "a.txt").write_text("some text")
+    (folder / "b.txt").write_text("")
+    code, out, _ = call("corpus", "tokens", folder, *how)
+    assert (code, f"Without a document: {folder / 'b.txt'}\n" in out, "a.txt" in out) == (0, True, False)
+    (folder / "c.txt").write_bytes(b"some\0thing")
+    code, _, err = call("corpus", "tokens", folder, *how)
+    assert (code, "c.txt is binary (a NUL byte at offset 4)" in err) == (2, True)
+
+
 def test_what_was_prepared_is_no_book(call, library, tmp_path):
     """The result may lie among the books: what was stopped goes on, and a token file is of the books alone."""
     books, how = library[0].parent, ["--tokenizer", "bytes", "--processes", 1]
