@@ -166,8 +166,10 @@ def _formats(trial: Trial) -> dict[str, tuple[Callable, Callable]]:
 
 
 def _has_huggingface_form(trial: Trial) -> bool:
-    """Whether transformers' config can say what this config says."""
+    """Whether transformers' config can say what this config says; its classifiers have no bias, and ours have."""
     config = trial.case.config
+    if config.num_labels is not None:
+        return False
     try:
         return huggingface.config_from_dict(huggingface.config_to_dict(config, "float32"), "config.json") == config
     except (UserError, KeyError, AttributeError):  # another family, or an option that GPT-2 has not

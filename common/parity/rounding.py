@@ -10,6 +10,8 @@ TF32 is for a GPU whose door knows that type; it was not run where this was writ
 
 import math
 from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +21,12 @@ from common.compare import difference, nats, rms
 from common.config import DTYPES
 from common.oracle.layers import Linear
 from common.oracle.loss import token_loss
+from common.oracle.preference import preference_loss, row_log_probs
 from common.parity import noise, rows, ulps
 from common.parity.rows import Exhibit, Row
 from common.parity.thresholds import ROUNDOFF
 from common.parity.trial import Session, Trial
+from common.preference import Pairs
 
 NAME = "C3"
 TITLE = "lower precision"
@@ -153,7 +157,7 @@ def _losses(trial: Trial, tier: str, models: Mapping[str, Model], logits: Values
     want = _loss(truth.forward.logits, targets)
     losses = {name: model.loss(ids, targets) for name, model in models.items()}
     noisy = rms(np.array([_loss(one, targets) - want for one in noise.outputs(truth, tier)])) / abs(want)
-    scale = max(abs(want), float(np.abs(truth.forward.logits).max()))  # what is added and subtracted on the way
+    scale = max(abs(want), _size(truth.forward.logits, targets))  # what is added and subtracted on the way
     sums = SUMS * scale / abs(want)
     errors = {name: _relative(value, want) for name, value in losses.items()}
     yield _row(trial, tier, "loss", "loss", errors, {"noise": noisy, "sums": sums})
@@ -161,9 +165,21 @@ def _losses(trial: Trial, tier: str, models: Mapping[str, Model], logits: Values
     yield _row(trial, tier, "loss of own logits", "loss of own logits", own, {"sums": SUMS})
 
 
-def _loss(logits: np.ndarray, targets: np.ndarray) -> float:
-    total, count = token_loss(np.asarray(logits, np.float64), targets)
+def _loss(logits: np.ndarray, targets: Any) -> float:
+    logits = np.asarray(logits, np.float64)
+    if isinstance(targets, Pairs):
+        total, count = preference_loss(SimpleNamespace(head=lambda own: own), logits, targets)
+    else:
+        total, count = token_loss(logits, targets)
     return float(total / max(count, 1))
+
+
+def _size(logits: np.ndarray, targets: Any) -> float:
+    """The largest number that a loss adds up: a logit, or the log-probability of a response."""
+    largest = float(np.abs(logits).max())
+    if not isinstance(targets, Pairs):
+        return largest
+    return max(largest, float(np.abs(row_log_probs(logits, targets.labels)[0]).max()))
 
 
 def _predictions(trial: Trial, tier: str, logits: Values) -> Iterator[Row]:
@@ -248,12 +264,12 @@ def _dropout(trial: Trial) -> tuple[int, int] | None:
 
 
 def _longest_linear(trial: Trial) -> str:
-    """The path of the case's linear layer with the longest sums, or ""."""
+    """The path of the case's linear layer with the longest sums, or "". With adapters a layer is several products."""
     within = trial.case.path + "." if trial.case.path else ""
-    layers = {}
-    for name, p in params.table(trial.case.config).items():
+    layers, table = {}, params.table(trial.case.config)
+    for name, p in table.items():
         path = name.removesuffix(".weight")
-        weighs = name.startswith(within) and path != name
+        weighs = name.startswith(within) and path != name and not any(one.startswith(f"{path}.lora_") for one in table)
         if weighs and isinstance(trial.truth.model.net.at(path), Linear):
             layers[path] = p.shape[-1]
     return max(layers, key=layers.get, default="")
