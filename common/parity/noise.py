@@ -6,14 +6,15 @@ No implementation takes part, so two equally bad wings cannot widen these bounds
 import inspect
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from common import backend as door
 from common import params
-from common.compare import rms
+from common.adapters import placed
+from common.compare import difference, rms
 from common.parity.thresholds import NOISE, ROUNDOFF
 from common.parity.trial import Truth
 from common.taps import Taps
@@ -62,6 +63,46 @@ def step_by_step(truth: Truth, given: Mapping[str, np.ndarray]) -> dict[str, np.
     taps, (ids, _) = Given(given), truth.case.tokens()
     truth.model.net(ids, door.positions_of(ids, None, 0, truth.case.config), taps=taps)
     return taps.found
+
+
+class Rounded(np.ndarray):
+    """Numbers of a narrower type in float64: what any operation makes of them is rounded to `bits` significant bits."""
+
+    bits: int
+
+    def __array_finalize__(self, made_from: Any) -> None:
+        self.bits = getattr(made_from, "bits", 53)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **about: Any) -> "Rounded":
+        plain = (np.asarray(one) if isinstance(one, Rounded) else one for one in inputs)
+        return rounded(getattr(ufunc, method)(*plain, **about), self.bits)
+
+
+def rounded(x: np.ndarray, bits: int) -> Rounded:
+    """The nearest numbers with that many significant bits, ties to even, whatever is made of which is rounded too."""
+    fraction, exponent = np.frexp(x)
+    own = np.ldexp(np.round(np.ldexp(fraction, bits)), exponent - bits).view(Rounded)
+    own.bits = bits
+    return own
+
+
+def of_adapters(
+    truth: Truth, given: Mapping[str, np.ndarray], steps: Mapping[str, np.ndarray], tier: str
+) -> dict[str, float]:
+    """By tap that a linear map with adapters leads to: the relative RMS error of the oracle's step (`steps`, from the
+    values `given` before it) when that map rounds each of its products and sums to the numbers of the tier."""
+    model, taps, (ids, _) = truth.build(), Given(given), truth.case.tokens()
+    bits = round(-math.log2(ROUNDOFF[tier]))
+    for path in {path for path, *_ in placed(truth.case.config)}:
+        linear = model.net.at(path)
+        linear.change = _rounding(linear.change, bits)
+    model.net(ids, door.positions_of(ids, None, 0, truth.case.config), taps=taps)
+    moved = {name: value for name, value in taps.found.items() if not np.array_equal(value, steps[name])}
+    return {name: difference(name, value, steps[name]).relative for name, value in moved.items()}
+
+
+def _rounding(change: Callable[..., np.ndarray], bits: int) -> Callable[..., np.ndarray]:
+    return lambda linear, x, y: np.asarray(change(linear, rounded(x, bits), rounded(y, bits)))
 
 
 def disturbed(

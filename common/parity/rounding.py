@@ -64,6 +64,7 @@ def declared(trial: Trial) -> set[tuple[str, str]]:
         names += [] if _has_taps(trial) else ["own rounding"]
     else:
         names += ["own rounding", "loss", "loss of own logits"]
+        names += ["own rounding of adapters"] if trial.case.config.adapters else []
     narrow = [] if trial.case.path else ["nats", "top-1"]
     found = tiers(trial.session)
     return {(n, tier) for tier in found for n in names} | {(n, tier) for tier in found if _narrow(tier) for n in narrow}
@@ -111,7 +112,7 @@ def _model(trial: Trial, tier: str) -> Iterator[Row]:
     models, truth = trial.each(tier), trial.truth
     logits = {name: model.forward(ids).logits for name, model in models.items()}
     yield from _outputs(trial, tier, "logits", logits, truth.forward.logits)
-    yield _own_rounding(trial, tier, models)
+    yield from _own_rounding(trial, tier, models)
     yield from _losses(trial, tier, models, logits)
     grads = {name: model.gradients(ids, targets, _dropout(trial)).grads for name, model in models.items()}
     yield from _gradients(trial, tier, grads)
@@ -129,20 +130,29 @@ def _outputs(trial: Trial, tier: str, what: str, got: Values, want: np.ndarray) 
     yield rows.arrays(NAME, trial.case.name, f"{what} cap", tier, rule, got, want, {"noise": size}, pairs=False)
 
 
-def _own_rounding(trial: Trial, tier: str, models: Mapping[str, Model]) -> Row:
-    """The tap with the largest error of its own, by implementation."""
+def _own_rounding(trial: Trial, tier: str, models: Mapping[str, Model]) -> Iterator[Row]:
+    """The tap with the largest error of its own, by implementation; of those that adapters make, the one with the
+    largest share of what their roundings allow."""
     ids, _ = trial.case.tokens()
-    errors, places = {}, []
+    inputs, errors, places, adapted = _own_inputs(trial, tier), {}, [], {}
     for name, model in models.items():
         taps = model.forward(ids, taps=("*",)).taps
         steps = noise.step_by_step(trial.truth, taps)
         own = {tap: _relative(value, steps[tap]) for tap, value in taps.items()}
-        worst = max(own, key=own.get)
+        within = noise.of_adapters(trial.truth, taps, steps, tier)
+        worst = max(own.keys() - within.keys(), key=own.get)
         errors[name] = own[worst]
         places.append(f"{name} {worst}")
-    size = sum(value.size for value in trial.truth.forward.taps.values())
-    inputs = _own_inputs(trial, tier)
-    return _row(trial, tier, "own rounding", "own rounding", errors, inputs, size=size, where="; ".join(places))
+        if within:
+            worst = max(within, key=lambda tap: own[tap] / within[tap])
+            adapted[name] = own[worst], within[worst], f"{name} {worst}"
+    about = {"size": sum(value.size for value in trial.truth.forward.taps.values())}
+    yield _row(trial, tier, "own rounding", "own rounding", errors, inputs, where="; ".join(places), **about)
+    if adapted:
+        errors = {name: error for name, (error, _, _) in adapted.items()}
+        inputs |= {f"within {name}": size for name, (_, size, _) in adapted.items()}
+        where = "; ".join(place for *_, place in adapted.values())
+        yield _row(trial, tier, "own rounding of adapters", "own rounding, adapters", errors, inputs, where=where)
 
 
 def _own_inputs(trial: Trial, tier: str) -> dict[str, float]:
@@ -186,7 +196,9 @@ def _predictions(trial: Trial, tier: str, logits: Values) -> Iterator[Row]:
     """What 16 bits do to the predicted distribution: nats at the worst position, and other first choices."""
     want, noisy = trial.truth.forward.logits, noise.outputs(trial.truth, tier)
     worst = {name: float(nats(own, want).max()) for name, own in logits.items()}
-    yield _row(trial, tier, "nats", "nats", worst, size=want[..., 0].size)
+    centred = want - want.mean(-1, keepdims=True)
+    largest = float(np.sqrt(np.square(centred).mean(-1)).max())
+    yield _row(trial, tier, "nats", "nats", worst, {"logits": largest}, size=want[..., 0].size)
     ordered = np.sort(want, -1)
     clear = ordered[..., -1] - ordered[..., -2] > 2 * noise.largest_logit_error(tier, want, noisy)
     wrong = {name: float((clear & (own.argmax(-1) != want.argmax(-1))).sum()) for name, own in logits.items()}
@@ -291,13 +303,7 @@ def _matmul(trial: Trial, tier: str) -> Row:
 def _signal(trial: Trial, which: str, width: int) -> np.ndarray:
     """Gaussian [B, T, width], exact in bfloat16."""
     shape = (trial.case.batch, trial.case.length, width)
-    return rounded(params.draw(trial.case.seed, f"rounding/{which}", shape))
-
-
-def rounded(x: np.ndarray) -> np.ndarray:
-    """The nearest numbers with 8 significant bits, which every tier represents; float64."""
-    fraction, exponent = np.frexp(x)
-    return np.ldexp(np.round(fraction * 256) / 256, exponent)
+    return np.asarray(noise.rounded(params.draw(trial.case.seed, f"rounding/{which}", shape), bits=8))
 
 
 # --- small things ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from common import backend as door
 from common.cases import CASES
 from common.compare import difference
 from common.parity import noise, rounding, ulps
-from common.parity.thresholds import ROUNDOFF
+from common.parity.thresholds import ROUNDOFF, bounds
 from common.parity.trial import Session, Trial, truth
 
 TORCH = ("torch", "torch")
@@ -38,13 +38,21 @@ def narrow_input(bits):
     def change(module):
         honest = module.forward
 
-        def forward(x):
-            fraction, exponent = torch.frexp(x)
-            return honest(torch.ldexp(torch.round(fraction * 2**bits) / 2**bits, exponent).to(x.dtype))
-
-        module.forward = forward
+        module.forward = lambda x: honest(rounded_to(bits, x))
 
     return change
+
+
+def rounded_to(bits, x):
+    fraction, exponent = torch.frexp(x)
+    return torch.ldexp(torch.round(fraction * 2**bits) / 2**bits, exponent).to(x.dtype)
+
+
+def narrow_adapters(module):
+    """What adapters add is rounded to 5 significant bits."""
+    honest = module.change
+    if honest is not None:
+        module.change = lambda linear, x, y: y + rounded_to(5, honest(linear, x, y) - y)
 
 
 def narrow_loss(loss, ids, targets):
@@ -68,6 +76,10 @@ def test_honest_wings_pass(case):
         (with_modules("LayerNorm", narrow_sums), "float32", "gpt", None),
         (with_modules("Linear", narrow_input(11)), "float32", "gpt", "own rounding"),
         (with_modules("Linear", narrow_input(5)), "float32", "mlp", "matmul"),
+        (with_modules("Linear", narrow_adapters), "bfloat16", "gpt_lora", "own rounding of adapters"),
+        (with_modules("Linear", narrow_adapters), "bfloat16", "gpt_dora", "own rounding of adapters"),
+        (None, "bfloat16", "gpt_lora", None),
+        (None, "bfloat16", "gpt_dora", None),
         (with_methods(loss=narrow_loss), "bfloat16", "gpt", "loss of own logits"),
         (with_methods(loss=narrow_loss), "float32", "gpt", "loss"),
     ],
@@ -149,8 +161,32 @@ def test_elementwise_budgets():
 def test_numbers_for_products_are_exact_in_every_tier():
     import ml_dtypes
 
-    x = rounding.rounded(np.random.default_rng(0).standard_normal(1000))
+    x = np.asarray(noise.rounded(np.random.default_rng(0).standard_normal(1000), bits=8))
     assert np.array_equal(x, x.astype(ml_dtypes.bfloat16).astype(np.float64))
+
+
+def test_every_operation_on_rounded_numbers_is_rounded():
+    import ml_dtypes
+
+    draw = np.random.default_rng(0)
+    x, y = (noise.rounded(draw.standard_normal((40, 3)), bits=8) for _ in range(2))
+    narrow = np.asarray(x).astype(ml_dtypes.bfloat16), np.asarray(y).astype(ml_dtypes.bfloat16)
+    assert np.array_equal(x * y + x, (narrow[0] * narrow[1] + narrow[0]).astype(np.float64))
+    product = np.asarray(x) @ np.asarray(y).T
+    assert np.array_equal(x @ y.T, product.astype(ml_dtypes.bfloat16).astype(np.float64))
+
+
+def test_only_what_adapters_make_has_roundings_of_theirs():
+    fact = truth("gpt_lora")
+    steps = noise.step_by_step(fact, fact.forward.taps)
+    found = noise.of_adapters(fact, fact.forward.taps, steps, "bfloat16")
+    assert set(found) == {"model.layers.0.self_attn.q", "model.layers.0.mlp.output", "logits"}
+    assert all(0.3 < size / ROUNDOFF["bfloat16"] < 3 for size in found.values())
+
+
+def test_nats_are_allowed_by_the_size_of_the_logits():
+    for size, allowed in ((1.0, 1e-2), (4.0, 1e-2), (8.0, 4e-2)):
+        assert bounds("nats", {"torch": 0.0}, {"logits": size}) == {"torch": allowed}
 
 
 def test_tf32_needs_a_gpu():
