@@ -48,4 +48,5 @@ def cases(scope: Scope) -> Iterator[Cell]:
     chosen = (wing("torch"), wing("torch", FASTEST), wing("jax"), wing("jax", FASTEST))
     for case in CASES.values():
         if not case.path:
-            yield Cell("cases", "forward", case.name, case.config, case.batch, case.length, "float32", chosen)
+            size = (case.batch, case.length)
+            yield Cell("cases", "forward", case.name, case.config, *size, "float32", chosen, weights="randomised")
