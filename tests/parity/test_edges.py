@@ -206,6 +206,7 @@ def test_an_error_of_a_wing_is_a_failed_row_with_its_words():
 # The files.
 
 
+@pytest.mark.full  # number by number, which the certificate does too
 def test_the_files_are_what_the_oracle_says():
     assert edge_vectors.stale(vectors.FOLDER) == []
 

@@ -14,6 +14,8 @@ from common.errors import UserError
 
 LENGTH, BOUND = 8, 1e-12  # float64 rounding in sums of another order: 1e-14 here
 CAPACITY = 10
+# whose padding others stand for
+ALIKE = ("muon", "dora", "dpo", "balance", "classifier", "untied", "wide", "long", "sharing")
 
 
 def close(got, want):
@@ -66,7 +68,7 @@ def test_any_split(cuts, seed, causal_case, case_model, late, lengths):
         close(model.forward(ids, positions).logits, want)
 
 
-@pytest.mark.full_for("gpt_muon-few", "gpt_dora-few", "gpt_dpo-few", "gpt_balance-few", "gpt_classifier-few")
+@pytest.mark.full_for(*(f"gpt_{name}-few" for name in ALIKE))
 @settings(max_examples=8, deadline=None)
 @example(slots=[set(range(SHORT - 4, SHORT)), set(range(SHORT))], split=4, filler=1, seed=0)  # padding on the left
 @example(slots=[set(range(3)), set(range(SHORT))], split=3, filler=1, seed=0)  # on the right

@@ -63,6 +63,7 @@ def test_compiled_blocks_choose_for_themselves_what_they_keep(fresh_model):
         fresh_model("torch", layers="checkpointed", compile=True)
 
 
+@pytest.mark.full  # four programs of JAX
 def test_kept_buffers_are_not_written_over(fresh_model, tokens):
     """The same steps, beside the arrays that they were given; and XLA's plan shares nothing."""
     config = GPTConfig(61, 64, 64, 1, 4)

@@ -34,6 +34,7 @@ def with_heads_reversed(config, weights):
     return out, moved
 
 
+@pytest.mark.full_for("muon-jax", "balance-jax")  # layers that other models have
 def test_heads_in_another_order(plain_case, case_model, fresh_case_model, late, name):
     """q, k and v by blocks of rows, o by blocks of columns; q, k, v alone would be another model."""
     ids, positions = late(plain_case, 2, LENGTH)
