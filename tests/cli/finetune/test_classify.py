@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from small import log_of
+from small import BYTES, log_of
 
+from common import heads, params
 from common.backend import load
 from common.config import Execution
-from common.weights.checkpoint import load_checkpoint
+from common.weights.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.mark.full_for("jax")
@@ -77,13 +78,23 @@ def test_classes_without_names_are_numbers_or_what_is_said(call, tmp_path, class
         assert (code, out, told in err, err.count("\n")) == (2, "", True, 2 if "--read" in words else 1), err
 
 
+def test_a_mean_of_all_positions_is_read_at_none_of_them(call, tmp_path):
+    config, weights = heads.classifier(BYTES, params.randomise(BYTES, 0, 0.5), 2, pooling="mean")
+    save_checkpoint(tmp_path / "mean", config, weights)
+    asked = ["classify", "--weights", tmp_path / "mean", "some text", "--backend", "numpy"]
+    assert call(*asked)[0] == 0
+    for read in ("last", "first", "flexible"):
+        code, out, err = call(*asked, "--read", read)
+        assert (code, out, f"so --read {read} chooses none" in err, err.count("\n")) == (2, "", True, 1), err
+
+
 def test_a_classifier_gets_a_new_head_and_that_is_told(call, tmp_path, asked, classifier):
     own = ["finetune", "classify", *asked["classify"], "--until", 1]
     for name, words, told in (("anew", [], False), ("again", ["--weights", classifier[0]], True)):
         code, _, err = call(*own, *words, "--out", tmp_path / name)
         assert (code, "a new head takes the place of its own" in err) == (0, told), err
-    heads = [load_checkpoint(tmp_path / name / "checkpoint").weights["score.weight"] for name in ("anew", "again")]
-    assert heads[0].shape == heads[1].shape == (2, 16)
+    made = [load_checkpoint(tmp_path / name / "checkpoint").weights["score.weight"] for name in ("anew", "again")]
+    assert made[0].shape == made[1].shape == (2, 16)
 
 
 def test_texts_with_line_ends_of_windows_are_the_same(call, tmp_path, classifier, monkeypatch):

@@ -61,9 +61,15 @@ REFUSED = {
         "--loss simpo has none",
     ),
     "average of a position": ("classify", ["--average", "--read", "first"], "so --read first chooses none"),
+    "average of what is read anyway": ("classify", ["--average", "--read", "last"], "so --read last chooses none"),
     "unknown reference": ("prefer", ["--reference", "on"], "did you mean 'online'"),
     "length of nothing": ("prefer", ["--length", 0], "--length is 0; allowed is a whole number > 0."),
-    "no prompt that fits": ("prefer", ["--length", 20], "The prompts of all 20 pairs fill 20 tokens"),
+    "no prompt that fits": ("prefer", ["--length", 20], "of all 20 pairs fill 20 tokens; give a larger --length."),
+    "no prompt that fits the context": (
+        "prefer",
+        ["--style", "alpaca"],
+        "fill 96 tokens; the context of this model has no more",
+    ),
     "no answer that fits": (
         "instruct",
         ["--length", 5, "--mask-instruction"],
