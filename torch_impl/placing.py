@@ -21,7 +21,7 @@ def mesh_of(layout, kind):
     """The processes of a layout, named by its axes."""
     rank, world = layouts.processes()
     if world != layout.devices:
-        start = f"torchrun --nproc-per-node {layout.devices} -m common.cli train …"
+        start = f"torchrun --nproc-per-node {layout.devices} -m common.cli …"
         raise UserError(
             f"The layout {layout} needs {layout.devices} processes, and {world} run; start them by: {start}"
         )

@@ -101,6 +101,8 @@ def _layout(record: dict[str, Any], read: str | None, length: int | None, config
     from common.commands.finetune.classify import Texts
     from common.errors import UserError
 
+    if read is not None and config.pooling == "mean":
+        raise UserError(f"This classifier averages all positions, so --read {read} chooses none; leave it out.")
     if length is not None and not 0 < length <= config.context_length:
         raise UserError(f"--length is {length}; allowed is a whole number from 1 to {config.context_length}.")
     if record.get("kind") == "classify":

@@ -47,7 +47,8 @@ Threads = Annotated[int | None, typer.Option(help="Threads for computing (defaul
 TokenizerName = Annotated[
     str | None,
     typer.Option(
-        "--tokenizer", help="bytes, gpt2, bpe, book, words or hf (default: bytes or gpt2, as fits the model)."
+        "--tokenizer",
+        help="bytes, gpt2, bpe, book, words or hf (default: that of the weights' run; else bytes or gpt2, as fits).",
     ),
 ]
 Vocab = Annotated[Path | None, typer.Option(help="Folder of the tokenizer's vocabulary, where it needs one.")]

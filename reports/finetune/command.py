@@ -8,7 +8,7 @@ import typer
 from common.commands import groups, options
 from common.commands.finetune import finetune
 
-_HOW = groups.Ways()
+_HOW = groups.How()
 Larger = Annotated[Path | None, typer.Option(help="Larger weights, for the experiments that take them.")]
 
 
@@ -35,13 +35,17 @@ def experiments(
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 50,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of new weights, data order and dropout.")] = 0,
-    how: groups.Ways = _HOW,
+    how: groups.How = _HOW,
 ) -> None:
     """Run the book's 19 experiments on classification, and put them into one table; stop whenever you like, and call
     again to go on."""
+    from common.errors import UserError
+    from common.layout import processes
     from reports.finetune import experiments as job
     from reports.finetune import plots, table
 
+    if processes()[1] > 1:
+        raise UserError("Experiments start the processes of their runs themselves: call this once, without torchrun.")
     how.execution(backend)  # refused here, not in the first run
     shared = {
         "data": data,
@@ -65,6 +69,7 @@ def experiments(
         "compile": how.compile,
         "layers": how.layers,
         "threads": how.threads,
+        "layout": how.layout,
     }
     sizes = {"small": weights, "medium": weights_medium, "large": weights_large, "xl": weights_xl}
     asked = job.Settings(out, sizes, {name: value for name, value in shared.items() if value not in (None, [])}, only)
@@ -83,6 +88,8 @@ def report(
     """Put what several runs found out onto one page; its numbers are kept beside it, and the page follows from them."""
     import json
 
+    from jinja2 import TemplateError
+
     from common.errors import UserError
     from common.files import output_folder, write_text
     from reports.finetune import collect, page
@@ -98,7 +105,12 @@ def report(
     else:
         found, folder = collect.collected(run, about), output_folder(out)
         write_text(folder / collect.FILE, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    page.write(folder, found)
+    try:
+        page.write(folder, found)
+    except (LookupError, TypeError, AttributeError, ValueError, TemplateError) as error:
+        if not kept:
+            raise
+        raise UserError(f"{kept[0]} does not hold what a report keeps there; make it anew from its runs.") from error
     options.show(f"Page: {folder / page.PAGE}; its numbers: {folder / collect.FILE}")
 
 

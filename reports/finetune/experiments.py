@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from common import layout as layouts
 from common import params
 from common import run as runs
 from common.commands.running import RESULTS
@@ -110,9 +111,9 @@ def run(asked: Settings, tell: Tell, keep: Callable[[list[Outcome]], object]) ->
     for place, one in enumerate(todo, 1):
         told = f"{place} of {len(todo)}, experiment {one.number} ({one.name})"
         there = {other.experiment.number: other for other in found}
-        missing = asked.weights[one.size] is None
-        if missing:
-            found.append(Outcome(one, left_out=f"needs --weights-{one.size}"))
+        why = left_out(one, asked)
+        if why:
+            found.append(Outcome(one, left_out=why))
             tell(f"{told}: left out, it {found[-1].left_out}")
         elif one.same in there:
             found.append(replace(there[one.same], experiment=one))
@@ -123,6 +124,26 @@ def run(asked: Settings, tell: Tell, keep: Callable[[list[Outcome]], object]) ->
             tell(f"{told}: " + ", ".join(f"{part} {accuracy[part]:.2%}" for part in PARTS))
         keep(found)
     return found
+
+
+def left_out(one: Experiment, asked: Settings) -> str:
+    """Why it cannot be run as is asked for; nothing if it can."""
+    if asked.weights[one.size] is None:
+        return f"needs --weights-{one.size}"
+    rows, own = _layout(asked).rows, one.options.get("batch-size", 0)
+    return f"has batches of {own}, which data x shard = {rows} cannot deal out" if own % rows else ""
+
+
+def command(asked: Settings) -> list[str]:
+    """What starts a run: a layout of PyTorch has a process for each device, which torchrun starts."""
+    count = _layout(asked).devices
+    engine = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    several = count > 1 and asked.shared.get("backend", "torch") == "torch"
+    return [sys.executable, *(engine if several else ()), "-m", "common.cli", "finetune", "classify"]
+
+
+def _layout(asked: Settings) -> layouts.Layout:
+    return layouts.Layout.parse(asked.shared.get("layout", ""))
 
 
 def _trained(one: Experiment, asked: Settings, out: Path, tell: Tell) -> Path:
@@ -138,13 +159,14 @@ def _trained(one: Experiment, asked: Settings, out: Path, tell: Tell) -> Path:
     output_folder(folder)
     write_text(file, said)
     own = ["--settings", str(file), "--out", str(folder), "--auto-resume"]
-    _call([sys.executable, "-m", "common.cli", "finetune", "classify", *own], folder / LOG, one)
+    _call([*command(asked), *own], folder / LOG, one)
     return folder
 
 
 def _call(words: list[str], log: Path, one: Experiment) -> None:
     """Run to the end; where a person watches, its bar is seen. Who stops this stops it, after a step."""
     with stoppable(), log.open("a") as file:
+        before = file.tell()
         shown = None if sys.stderr.isatty() else file
         process = subprocess.Popen(words, stdout=file, stderr=shown, start_new_session=True)
         try:
@@ -154,8 +176,9 @@ def _call(words: list[str], log: Path, one: Experiment) -> None:
             process.wait()
             raise
     if code:
-        last = log.read_text(errors="replace").strip().splitlines()[-1:]
-        raise UserError(f"Experiment {one.number} failed: {''.join(last).removeprefix('parallax: ')}")
+        told = log.read_bytes()[before:].decode(errors="replace").strip().splitlines()
+        told = [line for line in told if line.startswith("parallax: ")] or told  # torchrun adds its own words
+        raise UserError(f"Experiment {one.number} failed: {''.join(told[-1:]).removeprefix('parallax: ')}")
 
 
 def _settings(one: Experiment, asked: Settings, out: Path) -> str:

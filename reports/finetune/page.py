@@ -72,10 +72,11 @@ def _fresh(run: Mapping[str, Any], which: str) -> str:
 
 
 def write(folder: Path, found: Mapping[str, Any]) -> None:
-    """Page and plot into a folder."""
+    """Page and plot into a folder, once there are both."""
+    page = markdown(found)
     for kind, content in plots.drawn(lambda figure, ink: _draw(figure, ink, found["runs"]), (11, 6)).items():
         plots.write(folder / f"{PLOT}.{kind}", content)
-    write_text(folder / PAGE, markdown(found))
+    write_text(folder / PAGE, page)
 
 
 def _draw(figure: Any, ink: Ink, runs: Mapping[str, Any]) -> None:

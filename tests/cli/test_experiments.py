@@ -106,9 +106,56 @@ def test_an_interrupted_experiment_goes_on(call, tmp_path, weights, texts):
     assert [line["step"] for line in log] == [0, 1, 2, 3]
 
 
+def test_a_layout_leaves_out_what_it_cannot_deal_out_and_has_its_processes(tmp_path, weights):
+    def asked(**shared):
+        return experiments.Settings(tmp_path, {"small": weights, "xl": None}, shared)
+
+    table, two = experiments.table(), asked(layout="data=2,tensor=2", backend="torch")
+    small = [one for one in table if one.size == "small"]
+    found = {one.number: experiments.left_out(one, two) for one in small}
+    told = "has batches of 1, which data x shard = 2 cannot deal out"
+    assert {number: why for number, why in found.items() if why} == {14: told, 15: told}
+    assert experiments.left_out(table[8], two) == "needs --weights-xl"
+    for one in small:
+        assert not experiments.left_out(one, asked()) + experiments.left_out(one, asked(layout="tensor=2"))
+    start = ["-m", "common.cli", "finetune", "classify"]
+    assert experiments.command(asked())[1:] == start
+    assert experiments.command(asked(layout="data=4", backend="jax"))[1:] == start
+    engine = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
+    assert experiments.command(two)[1:] == [*engine, *start]
+
+
+@pytest.mark.full  # six processes
+def test_experiments_are_spread_over_devices(call, tmp_path, weights, texts):
+    """To the same losses, in PyTorch's processes and on JAX's devices; what a run refuses is told in its words."""
+    asked = ["--weights", weights, "--data", texts, *FEW, "--threads", 1, "--dtype", "float64", "--only", "1,14"]
+    losses = []
+    for name, words in {"one": [], "torch": ["--layout", "data=2"], "jax": ["--layout", "tensor=2"]}.items():
+        only = ["--only", "1"] if name != "torch" else []
+        backend = ["--backend", "jax"] if name == "jax" else []
+        code, out, err = call("finetune", "experiments", *asked, *words, *only, *backend, "--out", tmp_path / name)
+        assert code == 0, err
+        assert ("14: left out, it has batches of 1" in out) is (name == "torch")
+        log = (tmp_path / name / "experiment-01" / "log.jsonl").open()
+        losses.append([json.loads(line)["loss"] for line in log])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-10)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-10)
+    wrong = ["--layout", "data=3", "--only", "1", "--out", tmp_path / "wrong"]
+    code, _, err = call("finetune", "experiments", *asked, *wrong)
+    assert (code, "Experiment 1 failed: 4 windows of a batch cannot be dealt out equally" in err) == (2, True), err
+
+
+def test_processes_are_started_by_the_experiments(call, tmp_path, weights, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for words in ([], ["--layout", "data=2"]):
+        code, _, err = call("finetune", "experiments", "--weights", weights, "--out", tmp_path / "out", *words)
+        assert (code, "call this once, without torchrun" in err, err.count("\n")) == (2, True, 1)
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (["--layout", "dat=2"], "did you mean 'data'"),
         (["--only", "1,20"], "--only names experiment '20'; there are 1 to 19"),
         (["--only", "1", "--backend", "torhc"], "did you mean 'torch'"),
         (["--only", "1", "--data", "sms-spamm"], "did you mean 'sms-spam'"),
@@ -164,6 +211,17 @@ def test_a_page_of_pretraining_shows_what_was_held_out_and_written(call, tmp_pat
     assert f"{log[1]['held_out']:.4f} (step 2) | {log[3]['held_out']:.4f} (step 4)" in told
     assert log[3]["sample"].split()[0] in told.split("writes after 4 steps")[1]
     assert (tmp_path / "page" / "finetune.png").stat().st_size > 5000
+
+
+def test_numbers_that_no_report_has_kept_are_refused(call, tmp_path):
+    whole = json.loads((Path(page.__file__).parent / "cpu-intel-xeon" / "runs.json").read_text())
+    run = next(iter(whole["runs"].values()))
+    without = {name: value for name, value in run.items() if name != "losses"}
+    for found in ({}, [1], {**whole, "runs": {"x": 1}}, {**whole, "runs": {"x": without}}, {**whole, "pairs": [{}]}):
+        (tmp_path / "runs.json").write_text(json.dumps(found))
+        code, out, err = call("finetune", "report", tmp_path / "runs.json")
+        assert (code, out, "does not hold what a report keeps" in err, err.count("\n")) == (2, "", True, 1), err
+        assert [one.name for one in tmp_path.iterdir()] == ["runs.json"]
 
 
 def test_committed_pages_follow_from_their_numbers():

@@ -464,7 +464,7 @@ def test_the_meter_counts_what_a_run_multiplies():
 
 @pytest.mark.full_for(
     "jax-torch", "torch-jax"
-)  # tests/cli/test_finetune.py changes with adapters, test_commands.py without
+)  # tests/cli/finetune/test_going_on.py changes with adapters, test_commands.py without
 @pytest.mark.parametrize(("first", "second"), [("torch", "jax"), ("jax", "torch")])
 def test_pretraining_by_adapters_goes_on_in_the_other_wing(call, tmp_path, file, weights, first, second):
     lora = ["--train", "lora", "--rank", 2, "--alpha", 4, "--lora-dropout", 0.1, "--targets", "*.q_proj", "--dora"]

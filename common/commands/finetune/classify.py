@@ -86,7 +86,7 @@ def classify(
         start.config, start.weights = heads.classifier(start.config, start.weights, len(names), **shape)
         start.config, start.weights, trained = tuning.learns(start.config, start.weights, learning, plan.seed)
         settings = plan.train_config(trained=trained)
-        _check_reading(texts, settings.accumulate)
+        _check_reading(texts, here.typed("read"), settings.accumulate)
     here.execution.spread.check(start.config, settings)
     backend = here.backend()
     near = model.weights or here.resumed
@@ -163,12 +163,12 @@ def classify(
     here.go(task, start, settings, backend, tuning.own_settings(here, settings, model))
 
 
-def _check_reading(texts: Texts, accumulate: int) -> None:
+def _check_reading(texts: Texts, said: bool, accumulate: int) -> None:
     """The mean of all positions is the same wherever it is read. Who sees padding must see as much in a step as
     elsewhere: the micro-batches of a step are all as long as the longest text of any of them."""
     from common.errors import UserError
 
-    if texts.average and texts.read != _TEXTS.read:
+    if texts.average and (said or texts.read != _TEXTS.read):
         raise UserError(f"--average reads all positions, so --read {texts.read} chooses none; leave one of them out.")
     if texts.pad_to == "batch" and accumulate > 1 and (texts.average or not texts.causal):
         who = "--average" if texts.average else "--no-causal"

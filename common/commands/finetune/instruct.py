@@ -79,7 +79,8 @@ def instruct(
     for name, one in parts.items():
         if not len(one.answered):
             why = "nothing would be learned" if name == "train" else f"the {name} part has no loss"
-            raise UserError(f"No answer has a token within {length}, so {why}; give a larger --length.")
+            more = tuning.wider(length, start.config)
+            raise UserError(f"No answer has a token within {length}, so {why}; {more}.")
     batches = tuning.batches_of(here, parts["train"], settings)
     settings = here.counted(settings, plan.epochs, batches)
     batch, cut = settings.batch_size, sum(one.truncated for one in parts.values())

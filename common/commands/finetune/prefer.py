@@ -98,7 +98,7 @@ def prefer(
     backend = here.backend()
     near = model.weights or here.resumed
     encoder = options.tokenizer_for(tokenizer, model.vocab, start.config.vocab_size, near)
-    parts, left_out = _examples(pairs, preference, encoder, length)
+    parts, left_out = _examples(pairs, preference, encoder, length, start.config)
     batches = tuning.batches_of(here, parts["train"], settings)
     settings = here.counted(settings, plan.epochs, batches)
     batch, cut = settings.batch_size, sum(one.truncated for one in parts.values())
@@ -201,7 +201,9 @@ def _check_used(pairs: Preferences, preference: Any) -> None:
         raise UserError(f"--reference online asks a second model, and --loss {pairs.loss} has none; leave it out.")
 
 
-def _examples(pairs: Preferences, preference: Any, encoder: Any, length: int) -> tuple[dict[str, Any], int]:
+def _examples(
+    pairs: Preferences, preference: Any, encoder: Any, length: int, config: Any
+) -> tuple[dict[str, Any], int]:
     """({part: examples}, how many pairs were left out because their answers would be cut off whole)."""
     from common.commands.finetune import tuning
     from common.data.preferences import PreferenceExamples, fitting, read_preferences
@@ -210,7 +212,8 @@ def _examples(pairs: Preferences, preference: Any, encoder: Any, length: int) ->
     rows = read_preferences(pairs.data)
     fits = [rows[i] for i in fitting(rows, encoder, style=pairs.style, length=length)]
     if not fits:
-        raise UserError(f"The prompts of all {len(rows)} pairs fill {length} tokens; allow longer rows by --length.")
+        more = tuning.wider(length, config)
+        raise UserError(f"The prompts of all {len(rows)} pairs fill {length} tokens; {more}.")
     layout = {"style": pairs.style, "end_id": tuning.end_of(encoder), "length": length}
     layout |= {"multiple": pairs.pad_multiple, "mask_prompt": pairs.mask_prompt, "end_counts": pairs.end_counts}
     data = tuning.split_rows(fits, pairs.shares)

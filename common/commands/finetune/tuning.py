@@ -136,6 +136,13 @@ def length_of(record: Mapping[str, Any]) -> int:
     return length
 
 
+def wider(length: int, config: Any) -> str:
+    """What gives rows more room than `length` tokens."""
+    if length < config.context_length:
+        return "give a larger --length"
+    return "the context of this model has no more, so give a model with a longer one, or shorter rows"
+
+
 def own_settings(here: Any, plan: Any, model: groups.Model) -> dict[str, Any]:
     """What is resolved in the file of settings."""
     named = model.config is not None or model.weights is not None
