@@ -143,6 +143,12 @@ CASES: dict[str, Case] = {
             "model.layers.1.self_attn",
         ),
         Case(
+            "gated_deltanet_channel",
+            "Gated DeltaNet whose every channel of a value is corrected by a strength of its own",
+            _TINY.with_(attention=_DELTA.with_(beta="channel")),
+            "model.layers.0.self_attn",
+        ),
+        Case(
             "sparse",
             "sparse attention, its indexer rotary in part",
             _TINY.with_(num_heads=4, attention=_SPARSE),

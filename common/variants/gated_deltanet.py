@@ -13,6 +13,7 @@ from common.parameter import Parameter, linear, rms_norm
 from common.record import flag, positive_int, require
 from common.variants.part import SCORED, Attention
 
+BETAS = ("head", "channel")
 INDEX = 8  # bytes of an index
 CHUNK = 64  # tokens of a chunk, as all implementations have it
 
@@ -22,8 +23,9 @@ class GatedDeltaNet(Attention):
     """`num_value_heads` heads with values of size `value_dim` share the queries and keys, of size `key_dim`, of
     `num_key_heads` heads. None is num_heads, num_value_heads, and embed_dim / num_heads for the sizes.
 
-    What goes in is mixed by a causal convolution over `kernel` tokens, the last of them its own. The layer knows
-    neither positions nor a window, and draws no dropout; its cache does not grow with the text.
+    What goes in is mixed by a causal convolution over `kernel` tokens, the last of them its own. `beta`, how strongly a
+    state is corrected, is one number of a token for every "head" (Qwen3.5), or one for every "channel" of its value.
+    The layer knows neither positions nor a window, and draws no dropout; its cache does not grow with the text.
     """
 
     kind = "gated_deltanet"
@@ -37,6 +39,7 @@ class GatedDeltaNet(Attention):
     key_dim: int | None = None
     value_dim: int | None = None
     kernel: int = 4
+    beta: str = "head"
     out_bias: bool = False
 
     def __post_init__(self):
@@ -45,6 +48,8 @@ class GatedDeltaNet(Attention):
             if getattr(self, name) is not None:
                 positive_int(self, name)
         flag(self, "out_bias")
+        if self.beta not in BETAS:
+            raise unknown("beta of a delta rule", str(self.beta), BETAS)
 
     def check(self, config):
         self.value_size(config)
@@ -60,6 +65,11 @@ class GatedDeltaNet(Attention):
     def value_size(self, config):
         """P, the size of a value."""
         return self.value_dim or config.head_dim
+
+    def strengths(self, config):
+        """How many numbers say for a token how strongly its states are corrected."""
+        heads, _, _ = self.heads(config)
+        return heads * {"head": 1, "channel": self.value_size(config)}[self.beta]
 
     def channels(self, config):
         """C, the numbers of a token that are mixed with those before: its queries, keys and values."""
@@ -91,8 +101,8 @@ class GatedDeltaNet(Attention):
         for name, width in widths.items():
             std = 1 / math.sqrt(3 * self.kernel)  # that of U(-1, 1) / sqrt(W)
             yield Parameter(f"{path}.{name}_conv", (width, self.kernel), std=std, part="scale")
-        for name in ("a_proj", "b_proj"):
-            yield from linear(f"{path}.{name}", heads, config.embed_dim, bias=False)
+        for name, width in {"a_proj": heads, "b_proj": self.strengths(config)}.items():
+            yield from linear(f"{path}.{name}", width, config.embed_dim, bias=False)
         yield Parameter(f"{path}.A_log", (heads,), init="log_uniform", decays=False, part="scale")
         yield Parameter(f"{path}.dt_bias", (heads,), init="ones", decays=False, part="scale")
         yield from linear(f"{path}.gate_proj", values, config.embed_dim, bias=False)
@@ -105,7 +115,8 @@ class GatedDeltaNet(Attention):
 
         Chunked, of every chunk of M tokens and head: k k^T, q k^T (2 D for a pair) and what is read of changes (2 P);
         what changes and reads take from the state, and the write (2 D P for a token); a triangle solved for D + P
-        columns. With `causal` visible pairs, and tokens that are there."""
+        columns, or where every channel has its own, P of them for one. With `causal` visible pairs, and tokens that are
+        there."""
         if not _chunked(work):
             return {SCORES: 2 * 2 * self.state_numbers(config, work.tokens)}
         heads, _, dim = self.heads(config)
@@ -114,30 +125,31 @@ class GatedDeltaNet(Attention):
         written = sum(chunks) * 3 * dim * size
         return {
             SCORES: 2 * work.batch * heads * (pairs * (2 * dim + size) + written),
-            TRIANGLES: work.batch * heads * sum(own * own for own in chunks) * (dim + size),
+            TRIANGLES: work.batch * heads * sum(own * own for own in chunks) * sum(self._solved(config)),
         }
 
     def otherwise(self, config, work):
         """PyTorch makes no gradient of the state before the first chunk, of which changes and reads took, nor of the
         last write, which nobody reads: two products each. JAX's rule of `triangular_solve` solves for the triangle's
-        gradient and for that of its columns apart: the former for as many columns as these or the triangle has."""
+        gradient and for that of its columns apart: the former for as many columns as these or the triangle has.
+        """
         if not _chunked(work):
             return {}
         heads, _, dim = self.heads(config)
         size, own, rows = self.value_size(config), min(CHUNK, work.length), work.batch * heads
-        again = len(_chunks(work)) * own * own * min(own, dim + size)
+        again = len(_chunks(work)) * own * own * sum(min(own, columns) for columns in self._solved(config))
         return {"torch": {SCORES: -4 * 2 * rows * own * dim * size}, "jax": {TRIANGLES: rows * again}}
 
     def elements(self, config, work):
         """Of the recurrent form. A channel: W products, W - 1 sums, 5 for SiLU. A query and key: 3 a number and 2 for
-        length 1, 1 more to scale the query. A head: 10 for decay and strength (and 2 for A), 1 for exp; 2 P for a
+        length 1, 1 more to scale the query. A head: 6 for decay (and 2 for A), 1 for exp, 4 for a strength; 2 P for a
         change, 3 D P to fade and write; 6 P for the gate."""
         heads, groups, dim = self.heads(config)
         size, rows = self.value_size(config), work.tokens * heads
         return {
             "convolution": work.tokens * (2 * self.kernel + 4) * self.channels(config),
             "delta rule": rows * (3 * dim * size + 2 * size + 1) + work.tokens * groups * (7 * dim + 4),
-            "gates": rows * (10 + 6 * size) + 2 * heads,
+            "gates": rows * (6 + 6 * size) + 4 * work.tokens * self.strengths(config) + 2 * heads,
         }
 
     def kept(self, config, at, path):
@@ -152,10 +164,16 @@ class GatedDeltaNet(Attention):
         yield ATTENTION, f"{path} mixed, bent", 2 * at.tokens * channels * at.reduce
         yield ATTENTION, f"{path} places", (at.batch + 2 * at.length + past) * INDEX + at.length * BOOL
         yield ATTENTION, f"{path} q, k", (2 * rows * dim + 2 * at.tokens * groups) * at.reduce
-        yield ATTENTION, f"{path} decay, strength", (6 * rows + 2 * heads) * at.reduce
+        strengths = at.tokens * self.strengths(config)
+        yield ATTENTION, f"{path} decay, strength", (4 * rows + 2 * strengths + 2 * heads) * at.reduce
         yield ATTENTION, f"{path} states", (2 * at.length + 1) * self.state_numbers(config, at.batch) * at.reduce
         yield ATTENTION, f"{path} changes", 2 * rows * size * at.reduce
         yield ATTENTION, f"{path} gate", 3 * rows * size * at.reduce
+
+    def _solved(self, config):
+        """Columns for which each of a head's triangles is solved."""
+        dim, size = self.heads(config)[2], self.value_size(config)
+        return [1] * size if self.beta == "channel" else [dim + size]
 
 
 def _chunked(work):

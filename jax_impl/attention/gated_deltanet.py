@@ -56,7 +56,7 @@ class GatedDeltaNet(nnx.Module):
     def __init__(self, config, entry, execution):
         only_plain("Gated DeltaNet", execution)
         self.heads, self.groups, self.dim = entry.heads(config)
-        self.size, self.rule = entry.value_size(config), RULES[execution.recurrence]
+        self.size, self.rule = entry.value_size(config), RULES[entry.beta][execution.recurrence]
         keys, values = self.groups * self.dim, self.heads * self.size
         precision, norm = execution.precision, NORMS["rms_norm"][execution.norm]
         kind, self.reduce = dtype(precision.param), dtype(precision.reduce)
@@ -67,7 +67,7 @@ class GatedDeltaNet(nnx.Module):
         self.k_conv = nnx.Param(jnp.zeros((keys, entry.kernel), kind))
         self.v_conv = nnx.Param(jnp.zeros((values, entry.kernel), kind))
         self.a_proj = Linear(config.embed_dim, self.heads, False, execution)
-        self.b_proj = Linear(config.embed_dim, self.heads, False, execution)
+        self.b_proj = Linear(config.embed_dim, entry.strengths(config), False, execution)
         self.A_log = nnx.Param(jnp.zeros(self.heads, kind))
         self.dt_bias = nnx.Param(jnp.zeros(self.heads, kind))
         self.gate_proj = Linear(config.embed_dim, values, False, execution)
@@ -90,18 +90,18 @@ class GatedDeltaNet(nnx.Module):
         k_BKTD = unit(split_heads(k_BTC, self.groups))
         k_BHTD = taps("k", jnp.repeat(k_BKTD, self.heads // self.groups, axis=1))
         v_BHTP = taps("v", split_heads(v_BTC, self.heads))
-        # [4] how fast a state fades (Mamba-2), and how strongly it is corrected
-        a_BTH, b_BTH = taps("a", self.a_proj(x_BTE)), taps("b", self.b_proj(x_BTE))
-        a_BTH, b_BTH = at_least(a_BTH, self.reduce), at_least(b_BTH, self.reduce)
+        # [4] how fast a state fades (Mamba-2), and how strongly it is corrected, or every channel of it
+        a_BTH, b_BTC = taps("a", self.a_proj(x_BTE)), taps("b", self.b_proj(x_BTE))
+        a_BTH, b_BTC = at_least(a_BTH, self.reduce), at_least(b_BTC, self.reduce)
         log_decay_BTH = taps("log_decay", -jnp.exp(self.A_log[...]) * _softplus(a_BTH + self.dt_bias[...]))
-        beta_BTH = taps("beta", jax.nn.sigmoid(b_BTH))
+        beta_BTC = taps("beta", jax.nn.sigmoid(b_BTC))
         # [5] padding leaves a state as it is
         there_B1T = there_BT[:, None]
         log_decay_BHT = jnp.where(there_B1T, jnp.swapaxes(log_decay_BTH, 1, 2), 0.0)
-        beta_BHT = jnp.where(there_B1T, jnp.swapaxes(beta_BTH, 1, 2), 0.0)
+        beta_BHTP = jnp.where(there_B1T[..., None], split_heads(beta_BTC, self.heads), 0.0)
         # [6] the gated delta rule; a single token is one step of its recurrent form
-        rule = RULES["recurrent"] if x_BTE.shape[1] == 1 else self.rule
-        context_BHTP, state_BHDP = rule(q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHT, state_BHDP)
+        rule = recurrent_rule if x_BTE.shape[1] == 1 else self.rule
+        context_BHTP, state_BHDP = rule(q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHTP, state_BHDP)
         context_BHTP = taps("context", context_BHTP)
         # [7] with a cache: keep the states and the last inputs
         if cache is not None:
@@ -144,74 +144,121 @@ def unit(x):
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + EPS)
 
 
-def recurrent_rule(q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHT, state_BHDP):
+def recurrent_rule(q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHTP, state_BHDP):
     """One token after the other: S = decay S, S = S + k beta (v - k^T S), y = q^T S. Returns (y [B, H, T, P], S).
+    `beta` is one number of a token and head [B, H, T, 1], or one for every channel of the value [B, H, T, P].
 
     Source: Yang et al. 2025, equation 10, with states transposed.
     """
 
     def step(state_BHDP, token):
-        q_BHD, k_BHD, v_BHP, decay_BH, beta_BH = token
+        q_BHD, k_BHD, v_BHP, decay_BH, beta_BHP = token
         q_BH1D, k_BH1D, v_BH1P = q_BHD[:, :, None], k_BHD[:, :, None], v_BHP[:, :, None]
         # [1] the state fades
         state_BHDP = decay_BH[:, :, None, None] * state_BHDP
         # [2] what it answers to the key is to come nearer to the value
-        change_BH1P = beta_BH[:, :, None, None] * (v_BH1P - k_BH1D @ state_BHDP)
+        change_BH1P = beta_BHP[:, :, None] * (v_BH1P - k_BH1D @ state_BHDP)
         # [3] write
         state_BHDP = state_BHDP + jnp.swapaxes(k_BH1D, 2, 3) * change_BH1P
         # [4] read
         return state_BHDP, (q_BH1D @ state_BHDP)[:, :, 0]
 
-    tokens = [jnp.moveaxis(x, 2, 0) for x in (q_BHTD, k_BHTD, v_BHTP, jnp.exp(log_decay_BHT), beta_BHT)]
+    tokens = [jnp.moveaxis(x, 2, 0) for x in (q_BHTD, k_BHTD, v_BHTP, jnp.exp(log_decay_BHT), beta_BHTP)]
     state_BHDP, context_TBHP = jax.lax.scan(step, state_BHDP, tokens)
     return jnp.moveaxis(context_TBHP, 0, 2), state_BHDP
 
 
-def chunked_rule(q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHT, state_BHDP, chunk=CHUNK):
-    """The same, `chunk` tokens at once: products inside a chunk, a state from one to the next.
+def chunked_rule(q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHT1, state_BHDP, chunk=CHUNK):
+    """The same, `chunk` tokens at once: products inside a chunk, a state from one to the next. One `beta` for a head.
 
     Source: Yang et al. 2024, section 3.2 (the WY form); Yang et al. 2025, section 3.3 (with decay).
     """
     batch, heads, length, size = v_BHTP.shape
     chunk = min(chunk, length)
     # [1] cut into N chunks of M tokens; what fills the last one leaves a state as it is
-    tokens = q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHT
-    q_BHNMD, k_BHNMD, v_BHNMP, log_decay_BHNM, beta_BHNM = (_cut(x, chunk) for x in tokens)
-    # [2] what is left of the state before the chunk, and of what token s of it wrote, when token m is there
-    total_BHNM = jnp.cumsum(log_decay_BHNM, -1)
-    seen_MS = jnp.tril(jnp.ones((chunk, chunk), bool))
-    left_BHNMS = jnp.exp(jnp.where(seen_MS, total_BHNM[..., :, None] - total_BHNM[..., None, :], -jnp.inf))
-    left_BHNM1, beta_BHNM1 = jnp.exp(total_BHNM)[..., None], beta_BHNM[..., None]
+    tokens = q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHT1
+    q_BHNMD, k_BHNMD, v_BHNMP, log_decay_BHNM, beta_BHNM1 = (_cut(x, chunk) for x in tokens)
+    # [2] how changes hang on each other, how keys meet the state; what is read, what is left at the end
+    hangs_BHNMS, asks_BHNMD, *rest = _faded(q_BHNMD, k_BHNMD, log_decay_BHNM)
     # [3] changes hang on those before and on the state: (1 + lower) change = beta (v - left k^T state). Solve for both
-    lower_BHNMS = beta_BHNM1 * left_BHNMS * (k_BHNMD @ jnp.swapaxes(k_BHNMD, 3, 4))
-    wanted = jnp.concatenate([beta_BHNM1 * v_BHNMP, beta_BHNM1 * left_BHNM1 * k_BHNMD], -1)
+    lower_BHNMS = beta_BHNM1 * hangs_BHNMS
+    wanted = jnp.concatenate([beta_BHNM1 * v_BHNMP, beta_BHNM1 * asks_BHNMD], -1)
     solved = jax.scipy.linalg.solve_triangular(lower_BHNMS, wanted, lower=True, unit_diagonal=True)
     own_BHNMP, drawn_BHNMD = solved[..., :size], solved[..., size:]
-    # [4] how much of each change a token reads, and of the state; how much of each is left at the end of the chunk
-    reads_BHNMS = left_BHNMS * (q_BHNMD @ jnp.swapaxes(k_BHNMD, 3, 4))
-    q_BHNMD = left_BHNM1 * q_BHNMD
-    k_BHNMD = jnp.exp(total_BHNM[..., -1:] - total_BHNM)[..., None] * k_BHNMD
-    end_BHN11 = jnp.exp(total_BHNM[..., -1])[..., None, None]
 
-    # [5] chunk by chunk: change, read, write
+    # [4] chunk by chunk: change, read, write
     def step(state_BHDP, part):
-        own_BHMP, drawn_BHMD, q_BHMD, reads_BHMS, end_BH11, k_BHMD = part
+        own_BHMP, drawn_BHMD, *rest = part
         change_BHMP = own_BHMP - drawn_BHMD @ state_BHDP
-        context_BHMP = q_BHMD @ state_BHDP + reads_BHMS @ change_BHMP
-        return end_BH11 * state_BHDP + jnp.swapaxes(k_BHMD, 2, 3) @ change_BHMP, context_BHMP
+        return _passed(change_BHMP, state_BHDP, *rest)
 
-    chunks = own_BHNMP, drawn_BHNMD, q_BHNMD, reads_BHNMS, end_BHN11, k_BHNMD
-    state_BHDP, context_NBHMP = jax.lax.scan(step, state_BHDP, [jnp.moveaxis(x, 2, 0) for x in chunks])
+    chunks = [jnp.moveaxis(x, 2, 0) for x in (own_BHNMP, drawn_BHNMD, *rest)]
+    state_BHDP, context_NBHMP = jax.lax.scan(step, state_BHDP, chunks)
     context_BHTP = jnp.moveaxis(context_NBHMP, 0, 2).reshape(batch, heads, -1, size)
     return context_BHTP[:, :, :length], state_BHDP
 
 
-RULES = {"recurrent": recurrent_rule, "chunked": chunked_rule}
+def chunked_channels_rule(q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHTP, state_BHDP, chunk=CHUNK):
+    """`chunked_rule` where every channel of a value has a `beta`, and so a triangle (M x M numbers), of its own. It is
+    solved once, behind the chunk before it: for the changes themselves, a single column."""
+    batch, heads, length, size = v_BHTP.shape
+    chunk = min(chunk, length)
+    # [1] cut into N chunks of M tokens; what fills the last one leaves a state as it is
+    tokens = q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHTP
+    q_BHNMD, k_BHNMD, v_BHNMP, log_decay_BHNM, beta_BHNMP = (_cut(x, chunk) for x in tokens)
+    # [2] how changes hang on each other, how keys meet the state; what is read, what is left at the end
+    hangs_BHNMS, asks_BHNMD, *rest = _faded(q_BHNMD, k_BHNMD, log_decay_BHNM)
+
+    # [3] chunk by chunk: (1 + beta hangs) change = beta (v - left k^T state) for every channel, read, write
+    def step(state_BHDP, part):
+        hangs_BHMS, asks_BHMD, v_BHMP, beta_BHMP, *rest = part
+        wanted_BHMP = beta_BHMP * (v_BHMP - asks_BHMD @ state_BHDP)
+        lower_BHPMS = jnp.swapaxes(beta_BHMP, 2, 3)[..., None] * hangs_BHMS[:, :, None]
+        wanted_BHPM1 = jnp.swapaxes(wanted_BHMP, 2, 3)[..., None]
+        change_BHPM1 = jax.scipy.linalg.solve_triangular(lower_BHPMS, wanted_BHPM1, lower=True, unit_diagonal=True)
+        return _passed(jnp.swapaxes(change_BHPM1[..., 0], 2, 3), state_BHDP, *rest)
+
+    chunks = [jnp.moveaxis(x, 2, 0) for x in (hangs_BHNMS, asks_BHNMD, v_BHNMP, beta_BHNMP, *rest)]
+    state_BHDP, context_NBHMP = jax.lax.scan(step, state_BHDP, chunks)
+    context_BHTP = jnp.moveaxis(context_NBHMP, 0, 2).reshape(batch, heads, -1, size)
+    return context_BHTP[:, :, :length], state_BHDP
+
+
+RULES = {  # by what has a beta of its own
+    "head": {"recurrent": recurrent_rule, "chunked": chunked_rule},
+    "channel": {"recurrent": recurrent_rule, "chunked": chunked_channels_rule},
+}
 
 
 def _softplus(x):
     """log(1 + exp(x))."""
     return jax.nn.softplus(x)
+
+
+def _faded(q_BHNMD, k_BHNMD, log_decay_BHNM):
+    """(How changes of a chunk hang on those before them, keys as they meet the state before it; then for `_passed`: how
+    tokens read changes, queries as they meet the state, keys as their changes are left at the end, and what of the
+    state is left there.)"""
+    length = q_BHNMD.shape[3]
+    # [1] what is left of the state before the chunk, and of what token s of it wrote, when token m is there
+    total_BHNM = jnp.cumsum(log_decay_BHNM, -1)
+    seen_MS = jnp.tril(jnp.ones((length, length), bool))
+    left_BHNMS = jnp.exp(jnp.where(seen_MS, total_BHNM[..., :, None] - total_BHNM[..., None, :], -jnp.inf))
+    left_BHNM1 = jnp.exp(total_BHNM)[..., None]
+    # [2] of changes, and of the state
+    hangs_BHNMS = left_BHNMS * (k_BHNMD @ jnp.swapaxes(k_BHNMD, 3, 4))
+    reads_BHNMS = left_BHNMS * (q_BHNMD @ jnp.swapaxes(k_BHNMD, 3, 4))
+    asks_BHNMD, q_BHNMD = left_BHNM1 * k_BHNMD, left_BHNM1 * q_BHNMD
+    # [3] at the end of the chunk
+    k_BHNMD = jnp.exp(total_BHNM[..., -1:] - total_BHNM)[..., None] * k_BHNMD
+    return hangs_BHNMS, asks_BHNMD, reads_BHNMS, q_BHNMD, k_BHNMD, jnp.exp(total_BHNM[..., -1])[..., None, None]
+
+
+def _passed(change_BHMP, state_BHDP, reads_BHMS, q_BHMD, k_BHMD, end_BH11):
+    """(The state after a chunk, what its tokens read.)"""
+    # [1] read, write
+    context_BHMP = q_BHMD @ state_BHDP + reads_BHMS @ change_BHMP
+    return end_BH11 * state_BHDP + jnp.swapaxes(k_BHMD, 2, 3) @ change_BHMP, context_BHMP
 
 
 def _cut(x_BHT, chunk):

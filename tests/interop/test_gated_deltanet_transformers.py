@@ -216,7 +216,7 @@ def test_the_rules_by_themselves(wing, rule, function):
     tensors = [torch.from_numpy(x.astype(np.float32)) for x in (q, k, v, log_decay, beta, state)]
     want, last = theirs(*tensors[:3], g=tensors[3], beta=tensors[4], initial_state=tensors[5], output_final_state=True)
     repeated = [np.repeat(x, heads // keys, 2) for x in (q / dim**0.5, k)]
-    arrays = [*(np.swapaxes(x, 1, 2) for x in (*repeated, v, log_decay, beta)), state]
+    arrays = [*(np.swapaxes(x, 1, 2) for x in (*repeated, v, log_decay, beta[..., None])), state]
     arrays = [np.ascontiguousarray(x, np.float32) for x in arrays]
     if wing == "torch_impl":
         arrays = [torch.from_numpy(x) for x in arrays]

@@ -22,8 +22,10 @@ ENTRY = GatedDeltaNet(num_key_heads=2, num_value_heads=4, key_dim=5, value_dim=6
 DELTA = GPTConfig(
     61, 90, 16, 2, 2, ff_dim=20, tie_embeddings=False, attention=(ENTRY,), norm="rms_norm", positions="none"
 )
+CHANNELS = DELTA.with_(attention=(ENTRY.with_(beta="channel"),))
 SIZES = {"float32": 4, "float64": 8, "bfloat16": 2}
 WAYS = [("numpy", "recurrent"), *((wing, form) for wing in ("torch", "jax") for form in ("recurrent", "chunked"))]
+BETAS = pytest.mark.parametrize("config", [DELTA, CHANNELS], ids=["head", "channel"])
 FORMS = pytest.mark.parametrize(("name", "form"), WAYS)  # the oracle computes its model in one form
 
 
@@ -57,15 +59,17 @@ def mixed(name, x, weight, inputs, there):
     return call(name, "convolve", x, weight, inputs, there, **reduce)
 
 
-def recurrence(length=LENGTH, beta=None, log_decay=None, same_keys=False, seed=0):
-    """q, k, v, log decay, beta and a state that is not empty: 2 rows, 3 heads, keys of 4, values of 5 numbers."""
+def recurrence(length=LENGTH, beta=None, log_decay=None, same_keys=False, strengths=1, seed=0):
+    """q, k, v, log decay, beta and a state that is not empty: 2 rows, 3 heads, keys of 4, values of 5 numbers; a beta
+    for all of these, or for each."""
     draw = np.random.default_rng(seed)
     q, k = draw.standard_normal((2, 2, 3, length, 4))
     k = k[:, :, :1].repeat(length, 2) if same_keys else k
     k = k / np.linalg.norm(k, axis=-1, keepdims=True)
     v, state = draw.standard_normal((2, 3, length, 5)), draw.standard_normal((2, 3, 4, 5))
     fade = -draw.exponential(0.3, (2, 3, length)) if log_decay is None else np.full((2, 3, length), log_decay)
-    strength = draw.uniform(0, 1, (2, 3, length)) if beta is None else np.full((2, 3, length), beta)
+    shape = 2, 3, length, strengths
+    strength = draw.uniform(0, 1, shape) if beta is None else np.full(shape, beta)
     return q, k, v, fade, strength, state
 
 
@@ -79,23 +83,34 @@ EXTREMES = {
     "decay e^-1000": {"log_decay": -1000.0},
     "one key": {"same_keys": True, "log_decay": 0.0},
     "one key, beta 1.99": {"same_keys": True, "beta": 1.99, "log_decay": 0.0},
+    "channels": {"strengths": 5},
+    "channels, one key": {"strengths": 5, "same_keys": True, "log_decay": 0.0},
+    "channels, decay e^-1000": {"strengths": 5, "log_decay": -1000.0},
 }
+
+
+def chunked(kind):
+    """The chunked form that such tokens need."""
+    return "chunked_channels_rule" if "strengths" in EXTREMES[kind] else "chunked_rule"
 
 
 # --- the rule --------------------------------------------------------------------------------------------------------
 
 
-def test_the_rule_is_that_of_the_paper(name):
-    """S = decay (1 - beta k k^T) S + beta k v^T with the matrices written out, y = q^T S."""
-    q, k, v, log_decay, beta, state = arrays = recurrence(9)
+@pytest.mark.parametrize("strengths", [1, 5])
+def test_the_rule_is_that_of_the_paper(name, strengths):
+    """S = decay (1 - beta k k^T) S + beta k v^T with the matrices written out, channel by channel; y = q^T S."""
+    q, k, v, log_decay, beta, state = arrays = recurrence(9, strengths=strengths)
     got, last = call(name, "recurrent_rule", *arrays)
     want = np.empty_like(v)
     for row, head in np.ndindex(2, 3):
         s = state[row, head]
         for t in range(9):
-            key, strength = k[row, head, t], beta[row, head, t]
-            s = np.exp(log_decay[row, head, t]) * (np.eye(4) - strength * np.outer(key, key)) @ s
-            s = s + strength * np.outer(key, v[row, head, t])
+            key, columns = k[row, head, t], []
+            for channel, strength in enumerate(np.broadcast_to(beta[row, head, t], 5)):
+                column = np.exp(log_decay[row, head, t]) * (np.eye(4) - strength * np.outer(key, key)) @ s[:, channel]
+                columns.append(column + strength * v[row, head, t, channel] * key)
+            s = np.stack(columns, 1)
             want[row, head, t] = q[row, head, t] @ s
         close(last[row, head], s)
     close(got, want)
@@ -107,7 +122,7 @@ def test_the_rule_is_that_of_the_paper(name):
 def test_chunks_of_any_length_are_the_recurrence(name, kind, chunk):
     arrays = recurrence(**EXTREMES[kind])
     want, state = call("numpy", "recurrent_rule", *arrays)
-    got, last = call(name, "chunked_rule", *arrays, chunk=chunk)
+    got, last = call(name, chunked(kind), *arrays, chunk=chunk)
     assert np.isfinite(got).all()
     close(got, want, 10 * BOUND)
     close(last, state, 10 * BOUND)
@@ -131,6 +146,16 @@ def test_the_state_is_all_that_goes_on(name, first, second, cut):
     late, end = call(name, f"{second}_rule", *(x[:, :, cut:] for x in tokens), between)
     close(np.concatenate([early, late], 2), want, 10 * BOUND)
     close(end, last, 10 * BOUND)
+
+
+def test_channels_of_one_strength_are_a_head(name):
+    """In both forms, to within rounding."""
+    q, k, v, log_decay, beta, state = recurrence()
+    for head, channels in (("recurrent_rule",) * 2, ("chunked_rule", "chunked_channels_rule")):
+        want = call(name, head, q, k, v, log_decay, beta, state)
+        got = call(name, channels, q, k, v, log_decay, beta.repeat(5, 3), state)
+        for one, other in zip(got, want, strict=True):
+            close(one, other, 10 * BOUND)
 
 
 def test_what_was_written_with_beta_1_is_read_back(name):
@@ -184,9 +209,10 @@ def texts(rows, length, seed=3):
 
 
 @pytest.mark.full_for("jax")
-def test_the_chunked_form_computes_the_same_model(model_of, wing):
+@BETAS
+def test_the_chunked_form_computes_the_same_model(model_of, wing, config):
     ids, targets = texts(2, LENGTH), texts(2, LENGTH, 4)
-    plain, other = model_of(wing, DELTA), model_of(wing, DELTA, recurrence="chunked")
+    plain, other = model_of(wing, config), model_of(wing, config, recurrence="chunked")
     close(other.forward(ids).logits, plain.forward(ids).logits, 10 * BOUND)
     want, got = plain.gradients(ids, targets), other.gradients(ids, targets)
     assert got.value == pytest.approx(want.value, rel=10 * BOUND)
@@ -194,9 +220,10 @@ def test_the_chunked_form_computes_the_same_model(model_of, wing):
         close(got.grads[name], grad, 100 * BOUND)
 
 
-def test_wings_and_oracle_compute_the_same_model(model_of, wing):
+@BETAS
+def test_wings_and_oracle_compute_the_same_model(model_of, wing, config):
     ids = texts(2, LENGTH)
-    close(model_of(wing, DELTA).forward(ids).logits, model_of("numpy", DELTA).forward(ids).logits)
+    close(model_of(wing, config).forward(ids).logits, model_of("numpy", config).forward(ids).logits)
 
 
 def test_positions_are_not_looked_at(model_of, name):
@@ -217,12 +244,13 @@ def test_any_split_of_prefill_and_decoding(model_of, name, form, cuts):
 
 
 @pytest.mark.full_for("jax")
+@BETAS
 @FORMS
-def test_long_rows_of_unequal_length_in_parts(model_of, name, form):
+def test_long_rows_of_unequal_length_in_parts(model_of, name, form, config):
     """Padded on the left, past a chunk, then token by token: each row as it is alone."""
     ids, short = texts(3, LENGTH), (LENGTH, 37, 1)
     positions = np.stack([np.maximum(np.arange(LENGTH) - (LENGTH - n), -1) for n in short]).astype(np.int32)
-    oracle, model = model_of("numpy", DELTA), model_of(name, DELTA, recurrence=form)
+    oracle, model = model_of("numpy", config), model_of(name, config, recurrence=form)
     cache, cuts = model.new_cache(3, LENGTH), [0, 33, 67, 68, 69, LENGTH]
     parts = [model.extend(cache, ids[:, a:b], positions[:, a:b]) for a, b in pairwise(cuts)]
     got, whole = np.concatenate(parts, 1), model.forward(ids, positions).logits
@@ -287,27 +315,29 @@ def test_bytes_of_the_cache_are_those_of_the_closed_form(model_of, wing, dtype):
         assert estimate.cache_bytes(DELTA, 3, capacity, dtype) == want
 
 
-def test_matrix_products_are_counted_by_hand(model_of, wing):
+@pytest.mark.parametrize(("config", "strengths"), [(DELTA, 4), (CHANNELS, 24)], ids=["head", "channel"])
+def test_matrix_products_are_counted_by_hand(model_of, wing, config, strengths):
     """Two products with a state for every token and head, forward; the projections; and no slots in a decoding step."""
-    model, (batch, length) = model_of(wing, DELTA, "float32"), (2, 7)
+    model, (batch, length) = model_of(wing, config, "float32"), (2, 7)
     path, tokens = "model.layers.1.self_attn", 14
-    projections = 2 * tokens * 16 * (10 + 10 + 24 + 4 + 4 + 24 + 24)
+    projections = 2 * tokens * 16 * (10 + 10 + 24 + 4 + strengths + 24 + 24)
     want = projections + 2 * 2 * tokens * 4 * 5 * 6
-    assert flops.flops_full(DELTA, "forward", batch, length, path=path) == want
+    assert flops.flops_full(config, "forward", batch, length, path=path) == want
     assert model.matmul_flops("forward", batch, length, path) == want
     assert model.matmul_flops("gradients", batch, length, path) == 3 * want
-    assert flops.flops_causal(DELTA, "forward", batch, length, path=path) == want
-    decode = flops.flops_full(DELTA, "decode", batch, 40)
-    assert decode == flops.flops_full(DELTA, "decode", batch, 80) == model.matmul_flops("decode", batch, 40)
+    assert flops.flops_causal(config, "forward", batch, length, path=path) == want
+    decode = flops.flops_full(config, "decode", batch, 40)
+    assert decode == flops.flops_full(config, "decode", batch, 80) == model.matmul_flops("decode", batch, 40)
 
 
 @pytest.mark.parametrize("length", [7, 64, 65, 130])  # a short chunk, a whole one, one token more, two and some
 @pytest.mark.parametrize("path", ["", "model.layers.0.self_attn"])
-def test_counters_equal_the_closed_form_of_chunks(model_of, wing, path, length):
+@BETAS
+def test_counters_equal_the_closed_form_of_chunks(model_of, wing, config, path, length):
     """Forward in both wings alike; on the way back each leaves out, or makes twice, what its closed form says."""
-    config, forms = DELTA.with_(context_length=160), {"recurrence": "chunked"}
-    for entry in (ENTRY, ENTRY.with_(key_dim=40, value_dim=30)):  # a triangle of fewer, and of more columns than rows
-        config = config.with_(attention=(entry,))
+    entry, forms = config.attention_of(0), {"recurrence": "chunked"}
+    for own in (entry, entry.with_(key_dim=40, value_dim=30)):  # a triangle of fewer, and of more columns than rows
+        config = config.with_(context_length=160, attention=(own,))
         model, closed = model_of(wing, config, "float32", **forms), {"path": path, "forms": forms}
         want = flops.flops_full(config, "forward", 2, length, **closed)
         assert model.matmul_flops("forward", 2, length, path) == want
@@ -341,6 +371,9 @@ def test_the_closed_form_of_chunks_by_hand():
     torch, jax = (list(flops.training(config, 1, 70, wing=name, **options).values()) for name in ("torch", "jax"))
     assert torch == [3 * maps, 3 * scores - 2 * 4 * state, 4 * triangles]
     assert jax == [3 * maps, 3 * scores, 5 * triangles]  # 11 columns are fewer than 64 rows: solved for them again
+    channels = config.with_(attention=(ENTRY.with_(num_value_heads=2, beta="channel"),))  # six triangles a head
+    assert list(flops.forward(channels, 1, 70, **options).values())[1:] == [scores, triangles // 11 * 6]
+    assert list(flops.training(channels, 1, 70, wing="jax", **options).values())[2] == 5 * triangles // 11 * 6
     assert flops.forward(config, 1, 1, **options) == flops.forward(config, 1, 1, path=options["path"])
     assert import_module("common.variants.gated_deltanet").CHUNK == 64
     for package in PACKAGES.values():
@@ -390,6 +423,8 @@ def test_heads_begin_with_rates_spread_over_0_to_16():
         ({"value_dim": 0}, r"GatedDeltaNet\.value_dim is 0; allowed is a whole number > 0"),
         ({"num_value_heads": 2.5}, r"GatedDeltaNet\.num_value_heads is 2\.5; allowed is a whole number > 0"),
         ({"out_bias": 1}, r"GatedDeltaNet\.out_bias is 1; allowed is true or false"),
+        ({"beta": "chanel"}, "Unknown beta of a delta rule 'chanel': did you mean 'channel'"),
+        ({"beta": True}, "Unknown beta of a delta rule 'True'"),
         ({"num_key_heads": 3, "num_value_heads": 4}, r"num_key_heads is 3; allowed is a divisor of num_value_heads"),
         ({"num_key_head": 1}, "did you mean 'num_key_heads'"),
         ({"kind": "gated_delta_net"}, "did you mean 'gated_deltanet'"),

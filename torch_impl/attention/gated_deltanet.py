@@ -58,7 +58,7 @@ class GatedDeltaNet(nn.Module):
         super().__init__()
         only_plain("Gated DeltaNet", execution)
         self.heads, self.groups, self.dim = entry.heads(config)
-        self.size, self.rule = entry.value_size(config), RULES[execution.recurrence]
+        self.size, self.rule = entry.value_size(config), RULES[entry.beta][execution.recurrence]
         keys, values = self.groups * self.dim, self.heads * self.size
         precision, norm = execution.precision, NORMS["rms_norm"][execution.norm]
         kind, self.reduce = dtype(precision.param), dtype(precision.reduce)
@@ -69,7 +69,7 @@ class GatedDeltaNet(nn.Module):
         self.k_conv = nn.Parameter(torch.empty(keys, entry.kernel, dtype=kind))
         self.v_conv = nn.Parameter(torch.empty(values, entry.kernel, dtype=kind))
         self.a_proj = Linear(config.embed_dim, self.heads, False, execution)
-        self.b_proj = Linear(config.embed_dim, self.heads, False, execution)
+        self.b_proj = Linear(config.embed_dim, entry.strengths(config), False, execution)
         self.A_log = nn.Parameter(torch.empty(self.heads, dtype=kind))
         self.dt_bias = nn.Parameter(torch.empty(self.heads, dtype=kind))
         self.gate_proj = Linear(config.embed_dim, values, False, execution)
@@ -93,18 +93,18 @@ class GatedDeltaNet(nn.Module):
         k_BKTD = unit(split_heads(k_BTC, self.groups))
         k_BHTD = taps("k", k_BKTD.repeat_interleave(self.heads // self.groups, dim=1))
         v_BHTP = taps("v", split_heads(v_BTC, self.heads))
-        # [4] how fast a state fades (Mamba-2), and how strongly it is corrected
-        a_BTH, b_BTH = taps("a", self.a_proj(x_BTE)), taps("b", self.b_proj(x_BTE))
-        a_BTH, b_BTH = at_least(a_BTH, self.reduce), at_least(b_BTH, self.reduce)
+        # [4] how fast a state fades (Mamba-2), and how strongly it is corrected, or every channel of it
+        a_BTH, b_BTC = taps("a", self.a_proj(x_BTE)), taps("b", self.b_proj(x_BTE))
+        a_BTH, b_BTC = at_least(a_BTH, self.reduce), at_least(b_BTC, self.reduce)
         log_decay_BTH = taps("log_decay", -self.A_log.exp() * _softplus(a_BTH + self.dt_bias))
-        beta_BTH = taps("beta", torch.sigmoid(b_BTH))
+        beta_BTC = taps("beta", torch.sigmoid(b_BTC))
         # [5] padding leaves a state as it is
         there_B1T = there_BT[:, None]
         log_decay_BHT = torch.where(there_B1T, log_decay_BTH.transpose(1, 2), 0.0)
-        beta_BHT = torch.where(there_B1T, beta_BTH.transpose(1, 2), 0.0)
+        beta_BHTP = torch.where(there_B1T[..., None], split_heads(beta_BTC, self.heads), 0.0)
         # [6] the gated delta rule; a single token is one step of its recurrent form
-        rule = RULES["recurrent"] if x_BTE.shape[1] == 1 else self.rule
-        context_BHTP, state_BHDP = rule(q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHT, state_BHDP)
+        rule = recurrent_rule if x_BTE.shape[1] == 1 else self.rule
+        context_BHTP, state_BHDP = rule(q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHTP, state_BHDP)
         context_BHTP = taps("context", context_BHTP)
         # [7] with a cache: keep the states and the last inputs
         if cache is not None:
@@ -147,8 +147,9 @@ def unit(x):
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + EPS)
 
 
-def recurrent_rule(q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHT, state_BHDP):
+def recurrent_rule(q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHTP, state_BHDP):
     """One token after the other: S = decay S, S = S + k beta (v - k^T S), y = q^T S. Returns (y [B, H, T, P], S).
+    `beta` is one number of a token and head [B, H, T, 1], or one for every channel of the value [B, H, T, P].
 
     Source: Yang et al. 2025, equation 10, with states transposed.
     """
@@ -158,7 +159,7 @@ def recurrent_rule(q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHT, state_BHDP):
         # [1] the state fades
         state_BHDP = decay_BHT[:, :, token, None, None] * state_BHDP
         # [2] what it answers to the key is to come nearer to the value
-        change_BH1P = beta_BHT[:, :, token, None, None] * (v_BH1P - k_BH1D @ state_BHDP)
+        change_BH1P = beta_BHTP[:, :, token, None] * (v_BH1P - k_BH1D @ state_BHDP)
         # [3] write
         state_BHDP = state_BHDP + k_BH1D.transpose(2, 3) * change_BH1P
         # [4] read
@@ -166,46 +167,91 @@ def recurrent_rule(q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHT, state_BHDP):
     return torch.cat(context, 2), state_BHDP
 
 
-def chunked_rule(q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHT, state_BHDP, chunk=CHUNK):
-    """The same, `chunk` tokens at once: products inside a chunk, a state from one to the next.
+def chunked_rule(q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHT1, state_BHDP, chunk=CHUNK):
+    """The same, `chunk` tokens at once: products inside a chunk, a state from one to the next. One `beta` for a head.
 
     Source: Yang et al. 2024, section 3.2 (the WY form); Yang et al. 2025, section 3.3 (with decay).
     """
     length, size = v_BHTP.shape[2:]
     chunk = min(chunk, length)
     # [1] cut into N chunks of M tokens; what fills the last one leaves a state as it is
-    tokens = q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHT
-    q_BHNMD, k_BHNMD, v_BHNMP, log_decay_BHNM, beta_BHNM = (_cut(x, chunk) for x in tokens)
-    # [2] what is left of the state before the chunk, and of what token s of it wrote, when token m is there
-    total_BHNM = log_decay_BHNM.cumsum(-1)
-    seen_MS = torch.ones((chunk, chunk), dtype=torch.bool, device=q_BHTD.device).tril()
-    left_BHNMS = torch.where(seen_MS, total_BHNM[..., :, None] - total_BHNM[..., None, :], -torch.inf).exp()
-    left_BHNM1, beta_BHNM1 = total_BHNM.exp()[..., None], beta_BHNM[..., None]
+    tokens = q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHT1
+    q_BHNMD, k_BHNMD, v_BHNMP, log_decay_BHNM, beta_BHNM1 = (_cut(x, chunk) for x in tokens)
+    # [2] how changes hang on each other, how keys meet the state; what is read, what is left at the end
+    hangs_BHNMS, asks_BHNMD, *rest = _faded(q_BHNMD, k_BHNMD, log_decay_BHNM)
     # [3] changes hang on those before and on the state: (1 + lower) change = beta (v - left k^T state). Solve for both
-    lower_BHNMS = beta_BHNM1 * left_BHNMS * (k_BHNMD @ k_BHNMD.transpose(3, 4))
-    wanted = torch.cat([beta_BHNM1 * v_BHNMP, beta_BHNM1 * left_BHNM1 * k_BHNMD], -1)
+    lower_BHNMS = beta_BHNM1 * hangs_BHNMS
+    wanted = torch.cat([beta_BHNM1 * v_BHNMP, beta_BHNM1 * asks_BHNMD], -1)
     solved = torch.linalg.solve_triangular(lower_BHNMS, wanted, upper=False, unitriangular=True)
     own_BHNMP, drawn_BHNMD = solved[..., :size], solved[..., size:]
-    # [4] how much of each change a token reads, and of the state; how much of each is left at the end of the chunk
-    reads_BHNMS = left_BHNMS * (q_BHNMD @ k_BHNMD.transpose(3, 4))
-    q_BHNMD = left_BHNM1 * q_BHNMD
-    k_BHNMD = (total_BHNM[..., -1:] - total_BHNM).exp()[..., None] * k_BHNMD
-    end_BHN11 = total_BHNM[..., -1].exp()[..., None, None]
-    # [5] chunk by chunk: change, read, write
+    # [4] chunk by chunk: change, read, write
     context = []
     for part in range(q_BHNMD.shape[2]):
         change_BHMP = own_BHNMP[:, :, part] - drawn_BHNMD[:, :, part] @ state_BHDP
-        context.append(q_BHNMD[:, :, part] @ state_BHDP + reads_BHNMS[:, :, part] @ change_BHMP)
-        state_BHDP = end_BHN11[:, :, part] * state_BHDP + k_BHNMD[:, :, part].transpose(2, 3) @ change_BHMP
+        state_BHDP, context_BHMP = _passed(change_BHMP, state_BHDP, *(x[:, :, part] for x in rest))
+        context.append(context_BHMP)
     return torch.cat(context, 2)[:, :, :length], state_BHDP
 
 
-RULES = {"recurrent": recurrent_rule, "chunked": chunked_rule}
+def chunked_channels_rule(q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHTP, state_BHDP, chunk=CHUNK):
+    """`chunked_rule` where every channel of a value has a `beta`, and so a triangle (M x M numbers), of its own. It is
+    solved once, behind the chunk before it: for the changes themselves, a single column."""
+    length = v_BHTP.shape[2]
+    chunk = min(chunk, length)
+    # [1] cut into N chunks of M tokens; what fills the last one leaves a state as it is
+    tokens = q_BHTD, k_BHTD, v_BHTP, log_decay_BHT, beta_BHTP
+    q_BHNMD, k_BHNMD, v_BHNMP, log_decay_BHNM, beta_BHNMP = (_cut(x, chunk) for x in tokens)
+    # [2] how changes hang on each other, how keys meet the state; what is read, what is left at the end
+    hangs_BHNMS, asks_BHNMD, *rest = _faded(q_BHNMD, k_BHNMD, log_decay_BHNM)
+    # [3] chunk by chunk: (1 + beta hangs) change = beta (v - left k^T state) for every channel, read, write
+    context, chunks = [], (hangs_BHNMS, asks_BHNMD, v_BHNMP, beta_BHNMP)
+    for part in range(q_BHNMD.shape[2]):
+        hangs_BHMS, asks_BHMD, v_BHMP, beta_BHMP = (x[:, :, part] for x in chunks)
+        wanted_BHMP = beta_BHMP * (v_BHMP - asks_BHMD @ state_BHDP)
+        lower_BHPMS = beta_BHMP.transpose(2, 3)[..., None] * hangs_BHMS[:, :, None]
+        wanted_BHPM1 = wanted_BHMP.transpose(2, 3)[..., None]
+        change_BHPM1 = torch.linalg.solve_triangular(lower_BHPMS, wanted_BHPM1, upper=False, unitriangular=True)
+        change_BHMP = change_BHPM1[..., 0].transpose(2, 3)
+        state_BHDP, context_BHMP = _passed(change_BHMP, state_BHDP, *(x[:, :, part] for x in rest))
+        context.append(context_BHMP)
+    return torch.cat(context, 2)[:, :, :length], state_BHDP
+
+
+RULES = {  # by what has a beta of its own
+    "head": {"recurrent": recurrent_rule, "chunked": chunked_rule},
+    "channel": {"recurrent": recurrent_rule, "chunked": chunked_channels_rule},
+}
 
 
 def _softplus(x):
     """log(1 + exp(x)), exact for large x too (F.softplus is x from 20 on)."""
     return -F.logsigmoid(-x)
+
+
+def _faded(q_BHNMD, k_BHNMD, log_decay_BHNM):
+    """(How changes of a chunk hang on those before them, keys as they meet the state before it; then for `_passed`: how
+    tokens read changes, queries as they meet the state, keys as their changes are left at the end, and what of the
+    state is left there.)"""
+    length = q_BHNMD.shape[3]
+    # [1] what is left of the state before the chunk, and of what token s of it wrote, when token m is there
+    total_BHNM = log_decay_BHNM.cumsum(-1)
+    seen_MS = torch.ones((length, length), dtype=torch.bool, device=q_BHNMD.device).tril()
+    left_BHNMS = torch.where(seen_MS, total_BHNM[..., :, None] - total_BHNM[..., None, :], -torch.inf).exp()
+    left_BHNM1 = total_BHNM.exp()[..., None]
+    # [2] of changes, and of the state
+    hangs_BHNMS = left_BHNMS * (k_BHNMD @ k_BHNMD.transpose(3, 4))
+    reads_BHNMS = left_BHNMS * (q_BHNMD @ k_BHNMD.transpose(3, 4))
+    asks_BHNMD, q_BHNMD = left_BHNM1 * k_BHNMD, left_BHNM1 * q_BHNMD
+    # [3] at the end of the chunk
+    k_BHNMD = (total_BHNM[..., -1:] - total_BHNM).exp()[..., None] * k_BHNMD
+    return hangs_BHNMS, asks_BHNMD, reads_BHNMS, q_BHNMD, k_BHNMD, total_BHNM[..., -1].exp()[..., None, None]
+
+
+def _passed(change_BHMP, state_BHDP, reads_BHMS, q_BHMD, k_BHMD, end_BH11):
+    """(The state after a chunk, what its tokens read.)"""
+    # [1] read, write
+    context_BHMP = q_BHMD @ state_BHDP + reads_BHMS @ change_BHMP
+    return end_BH11 * state_BHDP + k_BHMD.transpose(2, 3) @ change_BHMP, context_BHMP
 
 
 def _cut(x_BHT, chunk):
