@@ -48,6 +48,7 @@ from common.preference import Pairs
 SHOWN = ("model.norm.weight", "model.embed_tokens.weight")  # parameters of every model: see `Model.prepare`
 ELEMENTWISE = ("exp", "log", "tanh", "erf", "rsqrt", "gelu_tanh", "gelu")
 GROUP = "parallax.backends"
+MASKED = ("plain", "loop", "blockwise", "masked")  # kernels that take a mask in every call
 
 
 @dataclass(frozen=True)
@@ -228,11 +229,11 @@ def pick(what: str, name: str, table: Mapping[str, Any]) -> Any:
 
 
 def places(positions: np.ndarray, config: ModelConfig, execution: Execution) -> np.ndarray | None:
-    """Positions for a call without a cache. For kernels that need no mask they are None where every row counts 0, 1, 2,
-    …: then nothing is padding, and a query sees the keys up to itself, which its kernels can do without a mask.
+    """Positions for a call without a cache. For kernels that need no mask, or have a stored one, they are None where
+    every row counts 0, 1, 2, …: then nothing is padding, and a query sees the keys up to itself.
     """
-    maskless = config.causal and execution.attention in ("fused", *COMPILED_KERNELS)
-    counting = maskless and bool((positions == np.arange(positions.shape[1])).all())
+    maskless = execution.attention in ("fused", *COMPILED_KERNELS) or execution.masks == "stored"
+    counting = config.causal and maskless and bool((positions == np.arange(positions.shape[1])).all())
     return None if counting else positions
 
 
@@ -251,7 +252,7 @@ def without_cache(title: str, cache: Any) -> None:
 
 def only_plain(title: str, execution: Execution) -> None:
     """Refuse executions that ask for another form of an attention than the one there is."""
-    for name in ("attention", "projections"):
+    for name in ("attention", "projections", "masks"):
         if getattr(execution, name) != "plain":
             raise UserError(f"{title} attention has no {name}={getattr(execution, name)!r}: use {name}='plain'.")
 
@@ -273,10 +274,13 @@ def maker(model: Model) -> str:
 
 
 def check_form(config: ModelConfig, execution: Execution) -> None:
-    """Refuse ways to run that cannot compute this model: kernels that are causal by themselves, or that multiply by a
-    matrix which an adapter changes."""
+    """Refuse ways to run that cannot compute this model: kernels and masks that are causal by themselves, kernels that
+    multiply by a matrix which an adapter changes; and to store a mask for a kernel that takes none."""
     kernel = execution.attention
-    if not config.causal and kernel not in ("plain", "loop", "blockwise", "fused", "masked"):
+    if execution.masks == "stored" and (not config.causal or kernel not in MASKED):
+        why = f"attention={kernel!r} takes none" if config.causal else "a model with causal=False has none"
+        raise UserError(f"masks='stored' keeps causal masks, and {why}: use masks='plain'.")
+    if not config.causal and kernel not in (*MASKED, "fused"):
         raise UserError(f"attention={kernel!r} hides later tokens by itself; a model with causal=False needs another.")
     adapters.check(config, execution)
 

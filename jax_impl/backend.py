@@ -319,6 +319,10 @@ class JaxBackend:
         for name, own in {"norm": ("plain",), "optimizer": ("plain",), "products": tuple(MATMULS)}.items():
             if getattr(execution, name) not in own:
                 raise UserError(f"XLA fuses and widens by itself; {name}={getattr(execution, name)!r} is PyTorch's.")
+        if execution.gelu == "formula":
+            raise UserError("JAX's GELU is the formula already; gelu='formula' is PyTorch's.")
+        if execution.gelu == "own" and execution.dtype == "float64" and execution.device != "cpu":
+            raise UserError("XLA has cuBLAS compute JAX's own GELU, 1e-10 off in float64: use gelu='plain' there.")
         if execution.graphs != "none":
             raise UserError(f"JAX compiles whole programs; graphs={execution.graphs!r} is PyTorch's.")
         if execution.layout:

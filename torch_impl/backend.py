@@ -350,6 +350,8 @@ class TorchBackend:
             raise UserError("A compiled block chooses by itself what it keeps: leave out compile, or 'checkpointed'.")
         if execution.buffers != "donated":
             raise UserError(f"PyTorch writes in place what moves; buffers={execution.buffers!r} is JAX's.")
+        if execution.gelu == "own":
+            raise UserError("PyTorch's GELU is an operation of its own already; gelu='own' is JAX's.")
         if execution.device not in [*self.devices(), *(["cuda"] if torch.cuda.is_available() else [])]:
             raise UserError(f"PyTorch sees no device {execution.device!r}; it sees {', '.join(self.devices())}.")
         graphs.check(execution)

@@ -165,8 +165,11 @@ def test_every_rung_of_the_ladder_is_one_thing_more(scope, name):
     numbers = [int(one.name.split(":")[0].split()[1]) for one in rungs[1:]]
     assert numbers == list(range(1, len(rungs)))
     labels = [one.name.partition(": ")[2] for one in everybody]
-    wanted = {"torch": ["fused optimizer", "PyTorch's norm"], "jax": ["donated buffers", "scan"]}[name]
-    wanted += ["compiled", "fused attention", "checkpointed", "chunked loss", "bfloat16"]
+    wanted = {
+        "torch": ["PyTorch's GELU", "fused optimizer", "PyTorch's norm"],
+        "jax": ["donated buffers", "JAX's GELU", "scan"],
+    }[name]
+    wanted += ["mask on the fly", "compiled", "fused attention", "checkpointed", "chunked loss", "bfloat16"]
     wanted += ["TF32"] if scope.device == "cuda" else []
     wanted += [] if scope.quick else ["padded vocabulary"]
     assert set(wanted) <= set(labels)

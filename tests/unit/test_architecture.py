@@ -79,6 +79,14 @@ ONE_SIDED_NAMES = {
     "jax_impl/loss.py:CHUNK": "the oracle has no fast paths",
     "torch_impl/lora.py:widened": "the oracle has no fast paths",
     "jax_impl/lora.py:widened": "the oracle has no fast paths",
+    "torch_impl/layers.py:formula_gelu_tanh": "the plain one of the oracle and of JAX is the formula",
+    "torch_impl/layers.py:formula_gelu": "the plain one of the oracle is the formula, and JAX's own is one",
+    "jax_impl/layers.py:own_gelu_tanh": "PyTorch's plain one is its own",
+    **{
+        f"{wing}_impl/{what}": "the oracle has one form of each"
+        for wing in ("torch", "jax")
+        for what in ("layers.py:GELUS", "masks.py:StoredMask", "masks.py:no_mask", "masks.py:MASKS")
+    },
     "torch_impl/layers.py:streamed_product": "the oracle has no fast paths",
     "jax_impl/layers.py:streamed_product": "the oracle has no fast paths",
     "torch_impl/layers.py:matmul": "the oracle has one precision",
