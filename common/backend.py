@@ -116,7 +116,7 @@ class Model(Protocol):
     a step of training.
 
     A cache belongs to models of its config, implementation, precision and device. `reset` makes it as new, in the same
-    memory where the framework can.
+    memory where the framework can. `refill` writes other weights of the same config over its own, one at a time.
 
     `prepare` gives a function that does a task once on the device, waits until all of it is done, and returns its
     outputs there by name: what benchmarks time. Tasks: "forward", "loss", "gradients", "train" on a batch, "prefill" on
@@ -131,7 +131,7 @@ class Model(Protocol):
     without parameters, and `planned_bytes` is the compiler's plan of memory, or what lives at the peak
     where nothing is compiled (PLAN says which); None where a framework has no such number.
     `path` is a submodule as in `component`; "prefill" and "decode" run on a cache of
-    `slots`. The oracle has neither `prepare` nor accounts.
+    `slots`. The oracle has neither `prepare` nor `refill` nor accounts.
     """
 
     title: str
@@ -156,6 +156,7 @@ class Model(Protocol):
     ) -> None: ...
     def train_step(self, inputs: np.ndarray, targets: np.ndarray | Pairs) -> StepResult: ...
     def base(self) -> "Model": ...
+    def refill(self, weights: Mapping[str, np.ndarray]) -> None: ...
     def weights(self) -> dict[str, np.ndarray]: ...
     def state_shapes(self) -> dict[str, tuple[int, ...]]: ...
     def optimizer_slots(self) -> dict[str, np.ndarray]: ...
@@ -283,6 +284,14 @@ def check_form(config: ModelConfig, execution: Execution) -> None:
     if not config.causal and kernel not in (*MASKED, "fused"):
         raise UserError(f"attention={kernel!r} hides later tokens by itself; a model with causal=False needs another.")
     adapters.check(config, execution)
+
+
+def check_refill(execution: Execution) -> None:
+    """Other weights are written over arrays that are whole, and all their bits."""
+    if execution.layout or execution.base != "plain":
+        raise UserError(
+            "Models in 4 bits or on several devices take other weights when they are built, not afterwards."
+        )
 
 
 def check_size(batch: Any, capacity: Any, config: ModelConfig) -> None:

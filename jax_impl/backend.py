@@ -199,6 +199,13 @@ class JaxModel(Accounts):
         return JaxModel(config, own, self.execution, self.device)
 
     @_scoped
+    @_scoped
+    def refill(self, weights):
+        door.check_refill(self.execution)
+        kind, self.served = dtype(self.execution.precision.param), None
+        for name, array in self.programs.fold(parameters.checked(self.config, weights)):
+            self.params[name] = jnp.array(array, kind)
+
     def weights(self):
         found, kind = self._named(self.params), dtype(self.execution.precision.param)
         for name in nf4.kept(self.config, self.execution.base):
