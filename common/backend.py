@@ -48,6 +48,7 @@ from common.preference import Pairs
 SHOWN = ("model.norm.weight", "model.embed_tokens.weight")  # parameters of every model: see `Model.prepare`
 ELEMENTWISE = ("exp", "log", "tanh", "erf", "rsqrt", "gelu_tanh", "gelu")
 GROUP = "parallax.backends"
+MASKED = ("plain", "loop", "blockwise", "masked")  # kernels that take a mask in every call
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Model(Protocol):
     a step of training.
 
     A cache belongs to models of its config, implementation, precision and device. `reset` makes it as new, in the same
-    memory where the framework can.
+    memory where the framework can. `refill` writes other weights of the same config over its own, one at a time.
 
     `prepare` gives a function that does a task once on the device, waits until all of it is done, and returns its
     outputs there by name: what benchmarks time. Tasks: "forward", "loss", "gradients", "train" on a batch, "prefill" on
@@ -130,7 +131,7 @@ class Model(Protocol):
     without parameters, and `planned_bytes` is the compiler's plan of memory, or what lives at the peak
     where nothing is compiled (PLAN says which); None where a framework has no such number.
     `path` is a submodule as in `component`; "prefill" and "decode" run on a cache of
-    `slots`. The oracle has neither `prepare` nor accounts.
+    `slots`. The oracle has neither `prepare` nor `refill` nor accounts.
     """
 
     title: str
@@ -155,6 +156,7 @@ class Model(Protocol):
     ) -> None: ...
     def train_step(self, inputs: np.ndarray, targets: np.ndarray | Pairs) -> StepResult: ...
     def base(self) -> "Model": ...
+    def refill(self, weights: Mapping[str, np.ndarray]) -> None: ...
     def weights(self) -> dict[str, np.ndarray]: ...
     def state_shapes(self) -> dict[str, tuple[int, ...]]: ...
     def optimizer_slots(self) -> dict[str, np.ndarray]: ...
@@ -228,11 +230,11 @@ def pick(what: str, name: str, table: Mapping[str, Any]) -> Any:
 
 
 def places(positions: np.ndarray, config: ModelConfig, execution: Execution) -> np.ndarray | None:
-    """Positions for a call without a cache. For kernels that need no mask they are None where every row counts 0, 1, 2,
-    …: then nothing is padding, and a query sees the keys up to itself, which its kernels can do without a mask.
+    """Positions for a call without a cache. For kernels that need no mask, or have a stored one, they are None where
+    every row counts 0, 1, 2, …: then nothing is padding, and a query sees the keys up to itself.
     """
-    maskless = config.causal and execution.attention in ("fused", *COMPILED_KERNELS)
-    counting = maskless and bool((positions == np.arange(positions.shape[1])).all())
+    maskless = execution.attention in ("fused", *COMPILED_KERNELS) or execution.masks == "stored"
+    counting = config.causal and maskless and bool((positions == np.arange(positions.shape[1])).all())
     return None if counting else positions
 
 
@@ -251,7 +253,7 @@ def without_cache(title: str, cache: Any) -> None:
 
 def only_plain(title: str, execution: Execution) -> None:
     """Refuse executions that ask for another form of an attention than the one there is."""
-    for name in ("attention", "projections"):
+    for name in ("attention", "projections", "masks"):
         if getattr(execution, name) != "plain":
             raise UserError(f"{title} attention has no {name}={getattr(execution, name)!r}: use {name}='plain'.")
 
@@ -273,12 +275,23 @@ def maker(model: Model) -> str:
 
 
 def check_form(config: ModelConfig, execution: Execution) -> None:
-    """Refuse ways to run that cannot compute this model: kernels that are causal by themselves, or that multiply by a
-    matrix which an adapter changes."""
+    """Refuse ways to run that cannot compute this model: kernels and masks that are causal by themselves, kernels that
+    multiply by a matrix which an adapter changes; and to store a mask for a kernel that takes none."""
     kernel = execution.attention
-    if not config.causal and kernel not in ("plain", "loop", "blockwise", "fused", "masked"):
+    if execution.masks == "stored" and (not config.causal or kernel not in MASKED):
+        why = f"attention={kernel!r} takes none" if config.causal else "a model with causal=False has none"
+        raise UserError(f"masks='stored' keeps causal masks, and {why}: use masks='plain'.")
+    if not config.causal and kernel not in (*MASKED, "fused"):
         raise UserError(f"attention={kernel!r} hides later tokens by itself; a model with causal=False needs another.")
     adapters.check(config, execution)
+
+
+def check_refill(execution: Execution) -> None:
+    """Other weights are written over arrays that are whole, and all their bits."""
+    if execution.layout or execution.base != "plain":
+        raise UserError(
+            "Models in 4 bits or on several devices take other weights when they are built, not afterwards."
+        )
 
 
 def check_size(batch: Any, capacity: Any, config: ModelConfig) -> None:

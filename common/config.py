@@ -33,6 +33,8 @@ RECURRENCES = ("recurrent", "chunked")
 STACKS = ("loop", "scan", "checkpointed")
 LOSSES = ("plain", "chunked")
 NORMS = ("plain", "fused")
+MASKS = ("plain", "stored")
+GELUS = ("plain", "formula", "own")
 OPTIMIZERS = ("plain", "fused")
 PRODUCTS = ("plain", "wide", "tf32")
 DECODES = ("plain", "streamed")
@@ -223,6 +225,8 @@ PRECISIONS: dict[str, Precision] = {
 STRATEGIES = {
     "loss": LOSSES,
     "norm": NORMS,
+    "masks": MASKS,
+    "gelu": GELUS,
     "optimizer": OPTIMIZERS,
     "products": PRODUCTS,
     "decode": DECODES,
@@ -255,7 +259,9 @@ class Execution(Record):
     compiles PyTorch's blocks, False runs JAX operation by operation.
     `layers="scan"` compiles one block for all layers (JAX); "checkpointed" (in JAX a scan) keeps what the linear layers
     of a block give, and computes the rest again on the way back. `loss="chunked"` never holds all logits while
-    training. `norm` and `optimizer` "fused" are PyTorch's own kernels; XLA fuses by itself. `products="wide"`
+    training. `norm` and `optimizer` "fused" are PyTorch's own kernels; XLA fuses by itself. `masks="stored"` keeps the
+    causal mask of calls whose positions only count, which is made anew for each otherwise. `gelu` is one operation in
+    PyTorch, or written out ("formula"); in JAX it is written out, or JAX's own function ("own"). `products="wide"`
     multiplies the 16-bit numbers of linear layers in 32 bits (PyTorch, on a CPU without instructions for 16); "tf32"
     has a GPU cut float32 numbers to TF32's 11 significant bits before it multiplies matrices, and sum in float32.
     `decode="streamed"` multiplies a single row by a product of its own. `rng="native"` draws dropout and sampling noise
@@ -269,7 +275,7 @@ class Execution(Record):
     devices, as in "data=2,tensor=4" (`common/layout.py`).
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("buffers",)
+    LATER: ClassVar[tuple[str, ...]] = ("buffers", "masks", "gelu")
 
     dtype: str = "float32"
     device: str = "cpu"
@@ -291,6 +297,8 @@ class Execution(Record):
     base: str = "plain"
     graphs: str = "none"
     buffers: str = "donated"
+    masks: str = "plain"
+    gelu: str = "plain"
     layout: str = ""
 
     def __post_init__(self):
@@ -348,6 +356,9 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
     "absorbed": {_PLAIN: {"latent": "absorbed"}},
     "chunked rule": {_PLAIN: {"recurrence": "chunked"}},
     "fused norm": {_PLAIN: {"norm": "fused"}},
+    "stored masks": {_PLAIN: {"masks": "stored"}},
+    "formula gelu": {_PLAIN: {"gelu": "formula"}},
+    "own gelu": {_PLAIN: {"gelu": "own"}},
     "fused optimizer": {_PLAIN: {"optimizer": "fused"}},
     "chunked loss": {_PLAIN: {"loss": "chunked"}},
     "streamed": {_PLAIN: {"decode": "streamed"}},

@@ -199,6 +199,13 @@ class JaxModel(Accounts):
         return JaxModel(config, own, self.execution, self.device)
 
     @_scoped
+    @_scoped
+    def refill(self, weights):
+        door.check_refill(self.execution)
+        kind, self.served = dtype(self.execution.precision.param), None
+        for name, array in self.programs.fold(parameters.checked(self.config, weights)):
+            self.params[name] = jnp.array(array, kind)
+
     def weights(self):
         found, kind = self._named(self.params), dtype(self.execution.precision.param)
         for name in nf4.kept(self.config, self.execution.base):
@@ -319,6 +326,10 @@ class JaxBackend:
         for name, own in {"norm": ("plain",), "optimizer": ("plain",), "products": tuple(MATMULS)}.items():
             if getattr(execution, name) not in own:
                 raise UserError(f"XLA fuses and widens by itself; {name}={getattr(execution, name)!r} is PyTorch's.")
+        if execution.gelu == "formula":
+            raise UserError("JAX's GELU is the formula already; gelu='formula' is PyTorch's.")
+        if execution.gelu == "own" and execution.dtype == "float64" and execution.device != "cpu":
+            raise UserError("XLA has cuBLAS compute JAX's own GELU, 1e-10 off in float64: use gelu='plain' there.")
         if execution.graphs != "none":
             raise UserError(f"JAX compiles whole programs; graphs={execution.graphs!r} is PyTorch's.")
         if execution.layout:

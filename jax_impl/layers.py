@@ -128,7 +128,13 @@ def quick_gelu(x):
     return (wide * jax.nn.sigmoid(1.702 * wide)).astype(x.dtype)
 
 
+def own_gelu_tanh(x):
+    """GELU in its tanh form by JAX's own function; see `gelu_tanh`."""
+    return jax.nn.gelu(at_least(x, jnp.float32), approximate=True).astype(x.dtype)
+
+
 ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu, "silu": silu, "quick_gelu": quick_gelu}
+GELUS = {"plain": ACTIVATIONS, "own": {**ACTIVATIONS, "gelu_tanh": own_gelu_tanh}}
 ELEMENTWISE = {
     "exp": jnp.exp,
     "log": jnp.log,

@@ -225,6 +225,13 @@ class TorchModel(Accounts):
         config, names = adapters.without(self.config, dict(self.net.named_parameters()) | bits)
         return TorchModel(config, Shared(names), self.execution)
 
+    def refill(self, weights):
+        door.check_refill(self.execution)
+        own, self.served = dict(self.net.named_parameters()), None
+        with torch.no_grad():
+            for name, array in parameters.checked(self.config, weights).items():
+                own[name].copy_(self._own(array))
+
     def weights(self):
         return {name: self._read(p).copy() for name, p in self._everything().items()}
 
@@ -300,6 +307,13 @@ class TorchBackend:
     def write_state_dict(self, path, weights):
         pth.write_state_dict(path, weights)
 
+    def keep(self, array, execution):
+        """A parameter that is the memory of this array, which must lie as parameters do."""
+        if execution.device != "cpu" or array.dtype.name != execution.precision.param:
+            told = f"{execution.precision.param} on {execution.device}"
+            raise UserError(f"Parameters in {told} cannot be the memory of an array of {array.dtype}: copy it.")
+        return torch.nn.Parameter(torch.from_numpy(array))
+
     def book_run(self, config, execution, kept, held_out, **settings):
         """The run of the book's chapter 5 with PyTorch's own random numbers; see `torch_impl/book.py`."""
         from .book import run
@@ -350,6 +364,8 @@ class TorchBackend:
             raise UserError("A compiled block chooses by itself what it keeps: leave out compile, or 'checkpointed'.")
         if execution.buffers != "donated":
             raise UserError(f"PyTorch writes in place what moves; buffers={execution.buffers!r} is JAX's.")
+        if execution.gelu == "own":
+            raise UserError("PyTorch's GELU is an operation of its own already; gelu='own' is JAX's.")
         if execution.device not in [*self.devices(), *(["cuda"] if torch.cuda.is_available() else [])]:
             raise UserError(f"PyTorch sees no device {execution.device!r}; it sees {', '.join(self.devices())}.")
         graphs.check(execution)

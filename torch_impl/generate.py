@@ -27,7 +27,7 @@ def serve(model, config, execution):
     kind = dtype(execution.precision.compute)
     with torch.device("meta"):
         forms = parts.decoding(config, execution)
-        own = execution.with_(layers="loop", **WHILE_DECODING[execution.decode], **forms)
+        own = execution.with_(layers="loop", masks="plain", **WHILE_DECODING[execution.decode], **forms)
         served = MODELS[config.family](config, own)
     for name, p in model.named_parameters():
         module, _, leaf = name.rpartition(".")

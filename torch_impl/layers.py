@@ -1,5 +1,7 @@
 """Linear maps, embeddings, layer normalisation, GELU, dropout."""
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -156,7 +158,24 @@ def quick_gelu(x):
     return (wide * torch.sigmoid(1.702 * wide)).to(x.dtype)
 
 
+def formula_gelu_tanh(x):
+    """GELU in its tanh form, written out: every step of the formula keeps what it gives for the way back."""
+    wide = at_least(x, torch.float32)  # rounded once, as in PyTorch's own activations
+    slope = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide * wide * wide)
+    return (0.5 * wide * (1 + torch.tanh(slope))).to(x.dtype)
+
+
+def formula_gelu(x):
+    """Exact GELU, written out."""
+    wide = at_least(x, torch.float32)
+    return (0.5 * wide * (1 + torch.erf(wide / math.sqrt(2)))).to(x.dtype)
+
+
 ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu, "silu": silu, "quick_gelu": quick_gelu}
+GELUS = {
+    "plain": ACTIVATIONS,
+    "formula": {**ACTIVATIONS, "gelu_tanh": formula_gelu_tanh, "gelu": formula_gelu},
+}
 ELEMENTWISE = {
     "exp": torch.exp,
     "log": torch.log,

@@ -73,11 +73,19 @@ def on_disk(recipe: Recipe) -> Iterator[Recipe]:
         yield Recipe("file", recipe.config, path=path)
 
 
-def read_arrays(path: str) -> params.LazyWeights:
-    """The arrays of a file by name, each read when it is asked for."""
-    from common.weights import safetensors_io
+class FileWeights(params.LazyWeights):
+    """The arrays of a file by name, each read when it is asked for; and where it is, for who reads it otherwise."""
 
-    return params.LazyWeights({name: stored.read for name, stored in safetensors_io.open_file(path).items()})
+    def __init__(self, path: str):
+        from common.weights import safetensors_io
+
+        super().__init__({name: stored.read for name, stored in safetensors_io.open_file(path).items()})
+        self.path = path
+
+
+def read_arrays(path: str) -> FileWeights:
+    """The arrays of a file by name."""
+    return FileWeights(path)
 
 
 def write_arrays(path: str, arrays: Mapping[str, np.ndarray]) -> None:

@@ -1,32 +1,30 @@
-"""A wing whose weights are all read before its model is made: the file is in memory twice for a moment.
-
-The wings take tensors one at a time, as they come from the file; this is what reading a whole state dict first costs.
-"""
+"""A wing whose models are loaded by one of the ways of `common/weights/loading.py`: `loading:torch all at once`."""
 
 import functools
-
-import numpy as np
+from pathlib import Path
 
 from common import backend as door
+from common.weights import loading
 
 
-class AllAtOnce:
+class Loaded:
     """See `common.backend.Backend`; everything but building is the wing's."""
 
-    def __init__(self, name):
-        self.inner = door.load(name)
-        self.name, self.title = f"{name} all at once", f"{self.inner.title}, all at once"
+    def __init__(self, wing, how):
+        self.inner, self.how = door.load(wing), how
+        self.name, self.title = f"{wing} {how}", f"{self.inner.title}, {how}"
 
     def __getattr__(self, name):
         return getattr(self.inner, name)
 
     def build(self, config, weights, execution):
-        return self.inner.build(config, {name: np.array(weights[name]) for name in weights}, execution)
+        return loading.load(self.inner, config, Path(weights.path), execution, self.how)
 
 
 @functools.cache
 def __getattr__(name):
-    """`torch` and `jax`: a wing is imported by the process that wants it."""
-    if name not in door.names():
+    """A wing and how it loads: it is imported by the process that wants it."""
+    wing, _, how = name.partition(" ")
+    if wing not in door.names() or how not in loading.WAYS:
         raise AttributeError(name)
-    return AllAtOnce(name)
+    return Loaded(wing, how)

@@ -4,6 +4,7 @@ The layout of a file is the library's own (github.com/huggingface/safetensors); 
 """
 
 import json
+import math
 import threading
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -37,11 +38,12 @@ def _handle(path: Path):
         raise UserError(f"Cannot read {path}: {one_line(error.strerror or error)}.") from error
 
 
-def open_file(path: Path | str) -> dict[str, Stored]:
-    """Every tensor of one file by name, in the order of the data; nothing is read yet but the header."""
+def open_file(path: Path | str, mapped: bool = False) -> dict[str, Stored]:
+    """Every tensor of one file by name, in the order of the data; nothing is read yet but the header. Whole tensors are
+    read into memory of their own, or are pages of the file (`mapped`), of which a write makes a private copy."""
     path = Path(path)
     handle = _handle(path)
-    data, found = _Data(path), {}
+    data, found = (_Mapped if mapped else _Data)(path), {}
     for name in handle.keys():  # noqa: SIM118  (the handle is no mapping)
         view = handle.get_slice(name)
         kind = view.get_dtype()
@@ -85,7 +87,19 @@ class _Data:
             self.file.close()
 
 
-def open_index(path: Path | str) -> dict[str, Stored]:
+class _Mapped(_Data):
+    """Whole tensors as pages of the file, which the system reads when they are first touched."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.pages = np.memmap(path, np.uint8, "c")
+
+    def read(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        start = self.starts[name]
+        return self.pages[start : start + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+
+
+def open_index(path: Path | str, mapped: bool = False) -> dict[str, Stored]:
     """Every tensor of a sharded model by name, in the order of its index; shards lie beside the index."""
     path = Path(path)
     places = read_json(path, "index of shards").get("weight_map")
@@ -97,7 +111,7 @@ def open_index(path: Path | str) -> dict[str, Stored]:
             raise damaged(path, "index of shards", f"shard {place!r} is not a plain file name beside the index")
         if not (path.parent / place).is_file():
             raise damaged(path, "index of shards", f"shard {place} is missing")
-        shards[place] = open_file(path.parent / place)
+        shards[place] = open_file(path.parent / place, mapped)
     for name, place in places.items():
         if name not in shards[place]:
             raise damaged(path, "index of shards", f"{name} is not in {place}")
@@ -108,13 +122,13 @@ def open_index(path: Path | str) -> dict[str, Stored]:
     return {name: shards[place][name] for name, place in places.items()}
 
 
-def open_folder(folder: Path | str) -> dict[str, Stored]:
+def open_folder(folder: Path | str, mapped: bool = False) -> dict[str, Stored]:
     """The tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` names."""
     folder = Path(folder)
     if (folder / SINGLE).is_file():
-        return open_file(folder / SINGLE)
+        return open_file(folder / SINGLE, mapped)
     if (folder / INDEX).is_file():
-        return open_index(folder / INDEX)
+        return open_index(folder / INDEX, mapped)
     others = [name for name in ("pytorch_model.bin", "pytorch_model.bin.index.json") if (folder / name).exists()]
     hint = f"; it has {others[0]}, which can be loaded by its own path if it is a single file" if others else ""
     raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}{hint}.")

@@ -6,7 +6,7 @@ from flax import nnx
 
 from common.taps import NO_TAPS
 
-from ..layers import ACTIVATIONS, PRODUCTS, Linear, at_least, matmul
+from ..layers import GELUS, PRODUCTS, Linear, at_least, matmul
 from ..precision import dtype
 from .gated_mlp import GatedMLP
 
@@ -136,7 +136,7 @@ class Experts(nnx.Module):
     def __init__(self, config, entry, execution):
         count, width, embed = entry.num_experts, entry.width(config), config.embed_dim
         kind, self.reduce = dtype(execution.precision.param), dtype(execution.precision.reduce)
-        self.activation, self.form = ACTIVATIONS[config.activation], EXPERTS[execution.experts]
+        self.activation, self.form = GELUS[execution.gelu][config.activation], EXPERTS[execution.experts]
         self.product = PRODUCTS[execution.decode]
         self.limit, self.offset = entry.limit, entry.offset
         self.gate_proj = nnx.Param(jnp.zeros((count, width, embed), kind))

@@ -4,14 +4,14 @@ from flax import nnx
 
 from common.taps import NO_TAPS
 
-from ..layers import ACTIVATIONS, Linear
+from ..layers import GELUS, Linear
 
 
 class MLP(nnx.Module):
     """down(activation(up(x))): E -> F -> E, each position by itself."""
 
     def __init__(self, config, entry, execution):
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = GELUS[execution.gelu][config.activation]
         self.up_proj = Linear(config.embed_dim, config.ff_dim, True, execution)
         self.down_proj = Linear(config.ff_dim, config.embed_dim, True, execution)
 

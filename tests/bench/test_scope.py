@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 
-from benchmarks.harness import contest, gate, machine
+from benchmarks.harness import contenders, contest, gate, machine
 from benchmarks.room import judges, need
 from benchmarks.suites import SUITES, Scope
+from common.weights import loading
 
 CPUINFO = "processor\t: 0\nmodel name\t: A Processor\nflags\t\t: fpu {flags} sse\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd {flags}\n"
@@ -165,8 +166,11 @@ def test_every_rung_of_the_ladder_is_one_thing_more(scope, name):
     numbers = [int(one.name.split(":")[0].split()[1]) for one in rungs[1:]]
     assert numbers == list(range(1, len(rungs)))
     labels = [one.name.partition(": ")[2] for one in everybody]
-    wanted = {"torch": ["fused optimizer", "PyTorch's norm"], "jax": ["donated buffers", "scan"]}[name]
-    wanted += ["compiled", "fused attention", "checkpointed", "chunked loss", "bfloat16"]
+    wanted = {
+        "torch": ["PyTorch's GELU", "fused optimizer", "PyTorch's norm"],
+        "jax": ["donated buffers", "JAX's GELU", "scan"],
+    }[name]
+    wanted += ["mask on the fly", "compiled", "fused attention", "checkpointed", "chunked loss", "bfloat16"]
     wanted += ["TF32"] if scope.device == "cuda" else []
     wanted += [] if scope.quick else ["padded vocabulary"]
     assert set(wanted) <= set(labels)
@@ -192,3 +196,21 @@ def test_attention_is_measured_at_the_books_size_too(device):
     assert all(need(cell) < (16e9 if device == "cpu" else 20e9) and judges(cell) < 8e9 for cell in book)
     both = (cell for cell in book if cell.task == "gradients")
     assert all(judges(cell) > 3 * 8 * 8 * 12 * 1024**2 for cell in both)  # scores in float64, of which some are kept
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_weights_are_loaded_by_every_way_that_a_wing_has_there(device):
+    """With the memory of each, in quick runs too; the wings' own way is the first."""
+    (cell,) = SUITES["load"](Scope(device, quick=True))
+    assert cell.memory
+    ways = {name: [one for one in cell.contenders if one.wing == name] for name in ("torch", "jax")}
+    assert [own[0].source for own in ways.values()] == ["torch", "jax"]
+    kept = {("torch", "cpu"): 1}
+    for name, own in ways.items():
+        assert len(own) == len(loading.WAYS) - 1 + kept.get((name, device), 0)
+        for one in own[1:]:
+            wing = contenders.load(one.source)
+            assert one.name == wing.name == f"{name} {wing.how}"
+            assert wing.how in loading.WAYS
+    with pytest.raises(AttributeError):
+        contenders.load("benchmarks.outside.loading:torch all at last")

@@ -25,6 +25,8 @@ REFUSED = {
     ("torch", "tf32"),
     ("jax", "tf32"),
     ("torch", "undonated"),
+    ("torch", "own gelu"),
+    ("jax", "formula gelu"),
 }  # what only the other wing has
 
 

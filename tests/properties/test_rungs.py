@@ -1,4 +1,4 @@
-"""Rungs of the ladder that change no numbers, or say how: checkpointed blocks, kept buffers, TF32."""
+"""Rungs of the ladder that change no numbers, or say how: masks, GELU, checkpointed blocks, kept buffers, TF32."""
 
 import re
 from typing import ClassVar
@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from common import compare, params
 from common.cases import CASES
 from common.config import Execution, GPTConfig, SamplingConfig, TrainConfig
 from common.errors import UserError
@@ -92,9 +93,86 @@ def test_pytorch_has_no_buffers_to_keep(fresh_model):
         fresh_model("torch", buffers="kept")
 
 
-def test_what_was_stored_before_there_were_such_buffers_is_still_what_would_be_written():
-    assert "buffers" not in Execution().to_dict()
-    assert Execution.from_dict(Execution(buffers="kept").to_dict()).buffers == "kept"
+@pytest.mark.parametrize(("name", "value"), [("buffers", "kept"), ("masks", "stored"), ("gelu", "own")])
+def test_what_was_stored_before_there_were_such_fields_is_still_what_would_be_written(name, value):
+    assert name not in Execution().to_dict()
+    assert getattr(Execution.from_dict(Execution(**{name: value}).to_dict()), name) == value
+
+
+@pytest.mark.parametrize("kernel", ["plain", pytest.param("loop", marks=pytest.mark.full)])
+def test_stored_masks_are_those_that_calls_make(wing, kernel, fresh_model, tokens):
+    """The same bits: texts shorter than the context, gradients with dropout, padding, caches, decoding. Rows whose
+    positions only count have none to make a mask of."""
+    config = DEEP.with_(num_layers=2, context_length=12)
+    made, stored = (fresh_model(wing, config, attention=kernel, masks=way) for way in ("plain", "stored"))
+    ids = tokens(2, 8) % config.vocab_size
+    assert stored._places(np.arange(8)[None]) is None
+    assert made._places(np.arange(8)[None]) is not None
+    for places in (None, np.array([[-1, -1, 0, 1, 2, 3, 4, 5], list(range(8))])):
+        assert np.array_equal(stored.forward(ids, places).logits, made.forward(ids, places).logits)
+    want, got = (model.gradients(ids, np.roll(ids, -1, 1), dropout=(3, 1)) for model in (made, stored))
+    assert got.value == want.value
+    assert all(np.array_equal(got.grads[name], gradient) for name, gradient in want.grads.items())
+    for cached in (True, False):
+        sampling = SamplingConfig(5, cache=cached)
+        assert stored.generate([[1, 2, 3], [4]], sampling) == made.generate([[1, 2, 3], [4]], sampling)
+
+
+def test_every_layer_of_pytorch_keeps_a_mask_and_jax_has_it_in_its_programs(fresh_model):
+    config = DEEP.with_(num_layers=2)
+    masks = [
+        block.self_attn.counted.mask_11TS
+        for block in fresh_model("torch", config, "float32", masks="stored").net.model.layers
+    ]
+    assert [mask.shape for mask in masks] == [(1, 1, 64, 64)] * 2
+    assert masks[0].data_ptr() != masks[1].data_ptr()
+    texts = {}
+    for way in ("plain", "stored"):
+        model = fresh_model("jax", config, "float32", masks=way)
+        program, *args = model._counted("train", 2, 8, "", None)
+        with model.scope():
+            texts[way] = program.lower(*args).as_text()
+    constants = [line for line in texts["stored"].splitlines() if "stablehlo.constant" in line]
+    assert any("1x1x8x8xi1" in line for line in constants)
+    assert not any("stablehlo.constant" in line and "1x1x8x8xi1" in line for line in texts["plain"].splitlines())
+
+
+@pytest.mark.parametrize(
+    ("changes", "how", "words"),
+    [
+        ({}, {"attention": "fused"}, "masks='stored' keeps causal masks, and attention='fused' takes none"),
+        ({"causal": False}, {}, "masks='stored' keeps causal masks, and a model with causal=False has none"),
+        ({"attention": ("grouped_query",)}, {}, "Grouped-query attention has no masks='stored': use masks='plain'"),
+    ],
+    ids=["fused", "not causal", "grouped"],
+)
+def test_masks_are_stored_where_they_are_used(wing, changes, how, words, fresh_model):
+    with pytest.raises(UserError, match=re.escape(words)):
+        fresh_model(wing, DEEP.with_(num_layers=1, **changes), "float32", masks="stored", **how)
+
+
+@pytest.mark.parametrize(("wing", "activation"), [("torch", "gelu_tanh"), ("torch", "gelu"), ("jax", "gelu_tanh")])
+@pytest.mark.parametrize("feed_forward", ["mlp", pytest.param("gated_mlp", marks=pytest.mark.full)])
+def test_forms_of_gelu_are_the_same_function(wing, activation, feed_forward, fresh_model, tokens):
+    """Loss and gradients in float64; PyTorch keeps more of what is written out."""
+    config = DEEP.with_(num_layers=1, activation=activation, feed_forward=(feed_forward,), dropout_attn=0.0)
+    form, ids = {"torch": "formula", "jax": "own"}[wing], tokens(2, 8) % DEEP.vocab_size
+    plain, other = (fresh_model(wing, config, gelu=gelu) for gelu in ("plain", form))
+    want, got = (model.gradients(ids, np.roll(ids, -1, 1)) for model in (plain, other))
+    assert got.value == pytest.approx(want.value, rel=1e-12)
+    table = params.table(config)
+    for name, gradient in want.grads.items():
+        if not table[name].dead:  # of which rounding alone is left
+            assert compare.rms(got.grads[name] - gradient) <= 1e-12 * compare.rms(gradient), name
+    if wing == "torch":
+        assert other.saved_bytes(2, 8) > plain.saved_bytes(2, 8)
+
+
+def test_forms_of_gelu_that_only_the_other_wing_has_are_refused(fresh_model):
+    with pytest.raises(UserError, match="gelu='own' is JAX's"):
+        fresh_model("torch", gelu="own")
+    with pytest.raises(UserError, match="gelu='formula' is PyTorch's"):
+        fresh_model("jax", gelu="formula")
 
 
 @pytest.mark.parametrize(("dtype", "device"), [("float32", "cpu"), ("bfloat16", "cuda"), ("float64", "cuda:1")])

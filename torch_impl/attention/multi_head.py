@@ -7,7 +7,7 @@ from common.taps import NO_TAPS
 
 from ..kv_cache import layer_cache
 from ..layers import Linear
-from ..masks import causal_mask, full_mask
+from ..masks import MASKS, causal_mask, full_mask
 from ..precision import dtype
 from .kernels import KERNELS
 
@@ -26,7 +26,7 @@ class MultiHeadAttention(nn.Module):
         embed = config.embed_dim
         self.num_heads, self.rate, self.causal = config.num_heads, config.dropout_attn, config.causal
         self.kernel, self.reduce = KERNELS.get(execution.attention), dtype(execution.precision.reduce)
-        self.project = PROJECTIONS[execution.projections]
+        self.project, self.counted = PROJECTIONS[execution.projections], MASKS[execution.masks](config, execution)
         self.q_proj = Linear(embed, embed, config.qkv_bias, execution)
         self.k_proj = Linear(embed, embed, config.qkv_bias, execution)
         self.v_proj = Linear(embed, embed, config.qkv_bias, execution)
@@ -44,6 +44,8 @@ class MultiHeadAttention(nn.Module):
         mask_B1TS = causal_mask(positions_BT, key_positions_BS)
         if not self.causal:
             mask_B1TS = full_mask(positions_BT, key_positions_BS)
+        if mask_B1TS is None:  # positions only count
+            mask_B1TS = self.counted(x_BTE.shape[1])
         # [4] softmax attention
         context_BHTD = self.kernel(q_BHTD, k_BHSD, v_BHSD, mask_B1TS, self.reduce, self.rate, dropout_key, taps)
         # [5] join the heads, project

@@ -4,7 +4,7 @@ from torch import nn
 
 from common.taps import NO_TAPS
 
-from ..layers import ACTIVATIONS, Linear
+from ..layers import GELUS, Linear
 
 
 class GatedMLP(nn.Module):
@@ -12,7 +12,7 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config, entry, execution):
         super().__init__()
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = GELUS[execution.gelu][config.activation]
         self.gate_proj = Linear(config.embed_dim, config.ff_dim, entry.bias, execution)
         self.up_proj = Linear(config.embed_dim, config.ff_dim, entry.bias, execution)
         self.down_proj = Linear(config.ff_dim, config.embed_dim, entry.bias, execution)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from common.errors import UserError
 from common.taps import NO_TAPS
 
-from ..layers import ACTIVATIONS, PRODUCTS, Linear, at_least, matmul
+from ..layers import GELUS, PRODUCTS, Linear, at_least, matmul
 from ..precision import dtype
 from .gated_mlp import GatedMLP
 
@@ -140,7 +140,7 @@ class Experts(nn.Module):
         if execution.experts == "grouped":
             _check_grouped((embed, width), execution)
         kind = dtype(execution.precision.param)
-        self.activation, self.form = ACTIVATIONS[config.activation], EXPERTS[execution.experts]
+        self.activation, self.form = GELUS[execution.gelu][config.activation], EXPERTS[execution.experts]
         self.product = PRODUCTS[execution.products]
         self.limit, self.offset, self.reduce = entry.limit, entry.offset, dtype(execution.precision.reduce)
         self.gate_proj = nn.Parameter(torch.empty(count, width, embed, dtype=kind))
