@@ -7,7 +7,7 @@ from benchmarks.harness import contest, fresh, gate
 from benchmarks.harness.cells import DECODING, FRESH, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.contest import MODEL
-from benchmarks.harness.recipe import Recipe
+from benchmarks.harness.recipe import Recipe, on_disk
 from benchmarks.harness.service import Service
 from common.config import Execution
 
@@ -56,13 +56,15 @@ def check(cell: Cell, one: Contender) -> None:
     own, mine = Here(one.source), cell.of(one)
     own.ask("start")
     here = one.execution(cell.dtype, "cpu", None).with_(allocator="plain")  # of this process, whatever it has
-    own.ask("build", MODEL, recipe(mine), here)
     if cell.task in FRESH:
-        fresh.prepare(own, cell)
-        _, shown = own.ask("begin", MODEL, fresh.TASKS[cell.task], 1)
+        with on_disk(recipe(mine)) as stored:  # beginnings read files
+            own.ask("build", MODEL, stored, here)
+            fresh.prepare(own, cell)
+            _, shown = own.ask("begin", MODEL, fresh.TASKS[cell.task], 1)
         refusal = gate.refusal(contest.verdicts(mine, one, shown, _beginning(cell)), mine.dtype, "the oracle")
         assert refusal is None, refusal
         return
+    own.ask("build", MODEL, recipe(mine), here)
     contest.prepare(own, cell)
     _, shown = own.ask("begin", MODEL, cell.task, contest.GATE_CALLS.get(cell.task, 1))
     if cell.task in DECODING:
