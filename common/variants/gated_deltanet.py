@@ -32,6 +32,7 @@ class GatedDeltaNet(Attention):
     module = "GatedDeltaNet"
     aliases = ("deltanet", "delta_net", "linear", "linear_attention")
     components = (Component(PROJECTIONS), SCORED, Component(TRIANGLES, backward=3, again={"checkpointed": 2}))
+    LATER: ClassVar[tuple[str, ...]] = ("beta",)
     inputs: ClassVar = Attention.inputs | dict.fromkeys(("a_proj", "b_proj", "gate_proj"), "x")
 
     num_key_heads: int | None = None

@@ -244,6 +244,19 @@ def test_what_was_interrupted_is_kept_as_such(path):
     assert drawn_from(found, path.parent)
 
 
+def test_rules_that_judge_as_they_did_are_named_and_others_refused(made, monkeypatch):
+    """A reworded or an added rule leaves a certificate as good as it was; a bound that moved does not."""
+    made["head"]["thresholds"] = "0" * 64
+    made["digests"]["head"] = digest(made["head"])
+    made["rules"]["five times"]["why"] = "In other words."
+    assert any("made with other thresholds" in sentence for sentence in told(made))
+    monkeypatch.setattr(verify.thresholds, "FORMER", {"0" * 64: "words"})
+    assert told(made) == []
+    assert "by rules before today's (words), which judge its rows as those did" in verify.told(made, [])
+    monkeypatch.setitem(RULES, "five times", Rule("five times", "Six.", lambda e, i: dict.fromkeys(e, 6 * i["x"])))
+    assert any("bounds" in sentence for sentence in told(made))
+
+
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.parent.name)
 def test_what_is_committed_follows_and_is_complete(path):
     """Made with today's rules and vectors, on a CPU everything tried; the page and the table beside it are drawn from
