@@ -194,11 +194,9 @@ class JaxModel(Accounts):
 
     def base(self):
         config, _ = adapters.without(self.config, {})
-        own = Shared({name: p for name, p in self.params.items() if adapters.belongs(name) is None})
-        own.count = self.programs.count
-        return JaxModel(config, own, self.execution, self.device)
+        own = {name: p for name, p in self.params.items() if adapters.belongs(name) is None}
+        return JaxModel(config, Shared(self.programs.count, own), self.execution, self.device)
 
-    @_scoped
     @_scoped
     def refill(self, weights):
         door.check_refill(self.execution)
@@ -266,6 +264,10 @@ class JaxModel(Accounts):
 class Shared(dict):
     """Parameters of a model, as its programs take them, that another one is made of: they are the same arrays. `count`
     is that of the programs."""
+
+    def __init__(self, count, arrays):
+        super().__init__(arrays)
+        self.count = count
 
 
 class JaxBackend:

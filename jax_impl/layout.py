@@ -113,7 +113,8 @@ class SpreadModel(JaxModel):
         if self.served is None:
             kind = dtype(self.execution.precision.param)
             with self.scope():
-                self.served = Shared((name, jnp.array(one, kind)) for name, one in self._led(self.params))
+                arrays = {name: jnp.array(one, kind) for name, one in self._led(self.params)}
+            self.served = Shared(self.programs.count, arrays)
 
         def made():
             if isinstance(self.served, Shared):
