@@ -68,6 +68,7 @@ def test_honest_wings_pass(case):
     assert all(row.used > 0.05 for row in tight)  # the sharpest rule is no formality
 
 
+@pytest.mark.full_for("gpt_dora")  # gpt_lora stands for it
 @pytest.mark.parametrize(
     ("bug", "tier", "case", "what"),
     [

@@ -99,6 +99,7 @@ def test_what_was_stored_before_there_were_such_fields_is_still_what_would_be_wr
     assert getattr(Execution.from_dict(Execution(**{name: value}).to_dict()), name) == value
 
 
+@pytest.mark.full_for("jax")  # eight programs; the mode itself is tried with all others
 @pytest.mark.parametrize("kernel", ["plain", pytest.param("loop", marks=pytest.mark.full)])
 def test_stored_masks_are_those_that_calls_make(wing, kernel, fresh_model, tokens):
     """The same bits: texts shorter than the context, gradients with dropout, padding, caches, decoding. Rows whose
