@@ -296,6 +296,7 @@ def test_backends_offer_the_same():
         "Backend.keep",
         "Backend.book_run",
         "Model.scope",
+        "Shared.__init__",  # by how many layers JAX folds
     }
     lists = [[name for name in names if name not in one_sided] for names in own.values()]
     assert lists[0] == lists[1]
