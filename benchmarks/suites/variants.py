@@ -8,7 +8,7 @@ from common.config import GPTConfig
 from common.variants import ATTENTIONS, GatedDeltaNet, GatedMLP, GroupedQuery, Latent, MixtureOfExperts, Sparse
 from common.variants.rotary import Rotary
 
-HEADS, LAYERS = 8, 8
+HEADS, LAYERS = 8, 4  # four, and all kinds are measured within an hour
 CONTEXTS = {True: (32, 96), False: (256, 1024, 4096)}
 WINDOW, CHOSEN = {True: 16, False: 256}, {True: 8, False: 128}
 SHORT = 16
@@ -64,7 +64,7 @@ def experts(scope: Scope) -> Iterator[Cell]:
     """Experts of which every token takes two against a dense layer of the same active size: forward in the forms for
     many tokens, and decoding, where what streams gathers the matrices of a token (of a thousand tokens 9 GB).
     """
-    dense, wings = base(scope.quick), ("torch", "jax")
+    dense, wings = base(scope.quick).with_(num_layers=2 * LAYERS), ("torch", "jax")
     mixed = dense.with_(feed_forward=MixtureOfExperts(EXPERTS, TOP, expert_dim=dense.ff_dim // TOP))
     rivals = tuple(wing(who, FASTEST, model=("dense", dense)) for who in wings)
     many, one = (FASTEST, f"{FASTEST}+grouped experts"), (FASTEST, "default", "grouped experts")
