@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from reports.drawing import NARROW
-from reports.perf.ink import DASHES, LETTER, MARKERS, Ink, label_ends, looks
+from reports.perf.ink import LETTER, Ink, label_ends, look_of, looks
 from reports.perf.numbers import FORMS, count
 from reports.perf.series import Row
 from reports.perf.view import WINGS
@@ -208,12 +208,13 @@ def variants(figure: Any, rows: list[Row], ink: Ink) -> None:
     names = [name for (name,) in _by(rows, "variant")]
     for axes, (title, own, key) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
         colour = ink.wing(own[0]["wing"]) if key == "per_second" else ink.ink
-        ends = []
+        ends, drawn = [], []
         for (name,), line in _by(own, "variant").items():
             number = names.index(name)
-            marker, dashes = MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)]
+            marker, dashes = look_of(number)
             across, up = [row["value"] for row in line], [row[key] for row in line]
-            axes.plot(across, up, color=colour, marker=marker, linestyle=dashes, markersize=4, linewidth=1.2)
+            drawn.append({"color": colour, "marker": marker, "linestyle": dashes, "markersize": 4, "linewidth": 1.2})
+            axes.plot(across, up, **drawn[-1])
             ends.append((up[-1], name, colour))
         axes.set_xscale("log", base=2)
         if key == "cache":
@@ -228,7 +229,7 @@ def variants(figure: Any, rows: list[Row], ink: Ink) -> None:
         _title(axes, title)
         axes.set_xlabel("context", fontsize=LETTER)
         axes.tick_params(labelsize=LETTER)
-        label_ends(axes, ends, 2.4)
+        label_ends(axes, ends, 2.4, drawn)
 
 
 def _along(figure: Any, rows: list[Row], ink: Ink, key: str, form: Callable, unit: Callable[[Row], str]) -> None:

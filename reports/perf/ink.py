@@ -1,5 +1,6 @@
 """Colours, markers and places for labels that all plots share."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,11 +53,13 @@ def looks(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[str, Any]]:
         own = seen.setdefault(row["wing"], [])
         if row["name"] not in own:
             own.append(row["name"])
-    return {
-        name: (MARKERS[n % len(MARKERS)], DASHES[n % len(DASHES)])
-        for own in seen.values()
-        for n, name in enumerate(own)
-    }  # fmt: skip
+    return {name: look_of(n) for own in seen.values() for n, name in enumerate(own)}
+
+
+def look_of(number: int) -> tuple[str, Any]:
+    """Marker and dashes of the n-th line: every pair of them once before the first comes again."""
+    turn = number // math.lcm(len(MARKERS), len(DASHES))
+    return MARKERS[number % len(MARKERS)], DASHES[(number + turn) % len(DASHES)]
 
 
 def apart(places: Sequence[float], gap: float, low: float = 0.0, high: float = 1.0) -> list[float]:
@@ -72,20 +75,24 @@ def apart(places: Sequence[float], gap: float, low: float = 0.0, high: float = 1
     return out
 
 
-def label_ends(axes: Any, ends: Sequence[tuple[float, str, str]], height: float) -> None:
-    """(y, text, colour) beside the right edge of a plot `height` inches high; overlapping ones move apart."""
+def label_ends(
+    axes: Any, ends: Sequence[tuple[float, str, str]], height: float, looks: Sequence[dict[str, Any]] = ()
+) -> None:
+    """(y, text, colour) beside the right edge of a plot `height` inches high; overlapping ones move apart. Where they
+    are many, a piece of every line, given how it looks, can stand before its text."""
     low, high = axes.get_ylim()
     if axes.get_yscale() == "log":
-        import math
-
         shares = [math.log(y / low) / math.log(high / low) for y, _, _ in ends]
     else:
         shares = [(y - low) / (high - low) for y, _, _ in ends]
-    gap = 1.25 * LETTER / 72 / height
-    for share, (_, text, colour) in zip(apart(shares, gap), ends, strict=True):
+    places, left = apart(shares, 1.25 * LETTER / 72 / height), 1.1 if looks else 1.015
+    for share, (_, text, colour) in zip(places, ends, strict=True):
         axes.text(
-            1.015, share, text, transform=axes.transAxes, va="center", color=colour, fontsize=LETTER, parse_math=False
+            left, share, text, transform=axes.transAxes, va="center", color=colour, fontsize=LETTER, parse_math=False
         )
+    for share, look in zip(places, looks, strict=bool(looks)):
+        across = 1.015, (1.015 + left - 0.01) / 2, left - 0.01
+        axes.plot(across, [share] * 3, transform=axes.transAxes, clip_on=False, markevery=[1], **look)
 
 
 FAMILIES = (
