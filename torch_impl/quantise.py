@@ -12,7 +12,8 @@ from common.nf4 import BLOCK, CLOSE, DYNAMIC, GROUP, NF4, TINY, midpoints, names
 
 from .layers import Linear
 
-_nf4, _dynamic = map(torch.from_numpy, (NF4, DYNAMIC))
+_dynamic = torch.from_numpy(DYNAMIC)
+_part = 2048  # blocks whose codes are found at once, for what is in between to stay small
 
 
 class Quantised(NamedTuple):
@@ -39,7 +40,9 @@ def quantise(weight, base="nf4", name="The matrix"):
     x_NB = blocks(weight, BLOCK)
     absmax_N = largest(x_NB, TINY)
     # [2] the nearest of 16 numbers for each weight, two in a byte
-    packed = pack(nearest(x_NB, absmax_N, NF4).ravel()[: weight.numel()])
+    parts = zip(x_NB.split(_part), absmax_N.split(_part), strict=True)
+    code_NB = torch.cat([nearest(*part, NF4).to(torch.uint8) for part in parts])
+    packed = pack(code_NB.ravel()[: weight.numel()])
     if base == "nf4":
         return Quantised(packed, absmax_N)
     # [3] double: the same again for what absmax differ by from their mean, in 8 bits and blocks of 256
@@ -59,7 +62,8 @@ def dequantise(quantised, shape):
         value_GB = blocks(_dynamic.to(absmax_N.device)[absmax_N.int()], GROUP)
         absmax_N = ((value_GB + quantised.offset / scale_G1) * scale_G1).ravel()[: absmax_N.numel()]
     # [2] the number of every code, times absmax of its block
-    value_NB = blocks(_nf4.to(absmax_N.device)[unpack(quantised.packed)[:size]], BLOCK)
+    pairs = _pairs.to(absmax_N.device).index_select(0, quantised.packed.int())
+    value_NB = blocks(pairs.view(torch.float32)[:size], BLOCK)
     return (value_NB * absmax_N[:, None]).ravel()[:size].reshape(shape)
 
 
@@ -107,6 +111,10 @@ def unpack(packed):
     # [1] both halves, one after the other
     packed = packed.int()
     return torch.stack([packed >> 4, packed & 15], -1).ravel()
+
+
+# the two numbers of every byte as 64 bits, which are looked up as one
+_pairs = torch.from_numpy(NF4)[unpack(torch.arange(256, dtype=torch.uint8))].view(torch.int64)
 
 
 def total(x):
