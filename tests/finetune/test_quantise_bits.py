@@ -21,7 +21,7 @@ PUBLISHED = [
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 ]  # fmt: skip
 BASES = ("nf4", "nf4_double")
-SHAPES = ((1, 1), (7, 9), (3, 64), (64, 65), (33, 1001), (261, 513))  # one; odd; whole blocks; above a group; above a part
+SHAPES = ((1, 1), (7, 9), (3, 64), (64, 65), (33, 1001), (261, 513))  # one; odd; blocks; above a group, a part
 
 
 def weights(shape, seed=0):
