@@ -323,12 +323,10 @@ def _refuse(config, execution, layout):
         raise UserError("A balance loss is of all rows of a batch; in PyTorch a layout cannot cut them (data, shard).")
     if layout.rows > 1 and any(getattr(entry, "index_loss", 0) for entry in config.attention):
         raise UserError("An indexer's loss is a mean over all rows; in PyTorch a layout cannot cut them (data, shard).")
-    if layout.tensor > 1 and config.dropout_attn:
-        raise UserError("Dropout on attention weights is drawn for all heads; with tensor > 1 it must be 0 in PyTorch.")
     if execution.rng == "native":
         raise UserError("PyTorch's own generator draws the same for the rows of every process; leave out rng='native'.")
-    if execution.compile:
-        raise UserError("compile=True is for one process; leave it out, or the layout.")
+    if layout.tensor > 1 and execution.compile:  # of cut adapters it makes no end of expressions, with shard it hangs
+        raise UserError("torch.compile does not get through cut maps: leave out compile, or tensor in the layout.")
     if layout.tensor > 1 and execution.projections != "plain":
         raise UserError(
             f"projections={execution.projections!r} reads matrices that tensor parallelism cuts; leave it out."

@@ -4,6 +4,7 @@ import functools
 import os
 from typing import Any, NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -86,13 +87,19 @@ def _spread(module, mesh, places, inside, outside):
 
 
 def _fewer_heads(attention, mesh):
-    """Tell a layer how many heads it has here; norms of single heads have one weight for those of all processes."""
+    """Tell a layer how many heads it has here, and which; norms of single heads have one weight for those of all."""
     for name in ("num_heads", "heads", "groups"):
         if hasattr(attention, name):
             setattr(attention, name, getattr(attention, name) // mesh.size())
     for name in ("q_norm", "k_norm"):
         if getattr(attention, name, None) is not None:
             _spread(getattr(attention, name), mesh, {}, Shard(1), Shard(1))
+
+    def enter(_, inputs):
+        x_BTE, positions_BT, cache, key, *rest = inputs
+        return x_BTE, positions_BT, cache, None if key is None else Heads(key, mesh), *rest
+
+    attention.register_forward_pre_hook(enter)
 
 
 # --- what is drawn for a tensor that is cut ---
@@ -106,7 +113,15 @@ class Placed(NamedTuple):
     placements: tuple
 
 
+class Heads(NamedTuple):
+    """A key whose numbers are those of another one, drawn for all heads of [B, H, T, S], of which some are here."""
+
+    key: Any
+    mesh: DeviceMesh
+
+
 @rng.fold_in_of.register(Placed)
+@rng.fold_in_of.register(Heads)
 def _(key, data):
     return key._replace(key=rng.fold_in(key.key, data))
 
@@ -115,6 +130,16 @@ def _(key, data):
 def _(key, probability, shape, device="cpu"):
     whole = rng.bernoulli(key.key, probability, shape, device)
     return distribute_tensor(whole, key.mesh, key.placements, src_data_rank=None)
+
+
+@rng.bernoulli.register(Heads)
+def _(key, probability, shape, device="cpu"):
+    words, first = key.key if isinstance(key.key, rng.Part) else (key.key, 0)
+    (rows, heads, *rest), processes, process = shape, key.mesh.size(), key.mesh.get_local_rank()
+    # [1] row by row: the heads here are neighbours in each
+    before = [((first + row) * processes + process) * heads for row in range(rows)]
+    drawn = [rng.bernoulli(rng.Part(words, head), probability, (heads, *rest), device) for head in before]
+    return torch.stack(drawn)
 
 
 # --- parts and wholes ---

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from common.errors import UserError
 from common.layout import Layout
 from common.rng import address
 from common.variants import GatedDeltaNet, GatedMLP, GroupedQuery, Latent, MixtureOfExperts, Sparse
-from torch_impl import rng
+from torch_impl import placing, rng
 
 ROOT = Path(__file__).parents[2]
 plan = importlib.import_module("common.commands.plan")
@@ -298,6 +299,40 @@ def test_the_plan_is_printed_for_every_layout(call):
     assert " no" in out
     assert "PyTorch fits" in out
     assert "JAX" not in out
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_processes_draw_the_masks_of_their_own_heads(first):
+    """Of rows from the first one here on, what one process would draw for all heads of all rows."""
+    words, shape = address(3, 1), (5, 6, 4, 7)
+    whole = rng.bernoulli(words, 0.7, shape)[first : first + 2]
+    for process in range(3):
+        mesh = SimpleNamespace(size=lambda: 3, get_local_rank=lambda process=process: process)
+        key = placing.Heads(rng.Part(words, first) if first else words, mesh)
+        found = rng.bernoulli(key, 0.7, (2, 2, *shape[2:]))
+        assert torch.equal(found, whole[:, 2 * process : 2 * process + 2])
+        later = rng.bernoulli(rng.fold_in(key, 4), 0.7, (2, 2, *shape[2:]))
+        assert torch.equal(
+            later, rng.bernoulli(rng.fold_in(words, 4), 0.7, shape)[first : first + 2][:, 2 * process :][:, :2]
+        )
+
+
+def test_a_model_of_174_billion_parameters_is_planned(call):
+    """In closed form: shares of parameters, gradients and averages, and the FLOPs of 6 N T with those of attention."""
+    sizes = {"num_layers": 96, "embed_dim": 12288, "num_heads": 96, "ff_dim": 49152, "context_length": 2048}
+    asked = [word for name, value in sizes.items() for word in ("--set", f"{name}={value}")]
+    more = ["--layout", "shard=64,tensor=8", "--batch-size", 512, "--dtype", "bfloat16"]
+    code, out, err = call("plan", "gpt2-1558m", *asked, *more)
+    assert code == 0, err
+    assert "174,604,259,328 parameters; 1,048,576 tokens a step" in out
+    config = preset("gpt2-1558m").with_(**sizes)
+    assert params.count(config) == 174_604_259_328
+    own = sum(flops.training(config, 512, 2048).values()) / 512
+    assert own == pytest.approx(6 * 174.6e9 * 2**20 / 512, rel=0.06)
+    (row,) = (line for line in out.splitlines() if line.strip().startswith("shard=64,tensor=8"))
+    kept = 174_604_259_328 * 4 / 512 / 1e9
+    assert own < float(row.split()[-1]) < 1.05 * own  # tensor parallelism leaves embedding and head whole
+    assert kept < float(row.split()[2]) < 1.05 * kept
 
 
 def column(out, title):

@@ -36,6 +36,15 @@ CHOOSING = {
 }
 SHARING = [{"kind": "grouped_query", "num_kv_heads": 2, "shares": shares} for shares in (False, True)]
 FAST = {"torch": {"loss": "chunked", "norm": "fused", "optimizer": "fused"}, "jax": {"layers": "checkpointed"}}
+LORA = {"adapters": [{"targets": ["*.q_proj", "*.down_proj"], "rank": 4, "alpha": 6.0, "dropout": 0.2}], **DROPPING}
+DORA = {"adapters": [{"targets": ["*"], "rank": 4, "dora": True}], "tie_embeddings": False}
+SECOND = {"name": "second", "targets": ["*.o_proj", "*.up_proj", "*.v_proj"], "rank": 3, "dropout": 0.3, "rslora": True}
+FIRST = {"targets": ["*"], "rank": 4, "dora": True, "dropout": 0.2}
+BOTH = {"adapters": [FIRST, SECOND], "tie_embeddings": False, "qkv_bias": True, **DROPPING}
+LABELS = {"num_labels": 3, "pooling": "mean", "causal": False}
+JUDGE = {**LABELS, "adapters": [{"targets": ["*_proj", "score"], "rank": 4, "alpha": 1.0, "dropout": 0.2}]}
+LAST = {"trained": ["model.layers.1.*", "model.norm.*", "score.*"]}
+PART = {"trained": ["model.layers.2.*", "model.norm.*", "score.*"]}
 EXACT, SINGLE = 1e-12, 2e-5  # of the largest number of a tensor
 
 
@@ -104,11 +113,11 @@ def check(found, limit=EXACT, filled=1.0):
     [
         ("data=2", DROPPING),
         ("shard=2", DROPPING),
-        ("tensor=2", TODAY),
+        ("tensor=2", {**TODAY, **DROPPING}),
         ("data=2,shard=2", DROPPING),
-        ("data=2,tensor=2", TODAY),
+        ("data=2,tensor=2", {**TODAY, **DROPPING}),
         ("data=2", CHOOSING),
-        ("shard=2,tensor=2", TODAY),
+        ("shard=2,tensor=2", {**TODAY, **DROPPING}),
     ],
     ids=["data=2-", "shard=2-", "tensor=2-", "data=2,shard=2", "data=2,tensor=2", "data=2-choosing", "all"],
 )
@@ -123,8 +132,8 @@ def test_pytorchs_processes_follow_one(layout, model):
     [
         ("data=2", DROPPING),
         ("shard=2", {**DROPPING, "attention": SHARING}),
-        ("tensor=2", TODAY),
-        ("shard=2,tensor=2", TODAY),
+        ("tensor=2", {**TODAY, **DROPPING}),
+        ("shard=2,tensor=2", {**TODAY, **DROPPING}),
     ],
     ids=["data=2", "shard=2", "tensor=2", "both"],
 )
@@ -135,6 +144,23 @@ def test_pytorchs_checkpointed_blocks_follow_one(layout, model):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize(
+    ("layout", "model"),
+    [
+        ("data=2", {**DROPPING, "adapters": [FIRST], "tie_embeddings": False}),
+        ("data=2", CHOOSING),
+        ("shard=2", {**DROPPING, "adapters": [FIRST], "tie_embeddings": False}),
+        ("shard=2", {**DROPPING, "attention": SHARING}),
+        ("data=2,shard=2", DROPPING),
+    ],
+    ids=["data=2-", "data=2-choosing", "shard=2-adapters", "shard=2-sharing", "both"],
+)
+def test_pytorchs_compiled_blocks_follow_one(layout, model):
+    processes = 4 if "," in layout else 2
+    check(follow("torch", layout, processes, model=model, execution={"compile": True}), filled=1.01)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("layout", ["data=2", "shard=2", "tensor=2", "shard=2,tensor=2"])
 @pytest.mark.parametrize("train", [{"clip_norm": 0.1, "clip_from": 1}, {"optimizer": "muon"}], ids=["adamw", "muon"])
 def test_pytorchs_fast_forms_follow_one_in_float32(layout, train):
@@ -142,15 +168,6 @@ def test_pytorchs_fast_forms_follow_one_in_float32(layout, train):
     check(follow("torch", layout, processes, execution=FAST["torch"], train=train, dtype="float32"), SINGLE)
 
 
-LORA = {"adapters": [{"targets": ["*.q_proj", "*.down_proj"], "rank": 4, "alpha": 6.0, "dropout": 0.2}], **DROPPING}
-DORA = {"adapters": [{"targets": ["*"], "rank": 4, "dora": True}], "tie_embeddings": False}
-SECOND = {"name": "second", "targets": ["*.o_proj", "*.up_proj", "*.v_proj"], "rank": 3, "dropout": 0.3, "rslora": True}
-FIRST = {"targets": ["*"], "rank": 4, "dora": True, "dropout": 0.2}
-BOTH = {"adapters": [FIRST, SECOND], "tie_embeddings": False, "qkv_bias": True, **DROPPING, "dropout_attn": 0.0}
-LABELS = {"num_labels": 3, "pooling": "mean", "causal": False}
-JUDGE = {**LABELS, "adapters": [{"targets": ["*_proj", "score"], "rank": 4, "alpha": 1.0, "dropout": 0.2}]}
-LAST = {"trained": ["model.layers.1.*", "model.norm.*", "score.*"]}
-PART = {"trained": ["model.layers.2.*", "model.norm.*", "score.*"]}
 TUNING = {
     "lora data=2": ("data=2", LORA, {}, None),
     "dora shard=2": ("shard=2", DORA, {}, None),
@@ -162,7 +179,7 @@ TUNING = {
     "muon tensor=2": ("tensor=2", DORA, {"optimizer": "muon"}, None),
     "labels tensor=2": ("tensor=2", JUDGE, {}, None),
     "last labels tensor=2": ("tensor=2", JUDGE, LAST, None),
-    "pairs tensor=2": ("tensor=2", {**LORA, "dropout_attn": 0.0}, {}, {"loss": "dpo"}),
+    "pairs tensor=2": ("tensor=2", LORA, {}, {"loss": "dpo"}),
     "both data=2,tensor=2": ("data=2,tensor=2", BOTH, {}, None),
     "both shard=2,tensor=2": ("shard=2,tensor=2", BOTH, {}, None),
 }
@@ -211,10 +228,9 @@ def test_two_processes_of_jax_follow_one(layout):
     ("backend", "layout", "model", "execution", "words"),
     [
         ("torch", "data=2", {}, {}, "needs 2 processes, and 1 run"),
-        ("torch", "tensor=2", {"dropout_attn": 0.1}, {}, "Dropout on attention weights"),
         ("torch", "tensor=2", {}, {"projections": "joined"}, "reads matrices that tensor parallelism cuts"),
+        ("torch", "tensor=2", {}, {"compile": True}, "does not get through cut maps"),
         ("torch", "data=2", {}, {"rng": "native"}, "draws the same for the rows of every process"),
-        ("torch", "data=2", {}, {"compile": True}, "compile=True is for one process"),
         (
             "torch", "data=2",
             {"attention": [{"kind": "sparse", "num_kv_heads": 2, "top_k": 4, "index_loss": 0.5}]}, {},
@@ -304,6 +320,7 @@ def test_a_run_changes_its_layout_and_its_framework(tmp_path, call):
 
 TUNED = {  # kind: (layout, what is its own)
     "classify": ("shard=2", ["--read", "flexible", "--no-baseline"]),
+    "instruct": ("data=2", ["--style", "phi3", "--length", "96", "--pad-multiple", "96", "--mask-instruction"]),
     "prefer": ("data=2", ["--style", "phi3", "--length", "96", "--pad-multiple", "96"]),
 }
 
@@ -316,6 +333,8 @@ def test_tuning_by_adapters_in_two_processes_ends_like_one(tmp_path, call, kind)
     save_checkpoint(tmp_path / "weights", config, params.randomise(config, 0, 0.5))
     words = ["see you at home", "are you there", "on my way now", "call me later", "WIN cash now!!"]
     rows = [{"text": f"{words[i % 5]} {i}", "label": "spam" if i % 5 == 4 else "ham"} for i in range(60)]
+    if kind == "instruct":
+        rows = [{"instruction": f"Add {i} and 1.", "input": "", "output": f"It is {i + 1}."} for i in range(20)]
     if kind == "prefer":
         rows = [{"instruction": f"Add {i} and 1.", "input": "", "chosen": f"It is {i + 1}."} for i in range(20)]
         rows = [{**row, "rejected": "Go away."} for row in rows]

@@ -139,7 +139,7 @@ ONE_SIDED_NAMES = {
     "jax_impl/layout.py:PATIENCE": "PyTorch's collective operations wait for half an hour, JAX's for half a minute",
     **{
         f"torch_impl/placing.py:{what}": "PyTorch's maps are cut one by one, and tensors know where they lie"
-        for what in ("cut_maps", "Placed", "local_of", "whole_of", "part_of", "added", "cuts_of")
+        for what in ("cut_maps", "Placed", "Heads", "local_of", "whole_of", "part_of", "added", "cuts_of")
     },
     **{
         f"jax_impl/placing.py:{what}": "a compiled program is told where arrays lie"
