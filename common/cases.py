@@ -143,12 +143,6 @@ CASES: dict[str, Case] = {
             "model.layers.1.self_attn",
         ),
         Case(
-            "gated_deltanet_channel",
-            "Gated DeltaNet whose every channel of a value is corrected by a strength of its own",
-            _TINY.with_(attention=_DELTA.with_(beta="channel")),
-            "model.layers.0.self_attn",
-        ),
-        Case(
             "sparse",
             "sparse attention, its indexer rotary in part",
             _TINY.with_(num_heads=4, attention=_SPARSE),
@@ -233,6 +227,11 @@ CASES: dict[str, Case] = {
             train_steps=2,
             seed=3,
             sampling=_SAMPLING,
+        ),
+        Case(
+            "gpt_deltanet_channel",
+            "GPT of Gated DeltaNet whose every channel of a value is corrected by a strength of its own",
+            _TINY.with_(attention=_DELTA.with_(beta="channel")),
         ),
         Case(
             "gpt_sparse",
