@@ -314,11 +314,11 @@ class TorchBackend:
             raise UserError(f"Parameters in {told} cannot be the memory of an array of {array.dtype}: copy it.")
         return torch.nn.Parameter(torch.from_numpy(array))
 
-    def book_run(self, config, execution, kept, held_out, **settings):
-        """The run of the book's chapter 5 with PyTorch's own random numbers; see `torch_impl/book.py`."""
+    def book_run(self, config, execution, kept, held_out, train, **settings):
+        """A training run of the book's with PyTorch's own random numbers; see `torch_impl/book.py`."""
         from .book import run
 
-        return run(config, execution, kept, held_out, **settings)
+        return run(config, execution, kept, held_out, train, **settings)
 
     def versions(self):
         return {"torch": torch.__version__}

@@ -1,8 +1,9 @@
-"""The training run of the book's chapter 5 with the random numbers that PyTorch itself draws there, in that order.
+"""The book's training runs (chapter 5, appendix D) with the random numbers that PyTorch draws there, in that order.
 
 Everywhere else random numbers have addresses, and are the same in both frameworks. Here they come one after the other
 from PyTorch's global generator: initial weights in the order in which the book makes its modules, the order of windows
-by its data loader, a mask for every dropout as it is met. Source: Raschka 2024, section 5.2.
+by its data loader, a mask for every dropout as it is met. Source: Raschka 2024, section 5.2,
+exercise 5.4, appendix D.
 """
 
 import math
@@ -74,39 +75,49 @@ def _norm(found, name, width):
     found[f"{name}.weight"], found[f"{name}.bias"] = torch.ones(width), torch.zeros(width)
 
 
-def run(config, execution, kept, held_out, *, seed, epochs, batch_size, rate, decay, every, batches):
-    """(the model, an iterator that trains it on ids `kept` and gives a `Line` every so many steps).
+def run(config, execution, kept, held_out, train, *, epochs, more=0, every, batches, shuffle=True):
+    """(the model, an iterator that trains it on ids `kept`: a `Line` every so many steps, None after an epoch).
 
-    Windows follow one after the other; `batches` of either part are evaluated. Nothing else may draw from PyTorch's
-    generator meanwhile.
+    Windows follow one after the other; `batches` of either part are evaluated. `more` epochs begin as exercise 5.4
+    does: the generator is seeded anew, steps count from 0, the optimizer goes on. A rate that falls has fallen when
+    `epochs` are over. Nothing else may draw from PyTorch's generator meanwhile; greedy texts do not.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(train.seed)
     model = TorchModel(config, initial_weights(config), execution)
-    return model, _trained(model, kept, held_out, epochs, batch_size, rate, decay, every, batches)
+    parts = (kept, shuffle), (held_out, False)
+    loaders = [_loader(ids, config.context_length, train.batch_size, mixed) for ids, mixed in parts]
+    train = train.with_(steps=max(1, epochs * len(loaders[0])))
+    return model, _trained(model, loaders, train, (epochs, more), every, batches)
 
 
-def _trained(model, kept, held_out, epochs, batch_size, rate, decay, every, batches):
-    config = model.config
-    optimizer = torch.optim.AdamW(model.net.parameters(), lr=rate, weight_decay=decay)
-    train, rest = (
-        _loader(ids, config.context_length, batch_size, first) for ids, first in ((kept, True), (held_out, False))
-    )
-    step = -1
-    for epoch in range(1, epochs + 1):
-        for inputs, targets in train:
-            optimizer.zero_grad()
-            _loss(model, inputs, targets, Stream() if config.has_dropout else None).backward()
-            optimizer.step()
-            step += 1
-            if step % every == 0:
-                yield Line(epoch, step, *(_mean(model, loader, batches) for loader in (train, rest)))
+def _trained(model, loaders, train, parts, every, batches):
+    config, weights = model.config, list(model.net.parameters())
+    optimizer = torch.optim.AdamW(weights, lr=train.learning_rate, weight_decay=train.weight_decay)
+    for part, epochs in enumerate(parts):
+        step = 0
+        if part:
+            torch.manual_seed(train.seed)
+        for epoch in range(1, epochs + 1):
+            for inputs, targets in loaders[0]:
+                optimizer.zero_grad()
+                _loss(model, inputs, targets, Stream() if config.has_dropout else None).backward()
+                limit = train.at(step).clip_norm
+                if limit is not None:
+                    torch.nn.utils.clip_grad_norm_(weights, limit)
+                optimizer.param_groups[0]["lr"] = train.rate(step)
+                optimizer.step()
+                model.served = None
+                if step % every == 0:
+                    yield Line(epoch, step, *(_mean(model, loader, batches) for loader in loaders))
+                step += 1
+            yield None
 
 
-def _loader(ids, length, batch_size, first):
-    """Both parts' windows; of the first part in another order every time, and full batches alone."""
+def _loader(ids, length, batch_size, shuffle):
+    """Windows of ids, batch by batch; shuffled they have another order every time, and make full batches alone."""
     windows = Windows(ids, length)
     pairs = [torch.from_numpy(part).long() for part in windows.gather(torch.arange(len(windows)).numpy())]
-    return DataLoader(TensorDataset(*pairs), batch_size, shuffle=first, drop_last=first)
+    return DataLoader(TensorDataset(*pairs), batch_size, shuffle=shuffle, drop_last=shuffle)
 
 
 def _loss(model, inputs, targets, key):

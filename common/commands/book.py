@@ -17,19 +17,32 @@ def book(
     length: Annotated[int, typer.Option(help="Tokens per window, and of the model's context.")] = 256,
     dropout: Annotated[float, typer.Option(help="One rate for all three places.")] = 0.1,
     epochs: Annotated[int, typer.Option(help="Times that all windows are seen.")] = 10,
+    more_epochs: Annotated[
+        int, typer.Option(help="Go on for so many, seeded anew, by the optimizer as it is (exercise 5.4).")
+    ] = 0,
+    shuffle: Annotated[bool, typer.Option(help="Windows in another order every epoch.")] = True,
     batch_size: Annotated[int, typer.Option(help="Windows per step.")] = 2,
     learning_rate: Annotated[float, typer.Option(help="AdamW's rate.")] = 4e-4,
     weight_decay: Annotated[float, typer.Option(help="Decoupled decay, of all parameters.")] = 0.1,
+    schedule: Annotated[str, typer.Option(help="constant, or cosine as in appendix D.")] = "constant",
+    warmup_steps: Annotated[
+        int, typer.Option(help="Steps of a linear warm-up, in which no gradients are clipped.")
+    ] = 0,
+    initial_rate: Annotated[float, typer.Option(help="Rate at which the warm-up begins.")] = 1e-5,
+    final_rate: Annotated[float, typer.Option(help="Rate at which the cosine ends.")] = 1e-5,
+    clip_norm: Annotated[float, typer.Option(help="Largest common norm of gradients; 0: as they are.")] = 0.0,
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 5,
     eval_batches: Annotated[int, typer.Option(help="Batches of either part that are evaluated.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of PyTorch's global generator.")] = 123,
-    prompt: Annotated[str, typer.Option(help="What the trained model goes on from.")] = "Every effort moves you",
+    prompt: Annotated[
+        str, typer.Option(help="What the model goes on from after every epoch.")
+    ] = "Every effort moves you",
     tokenizer: Annotated[str, typer.Option(help="gpt2, or bytes.")] = "gpt2",
     vocab: options.Vocab = None,
     threads: options.Threads = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the log (default: none).")] = None,
 ) -> None:
-    """Chapter 5 of the book: its training run with PyTorch's own random numbers, to the last digit that it prints."""
+    """The book's training runs (chapter 5, appendix D) with PyTorch's own random numbers, in the book's order."""
     from common import backend as door
     from common import files
     from common.config import SamplingConfig, TrainConfig
@@ -43,7 +56,22 @@ def book(
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"{name} is {value}; allowed is a whole number > 0.")
-    train = TrainConfig(batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay, seed=seed)
+    if more_epochs < 0:
+        raise UserError(f"--more-epochs is {more_epochs}; allowed is a whole number >= 0.")
+    if schedule == "constant" and warmup_steps:
+        raise UserError("A constant rate has no warm-up; take --schedule cosine, or constant_with_warmup.")
+    train = TrainConfig(
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        seed=seed,
+        schedule=schedule,
+        warmup_steps=warmup_steps,
+        initial_rate=initial_rate,
+        final_rate=final_rate,
+        clip_norm=clip_norm or None,
+        clip_from=warmup_steps,
+    )
     execution = options.execution("torch", "cpu", None, threads=threads)
     encoder = of_name(tokenizer, vocab)
     rates = dict.fromkeys(("dropout_embed", "dropout_attn", "dropout_shortcut"), dropout)
@@ -64,15 +92,19 @@ def book(
         execution,
         kept,
         held_out,
-        seed=train.seed,
+        train,
         epochs=epochs,
-        batch_size=train.batch_size,
-        rate=train.learning_rate,
-        decay=train.weight_decay,
+        more=more_epochs,
         every=eval_every,
         batches=eval_batches,
+        shuffle=shuffle,
     )
+    start = encoder.encode(prompt)[-length:].tolist()
     for line in lines:
+        if line is None:  # an epoch is over
+            (row,) = model.generate([start], SamplingConfig(_SAMPLE, overflow="crop"))
+            print(prompt + encoder.decode(row).replace("\n", " "), flush=True)
+            continue
         print(
             f"Ep {line.epoch} (Step {line.step:06d}): Train loss {line.loss:.3f}, Val loss {line.held_out:.3f}",
             flush=True,
@@ -80,6 +112,3 @@ def book(
         log.append(json.dumps(line._asdict()) + "\n")
     if out is not None:
         files.write_text(out / "log.jsonl", "".join(log))
-    ids = encoder.encode(prompt)[-length:]
-    (row,) = model.generate([ids.tolist()], SamplingConfig(_SAMPLE, overflow="crop"))
-    print(prompt + encoder.decode(row).replace("\n", " "))

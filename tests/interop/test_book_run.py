@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from common.config import Execution, dumps, model_to_dict, preset
+from common.config import PRESETS, Execution, TrainConfig, dumps, model_to_dict, preset
 from common.data.corpora import corpus, split
 from common.run import perplexity
 from common.tokenizers import tokenizer
@@ -20,7 +20,10 @@ CURVE = {0: "9.781 9.933", 5: "8.111 8.339", 10: "6.661 7.048", 15: "5.961 6.616
 CURVE |= {30: "4.417 6.278", 35: "4.069 6.226", 40: "3.732 6.160", 45: "2.850 6.179", 50: "2.427 6.141"}
 CURVE |= {55: "2.104 6.134", 60: "1.882 6.233", 65: "1.320 6.238", 70: "0.985 6.242", 75: "0.717 6.293"}
 CURVE |= {80: "0.541 6.393", 85: "0.391 6.452"}  # Raschka 2024, section 5.2
+AGAIN = {0: "0.271 6.545", 5: "0.244 6.614"}  # exercise 5.4
 TEXT = "Every effort moves you"
+TRAIN = TrainConfig(weight_decay=0.1, schedule="constant", clip_norm=None)
+DROPPED = dict.fromkeys(("dropout_embed", "dropout_attn", "dropout_shortcut"), 0.1)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
@@ -63,6 +66,47 @@ def test_the_loader_draws_as_the_books_does():
     assert all(x.shape == (4, 8) for x, _ in loader)
 
 
+RATES = {0: 1e-5, 1: 4.6667e-5, 13: 4.86667e-4, 26: 9.63333e-4, 27: 1e-3, 28: 9.99791e-4}
+RATES |= {54: 8.55018e-4, 81: 5.05e-4, 108: 1.54982e-4, 134: 1.0209e-5}  # F-090
+
+
+def test_a_run_of_appendix_d_has_its_rates_and_clips_once_it_is_warmed_up(call, tmp_path, monkeypatch):
+    """Nine batches, fifteen times: the rate of every step, and what is clipped; a text after every epoch."""
+    small = PRESETS["book-124m"].with_(embed_dim=12, num_heads=2, ff_dim=20, num_layers=1)
+    monkeypatch.setitem(PRESETS, "book-124m", small)
+    rates, clipped, step = [], [], torch.optim.AdamW.step
+
+    def stepped(self, *rest):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *rest)
+
+    def clip(weights, limit, real=torch.nn.utils.clip_grad_norm_):
+        clipped.append((len(rates), limit))
+        return real(weights, limit)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+    (tmp_path / "text.txt").write_text("abcdefghij" * 33)  # 297 characters to train on: 18 windows of 16
+    asked = [
+        "--data",
+        tmp_path / "text.txt",
+        "--tokenizer",
+        "bytes",
+        "--length",
+        16,
+        "--batch-size",
+        2,
+        "--prompt",
+        "ab",
+    ]
+    how = ["--epochs", 15, "--schedule", "cosine", "--learning-rate", 1e-3, "--warmup-steps", 27, "--clip-norm", 1]
+    code, out, err = call("book", *asked, *how, "--more-epochs", 1, "--no-shuffle", "--eval-every", 50)
+    assert code == 0, err
+    assert {number: rates[number] for number in RATES} == pytest.approx(RATES, rel=5e-5)
+    assert clipped == [(number, 1.0) for number in range(27, 135)]  # the epoch more begins anew, with the warm-up
+    assert sum(line.startswith("ab") for line in out.splitlines()) == 16
+
+
 def test_what_is_no_run_of_the_books_is_refused(call, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text("She sells sea shells by the sea shore. " * 30)
@@ -85,6 +129,15 @@ def test_what_is_no_run_of_the_books_is_refused(call, tmp_path):
     assert "no model of the book's" in err
     code, _, err = call("book", *small, "--epochs", 0)
     assert (code, "--epochs is 0" in err) == (2, True)
+    code, _, err = call("book", *small, "--more-epochs", -1)
+    assert (code, "--more-epochs is -1" in err) == (2, True)
+    code, _, err = call("book", *small, "--warmup-steps", 3)
+    assert (code, "A constant rate has no warm-up" in err) == (2, True)
+
+
+def lines_of(run):
+    """What a run prints of losses."""
+    return [line for line in run[1] if line is not None]
 
 
 def test_a_run_is_reproduced():
@@ -93,13 +146,18 @@ def test_a_run_is_reproduced():
         dropout_embed=0.1, dropout_attn=0.1, dropout_shortcut=0.1,
     )  # fmt: skip
     ids = torch.frombuffer(bytearray(corpus("pydoc").text[:2000].encode()), dtype=torch.uint8).int().numpy()
-    settings = {"seed": 3, "epochs": 2, "batch_size": 4, "rate": 1e-2, "decay": 0.1, "every": 10, "batches": 3}
-    runs = [list(book.run(config, Execution(), ids, ids[:200], **settings)[1]) for _ in range(2)]
+    settings = {"epochs": 2, "every": 10, "batches": 3}
+    train = TRAIN.with_(seed=3, batch_size=4, learning_rate=1e-2)
+    runs = [lines_of(book.run(config, Execution(), ids, ids[:200], train, **settings)) for _ in range(2)]
     assert runs[0] == runs[1]
     assert runs[0][-1].loss < runs[0][0].loss - 1
     assert [line.step for line in runs[0]] == list(range(0, 2 * (2000 - 16) // 16 // 4, 10))
-    other = list(book.run(config, Execution(), ids, ids[:200], **settings | {"seed": 4})[1])
+    other = lines_of(book.run(config, Execution(), ids, ids[:200], train.with_(seed=4), **settings))
     assert other != runs[0]
+    more = lines_of(book.run(config, Execution(), ids, ids[:200], train, **settings | {"more": 1}))
+    assert more[: len(runs[0])] == runs[0]
+    assert [line.step for line in more[len(runs[0]) :]] == list(range(0, (2000 - 16) // 16 // 4, 10))
+    assert more[-1].loss < runs[0][-1].loss
 
 
 def test_rows_of_a_count_to_thousand():
@@ -139,8 +197,8 @@ def test_how_often_the_script_evaluates(data_dir):
     config = preset("book-124m").with_(**SMALL, **rates)
     gpt2, text = tokenizer("gpt2", data_dir / "gpt2"), (data_dir / "the-verdict.txt").read_text()
     parts = [gpt2.encode(part) for part in split(text, 0.1)]
-    settings = {"seed": 123, "epochs": 1, "batch_size": 2, "rate": 5e-4, "decay": 0.1, "every": 5, "batches": 1}
-    lines = list(book.run(config, Execution(), *parts, **settings)[1])
+    train = TRAIN.with_(seed=123, batch_size=2, learning_rate=5e-4)
+    lines = lines_of(book.run(config, Execution(), *parts, train, epochs=1, every=5, batches=1))
     assert len(lines) == 39
     assert lines[-1].loss < lines[0].loss - 1
 
@@ -187,12 +245,42 @@ def test_the_first_losses_are_the_books(untrained, data_dir):
 
 @pytest.mark.full
 def test_the_curve_is_the_books(call, data_dir):
-    """All pairs that it prints, and the text with which it ends: ten minutes of a CPU's core."""
+    """All pairs that it prints, those of an epoch more among them, and the text with which it ends: ten minutes of a
+    CPU's core."""
     code, out, err = call(
-        "book", "--data", data_dir / "the-verdict.txt", "--vocab", data_dir / "gpt2", "--prompt", TEXT
-    )
+        "book", "--data", data_dir / "the-verdict.txt", "--vocab", data_dir / "gpt2", "--prompt", TEXT,
+        "--more-epochs", 1,
+    )  # fmt: skip
     assert code == 0, err
     lines = [line for line in out.splitlines() if line.startswith("Ep ")]
-    got = {int(line.split("Step ")[1][:6]): f"{line.split()[6].rstrip(',')} {line.split()[9]}" for line in lines}
-    assert got == CURVE
-    assert out.splitlines()[-1].startswith(f'{TEXT} know," was one of the axioms he laid down')
+    got = [(int(line.split("Step ")[1][:6]), f"{line.split()[6].rstrip(',')} {line.split()[9]}") for line in lines]
+    assert got == [*CURVE.items(), *AGAIN.items()]
+    samples = [line for line in out.splitlines() if not line.startswith("Ep ")]
+    assert len(samples) == 11
+    assert samples[9].startswith(f'{TEXT} know," was one of the axioms he laid down')
+    assert samples[10].startswith(f'{TEXT}?"  "Yes--quite insensible to the irony.')
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("train", "epochs", "every", "want"),
+    [
+        ({"learning_rate": 5e-4}, 2, 1, ["7.641 10.073", "4.935 10.550"]),  # F-082
+        (
+            {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 1, "initial_rate": 1e-5, "final_rate": 1e-5}
+            | {"clip_norm": 1.0, "clip_from": 1},
+            6, 5, ["10.871 10.959"],
+        ),  # F-170
+    ],
+    ids=["chapter 5", "appendix D"],
+)  # fmt: skip
+def test_losses_on_a_single_window_are_the_books(data_dir, train, epochs, every, want):
+    """The model of 124M on the first 256 tokens, in the order of the text."""
+    config = preset("book-124m").with_(context_length=256, **DROPPED)
+    gpt2, text = tokenizer("gpt2", data_dir / "gpt2"), (data_dir / "the-verdict.txt").read_text()
+    parts = [gpt2.encode(part)[:257] for part in split(text, 0.1)]
+    train = TRAIN.with_(seed=123, batch_size=1, **train)
+    lines = lines_of(book.run(config, Execution(), *parts, train, epochs=epochs, every=every, batches=1, shuffle=False))
+    got = [f"{line.loss:.3f} {line.held_out:.3f}" for line in lines]
+    assert got[: len(want)] == want
+    assert lines[-1].loss < lines[0].loss
