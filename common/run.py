@@ -48,10 +48,16 @@ class Data:
 
 
 def prepare_data(
-    source: str, tokenizer, length: int, train: TrainConfig, state: dict | None = None, share: float = HELD_OUT
+    source: str,
+    tokenizer,
+    length: int,
+    train: TrainConfig,
+    state: dict | None = None,
+    share: float = HELD_OUT,
+    stride: int | None = None,
 ) -> Data:
     """Read, tokenize, split and window a corpus, or map a token file; `state` takes up the order of an earlier run, and
-    such a `share` at the end is held out."""
+    such a `share` at the end is held out. What is trained on may overlap, by a `stride` shorter than the length."""
     if tokens.holds(source):
         text = tokens.read(source)
         text.check(tokenizer)
@@ -63,7 +69,7 @@ def prepare_data(
             raise UserError(f"{source} holds prepared books; make a token file of them ({make}), and train on that.")
         text = corpus(source)
         kept, held_out = map(tokenizer.encode, split(text.text, share))
-    windows = Windows(kept, length)
+    windows = Windows(kept, length, stride)
     if state is None:
         batches = Batches(windows, train.batch_size, seed=train.seed, accumulate=train.accumulate)
     else:

@@ -103,6 +103,8 @@ def _tokens(source: Path, out: Path, name: str, vocab: Path | None, processes: i
         made = tokens.write(texts(), out, name, vocab, several, lambda done: told(done, None))
     head = made.head
     print(f"{head['tokens']:,} tokens of {head['documents']:,} documents in {out}.")
+    if head["documents"] > 1 and head["tokenizer"]["end_token"] is None:
+        print(f"Tokenizer {name} has no token that ends a text, so documents follow one another without a mark.")
     if empty:
         more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
         print(f"Without a document: {', '.join(empty[:NAMED])}{more}")

@@ -48,7 +48,7 @@ TokenizerName = Annotated[
     str | None,
     typer.Option(
         "--tokenizer",
-        help="bytes, gpt2, bpe, book, words or hf (default: that of the weights' run; else bytes or gpt2, as fits).",
+        help="bytes, gpt2, bpe, book, book-greedy, words or hf (default: that of the weights' run, or that fits).",
     ),
 ]
 Vocab = Annotated[Path | None, typer.Option(help="Folder of the tokenizer's vocabulary, where it needs one.")]

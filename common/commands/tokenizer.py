@@ -8,19 +8,22 @@ import typer
 
 from common.commands import options
 
-ACTIONS = ("train", "encode", "grow")
+ACTIONS = ("train", "encode", "decode", "grow")
 
 
 def tokenizer(
-    action: Annotated[str, typer.Argument(help="train, encode (to look at it), or grow (by more special tokens).")],
+    action: Annotated[
+        str, typer.Argument(help="train, encode or decode (to look at it), or grow (by more special tokens).")
+    ],
     text: Annotated[
         list[str],
         typer.Argument(
-            help="train: pydoc, a file, folder, or prepared shards. encode: the text itself. grow: the new tokens."
+            help="train: pydoc, a file, folder, or prepared shards. encode: the text; decode: ids; grow: new tokens."
         ),
     ],
     kind: Annotated[
-        str, typer.Option(help="bpe (byte-level, as GPT-2), book (its simpler one), words; encode also bytes, gpt2.")
+        str,
+        typer.Option(help="bpe (byte-level, as GPT-2), book (its simpler one), words; to look at, any other."),
     ] = "bpe",
     vocab_size: Annotated[int, typer.Option(help="Tokens of the vocabulary, special ones among them.")] = 8192,
     special: Annotated[
@@ -38,7 +41,7 @@ def tokenizer(
         raise unknown("action", action, ACTIONS)
     if action == "train" and vocab is not None:
         raise UserError("--vocab names a vocabulary to read, and training makes one; --out is where it goes.")
-    if action != "grow" and len(text) > 1:
+    if action in ("train", "encode") and len(text) > 1:
         raise UserError(f"{action} takes one text, not {len(text)}; put it in quotes.")
     if action != "grow" and weights is not None:
         raise UserError("--weights is for grow alone.")
@@ -46,6 +49,8 @@ def tokenizer(
         _train(text[0], kind, vocab_size, special, out)
     elif action == "encode":
         _encode(text[0], kind, vocab)
+    elif action == "decode":
+        _decode(text, kind, vocab)
     else:
         _grow(text, kind, vocab, weights, out)
 
@@ -98,6 +103,17 @@ def _encode(text: str, kind: str, vocab: Path | None) -> None:
     print(" ".join(map(str, ids)))
     print(" ".join(repr(made.decode([number]))[1:-1].replace(" ", "·") or "·" for number in ids))
     options.show(f"{len(text):,} characters, {len(ids):,} ids of {made.vocab_size:,}")
+
+
+def _decode(numbers: list[str], kind: str, vocab: Path | None) -> None:
+    from common.errors import UserError
+    from common.tokenizers import tokenizer as of_name
+
+    words = " ".join(numbers).replace(",", " ").split()
+    wrong = next((word for word in words if not (word.isascii() and word.isdigit())), None)
+    if wrong is not None:
+        raise UserError(f"{wrong!r} is no id; decode takes whole numbers, as encode prints them.")
+    print(of_name(kind, vocab).decode(map(int, words)))
 
 
 def _grow(tokens: list[str], kind: str, vocab: Path | None, weights: Path | None, out: Path) -> None:

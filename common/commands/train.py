@@ -27,6 +27,9 @@ def train(
         ),
     ] = "pydoc",
     length: Annotated[int | None, typer.Option(help="Tokens per window (default: the model's context).")] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens from one window of training to the next (default: the length).")
+    ] = None,
     held_out: Annotated[float, typer.Option(help="Share of the text, at its end, that is held out.")] = 0.1,
     pad_vocabulary: Annotated[
         int | None, typer.Option(help="Round the vocabulary up to a multiple, as in 64, by rows that no token has.")
@@ -50,6 +53,7 @@ def train(
     from common.weights.grow import padded
 
     positive = {"--eval-windows": eval_windows, "--pad-vocabulary": 1 if pad_vocabulary is None else pad_vocabulary}
+    positive["--stride"] = 1 if stride is None else stride
     here = running.Running(context, "pretrain", run, how, _FREE, positive)
     here.one_of_both(plan)
     if sample_every < 0:
@@ -68,6 +72,7 @@ def train(
         settings = TrainConfig.from_dict(start.record["train"])
         data, length, tokenizer = (start.record[key] for key in ("source", "length", "tokenizer"))
         held_out = start.record.get("held_out", runs.HELD_OUT)  # older runs say nothing of it
+        stride = start.record.get("stride")
     else:
         if tokenizer is None and tokens.holds(data):
             tokenizer = tokens.read(data).head["tokenizer"]["name"]
@@ -88,17 +93,25 @@ def train(
     backend = here.backend()
     length = length or start.config.context_length
     door.check_length(length, start.config)
-    text = runs.prepare_data(data, encoder, length, settings, start.record and start.record["data"], held_out)
+    state = start.record and start.record["data"]
+    text = runs.prepare_data(data, encoder, length, settings, state, held_out, stride)
     settings = here.counted(settings, plan.epochs, text.batches)
     tuning.show_learning(here, start.config, settings)
 
-    record = {"source": data, "corpus": text.text.describe(), "tokenizer": encoder.name, "length": length}
+    record = {
+        "source": data,
+        "corpus": text.text.describe(),
+        "tokenizer": encoder.name,
+        "length": length,
+        "stride": stride,
+    }
     task = running.Task(
         kind="pretrain",
         batches=text.batches,
         length=length,
         record={**record, "held_out": held_out},
-        words=f"{text.text.name}: {len(text.batches.windows)} windows of {length}",
+        words=f"{text.text.name}: {len(text.batches.windows)} windows of {length}"
+        + (f", one every {stride}" if stride else ""),
         evaluate=lambda model: {"held_out": runs.held_out_loss(model, text.held_out, eval_windows)},
         told=lambda found: f"held-out {found['held_out']:.4f}  perplexity {runs.perplexity(found['held_out']):.2f}",
         sample=lambda model: runs.sample(model, encoder, text, prompt, running.SAMPLE, settings.seed),

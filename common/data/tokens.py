@@ -42,6 +42,8 @@ class TokenFile:
         """Raise UserError if its ids are not that tokenizer's, by all that its head says of it: older ones have no
         checksum."""
         made, here = self.head["tokenizer"], json.loads(json.dumps(own.describe()))
+        if made["name"] != own.name:
+            raise UserError(f"The tokens in {self.name} are of tokenizer {made['name']!r}, not of {own.name!r}.")
         if any(here.get(key) != value for key, value in made.items() if key != "source"):
             raise UserError(f"The tokens in {self.name} are of tokenizer {made['name']!r} with another vocabulary.")
 

@@ -1,6 +1,7 @@
 """Text to integer ids and back. Models never see a tokenizer."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from common.errors import UserError, unknown
@@ -19,23 +20,34 @@ def _bytes(vocab: Path | str | None) -> Tokenizer:
     return Bytes()
 
 
-def _of_files(name: str, load: Callable[[Path | str], Tokenizer]) -> Callable[[Path | str | None], Tokenizer]:
+def _of_files(
+    name: str, load: Callable[[Path | str], Tokenizer], kind: str | None = None
+) -> Callable[[Path | str | None], Tokenizer]:
     def made(vocab: Path | str | None) -> Tokenizer:
         if vocab is None:
-            train = f"; `parallax tokenizer train TEXT --kind {name}` makes one" if name in TRAINED else ""
+            train = f"; `parallax tokenizer train TEXT --kind {kind}` makes one" if kind else ""
             raise UserError(f"Tokenizer {name!r} needs the folder of its vocabulary (--vocab){train}.")
         return load(vocab)
 
     return made
 
 
+GREEDY = book.NAMES["left to right"]  # the same vocabulary, merged as the book's encoder merges
 TRAINED = {"bpe": bpe, "book": book, "words": words}  # modules with `train` and `load`
 _MAKERS: dict[str, Callable[[Path | str | None], Tokenizer]] = {"bytes": _bytes, "gpt2": GPT2}
-_MAKERS |= {name: _of_files(name, module.load) for name, module in TRAINED.items()}
+_MAKERS |= {name: _of_files(name, module.load, name) for name, module in TRAINED.items()}
+_MAKERS[GREEDY] = _of_files(GREEDY, partial(book.load, order="left to right"), "book")
 _MAKERS["hf"] = _of_files("hf", HuggingFace)
 NAMES = tuple(_MAKERS)
-FROM_FILES = (*TRAINED, "hf")  # whose vocabularies have any size, and are kept with what is trained with them
-_FILES = {"gpt2": "merges.txt", "bpe": bpe.MERGES, "book": book.MERGES, "words": words.FILE, "hf": FILE}
+FROM_FILES = (*TRAINED, GREEDY, "hf")  # whose vocabularies have any size, and are kept with what is trained with them
+_FILES = {
+    "gpt2": "merges.txt",
+    "bpe": bpe.MERGES,
+    "book": book.MERGES,
+    GREEDY: book.MERGES,
+    "words": words.FILE,
+    "hf": FILE,
+}
 _ALL_FILES = (bpe.ENCODER, bpe.MERGES, *bpe.OTHER_NAMES, book.VOCABULARY, book.MERGES, words.FILE, FILE)
 
 

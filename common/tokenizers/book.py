@@ -22,14 +22,13 @@ from common.tokenizers.bpe import END_OF_TEXT, Report
 SPACE = "Ġ"
 VOCABULARY, MERGES = "book-vocab.json", "book-merges.json"
 ORDERS = {"rank": pairs.apply, "left to right": pairs.apply_left_to_right}
+NAMES = {"rank": "book", "left to right": "book-greedy"}
 PIECES = re.compile(r"(?P<spaces> *)(?P<word>[^\s]+)|(?P<rest> +)|(?P<other>\s)")
 
 
 class Book:
     """Characters, special tokens, merges. `order` says how merges are applied: "rank" as they were learnt, or
     "left to right" as the book's encoder does, which gives other tokens."""
-
-    name = "book"
 
     def __init__(
         self,
@@ -41,6 +40,7 @@ class Book:
         if order not in ORDERS:
             raise unknown("order", order, ORDERS)
         self.tokens, self.merges, self.specials, self.order = tuple(tokens), tuple(learnt), dict(specials), order
+        self.name = NAMES[order]
         self.vocab_size, self.end_token = len(self.tokens), self.specials.get(END_OF_TEXT)
         self._ids = {token: number for number, token in enumerate(self.tokens)}
         first = self.vocab_size - len(self.merges)

@@ -68,6 +68,26 @@ def test_a_search_of_one_trial(call, tmp_path, space):
     assert tomllib.loads((out / "best.toml").read_text())["learning-rate"] == 0.01
 
 
+@pytest.mark.full
+def test_several_processes_share_the_trials(call, tmp_path, space):
+    """Each is a run of its own by its own settings, and what two trials have in common has one loss."""
+    out, path = tmp_path / "out", space({"learning-rate": [1e-3, 1e-2], "weight-decay": [0.0, 0.1]})
+    code, said, err = call("search", path, "--out", out, "--trials", 6, "--processes", 2, "--no-prune")
+    assert code == 0, err
+    assert said.splitlines()[0] == "6 trials finished, 0 stopped early, 0 failed."
+    found, losses = rows(out), {}
+    assert sorted(row["trial"] for row in found) == [str(number) for number in range(6)]
+    for row in found:
+        stored = tomllib.loads((out / f"trial-{int(row['trial']):04d}" / "settings.toml").read_text())
+        settings = stored["learning-rate"], stored["weight-decay"]
+        assert settings == (float(row["learning-rate"]), float(row["weight-decay"]))
+        assert losses.setdefault(settings, row["held_out"]) == row["held_out"]
+    best = min(found, key=lambda row: float(row["held_out"]))
+    assert tomllib.loads((out / "best.toml").read_text())["learning-rate"] == float(best["learning-rate"])
+    code, said, _ = call("search", path, "--out", out, "--trials", 8, "--processes", 2, "--no-prune")
+    assert (code, len(rows(out))) == (0, 8)
+
+
 def test_a_second_search_in_one_folder_is_refused(call, tmp_path, space):
     """It would tell the first one's trials that they have failed."""
     out, path = tmp_path / "out", space({"learning-rate": [1e-2]})

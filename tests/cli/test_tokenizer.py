@@ -8,6 +8,8 @@ from common.data import gutenberg
 from common.data.corpora import corpus
 from common.tokenizers import TRAINED, tokenizer
 
+GREEDY = ("book", "book-greedy")
+
 
 @pytest.fixture
 def text(tmp_path):
@@ -29,6 +31,9 @@ def test_a_vocabulary_from_a_text_to_a_model_that_writes(call, tmp_path, text, m
     ids, pieces = out.splitlines()
     assert len(ids.split()) == len(pieces.split()) < len("the for")
     assert f"{len(ids.split())} ids of 300" in err
+    for written in (ids.split(), [ids], [ids.replace(" ", ", ")]):
+        code, out, _ = call("tokenizer", "decode", *written, "--vocab", tmp_path / "vocabulary")
+        assert (code, out) == (0, "the for\n")
     run, how = tmp_path / "run", ["--batch-size", 2, "--warmup-steps", 1, "--eval-every", 2, "--length", 16]
     own = ["--tokenizer", "bpe", "--vocab", tmp_path / "vocabulary"]
     code, _, err = call("train", "--data", text, "--steps", 4, "--until", 2, "--out", run, *own, *how)
@@ -43,6 +48,28 @@ def test_a_vocabulary_from_a_text_to_a_model_that_writes(call, tmp_path, text, m
         code, texts[backend], err = call("generate", "--backend", backend, *asked)
         assert code == 0, err
     assert texts["torch"] == texts["numpy"]
+
+
+def test_a_run_by_the_books_own_encoder_goes_on_by_it(call, tmp_path, text):
+    """The vocabulary is that of `book`; the name says how it merges, in token files and runs, too."""
+    own, run = tmp_path / "vocabulary", tmp_path / "run"
+    assert call("tokenizer", "train", text, "--kind", "book", "--vocab-size", 400, "--out", own)[0] == 0
+    written = {kind: call("tokenizer", "encode", "information", "--kind", kind, "--vocab", own)[1] for kind in GREEDY}
+    assert len(set(written.values())) == 2
+    tokens = tmp_path / "text.tokens"
+    asked = ["--tokenizer", "book-greedy", "--vocab", own]
+    code, _, err = call("corpus", "tokens", text, *asked, "--out", tokens)
+    assert code == 0, err
+    how = ["--batch-size", 2, "--steps", 2, "--length", 16, "--out", run]
+    code, _, err = call("train", "--data", tokens, *asked, *how)
+    assert code == 0, err
+    kept = tokenizer("book-greedy", run)
+    assert kept.encode("information").tolist() == [int(one) for one in written["book-greedy"].split("\n")[0].split()]
+    code, _, err = call("generate", "--weights", run, "--prompt", "information", "--max-new-tokens", 2)
+    assert code == 0, err
+    code, _, err = call("train", "--data", tokens, "--tokenizer", "book", "--vocab", own, *how[:-1], tmp_path / "other")
+    assert code == 2
+    assert "are of tokenizer 'book-greedy', not of 'book'" in err
 
 
 @pytest.mark.parametrize("kind", ["bpe", "book", "words"])
@@ -89,6 +116,9 @@ def test_a_vocabulary_of_prepared_books_is_that_of_their_texts(call, tmp_path, k
         (["train", "pydoc", "--vocab-size", "12"], "at least 257 tokens"),
         (["train", "pydoc", "--vocab", "x"], "--out is where it goes"),
         (["encode", "text"], "needs the folder of its vocabulary"),
+        (["encode", "text", "--kind", "book-greedy"], "`parallax tokenizer train TEXT --kind book` makes one"),
+        (["decode", "12", "x3", "--kind", "bytes"], "'x3' is no id"),
+        (["decode", "256", "--kind", "bytes"], "Token id 256 at position 0 is outside the vocabulary"),
         (["encode", "text", "--vocab", "nowhere"], "nowhere holds no vocabulary"),
     ],
 )

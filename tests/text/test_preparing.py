@@ -180,7 +180,7 @@ def test_ids_and_ends_of_documents(vocabulary, tmp_path):
     np.testing.assert_array_equal(found.ids, want)
     assert (found.head["tokens"], found.head["documents"]) == (len(want), len(TEXTS))
     found.check(made)
-    with pytest.raises(UserError, match="of tokenizer 'bpe' with another vocabulary"):
+    with pytest.raises(UserError, match="of tokenizer 'bpe', not of 'bytes'"):
         found.check(tokenizer("bytes"))
 
 
@@ -281,6 +281,7 @@ def test_from_books_to_a_run_that_goes_on(call, library, tmp_path):
     how = ["--tokenizer", "bytes", "--processes", 1, "--out", tmp_path / "tokens"]
     code, out, _ = call("corpus", "tokens", tmp_path / "shards", *how)
     assert (code, out.splitlines()[0].split(" of ")[1].split(" in ")[0]) == (0, "2 documents")
+    assert "Tokenizer bytes has no token that ends a text" in out
     run, small = tmp_path / "run", ["--length", 8, "--batch-size", 2, "--warmup-steps", 1, "--eval-every", 2]
     code, _, err = call("train", "--data", tmp_path / "tokens", "--steps", 4, "--until", 2, "--out", run, *small)
     assert code == 0, err
@@ -288,6 +289,38 @@ def test_from_books_to_a_run_that_goes_on(call, library, tmp_path):
     assert code == 0, err
     told = json.loads((run / "checkpoint" / "config.json").read_text())
     assert told["format"].startswith("parallax")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("first", "second"), [("torch", "jax"), ("jax", "torch")])
+def test_the_two_books_from_their_files_to_a_model_that_writes(call, data_dir, tmp_path, first, second):
+    """As they are from Project Gutenberg: licence off, a vocabulary of their own, tokens, and a run that one framework
+    begins and the other one ends."""
+    shards, own, tokens, run = (tmp_path / name for name in ("shards", "own", "tokens", "run"))
+    code, out, err = call("corpus", "prepare", data_dir / "gutenberg", "--out", shards)
+    assert (code, out.startswith("2 of 2 books in 1 shard in ")) == (0, True), err
+    told = (shards / "shard-0000.txt").read_text(encoding="utf-8")
+    assert "Alice was beginning to get very tired" in told
+    assert "It is a truth universally acknowledged" in told
+    assert "gutenberg" not in told.lower()
+    code, _, err = call("tokenizer", "train", shards, "--vocab-size", 2000, "--out", own)
+    assert code == 0, err
+    how = ["--tokenizer", "bpe", "--vocab", own]
+    code, out, err = call("corpus", "tokens", shards, *how, "--out", tokens)
+    assert (code, " of 2 documents in " in out) == (0, True), err
+    small = ["--length", 32, "--batch-size", 4, "--warmup-steps", 1, "--eval-every", 10, "--eval-windows", 8]
+    asked = ["--data", tokens, *how, *small, "--dropout", 0.1, "--learning-rate", 2e-3]
+    code, _, err = call("train", "--backend", first, *asked, "--steps", 40, "--until", 20, "--out", run)
+    assert code == 0, err
+    code, _, err = call("train", "--backend", second, "--resume", run)
+    assert code == 0, err
+    log = [json.loads(line) for line in (run / "log.jsonl").open()]
+    held_out = [line["held_out"] for line in log if "held_out" in line]
+    assert len(log) == 40
+    assert 4.0 < held_out[-1] < held_out[0] < 7.8  # of a guess, ln 2000 = 7.6
+    code, out, err = call("generate", "--weights", run, "--prompt", "Alice was", "--max-new-tokens", 8)
+    assert code == 0, err
+    assert out.startswith("Alice was")
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 13, 40, 1000])

@@ -195,7 +195,7 @@ def test_lone_surrogate_is_refused(gpt2):
 
 
 def test_table_of_names():
-    assert NAMES == ("bytes", "gpt2", "bpe", "book", "words", "hf")
+    assert NAMES == ("bytes", "gpt2", "bpe", "book", "words", "book-greedy", "hf")
     with pytest.raises(UserError, match="did you mean 'gpt2'"):
         tokenizer("gpt-2")
     with pytest.raises(UserError, match="needs no vocabulary"):

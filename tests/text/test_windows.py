@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common import params
+from common.backend import load
+from common.config import Execution, GPTConfig
 from common.data.corpora import split
 from common.data.windows import Batches, Windows
 from common.errors import UserError
@@ -36,6 +39,19 @@ def test_first_windows_of_the_verdict(data_dir):
         [[367, 2885, 1464, 1807], [2885, 1464, 1807, 3619]],
     ]
     assert len(windows) == 5145 - 4
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_windows_as_they_enter_a_model(data_dir, name):
+    """F-014: eight windows of four tokens, each token and its place as 256 numbers that are added."""
+    config = GPTConfig(50257, 4, 256, 1, 4, ff_dim=8)
+    weights = params.initialise(config, 0)
+    ids = tokenizer("gpt2", data_dir / "gpt2").encode((data_dir / "the-verdict.txt").read_text())
+    inputs, _ = Windows(ids, 4).gather(np.arange(8))
+    (embedded,) = load(name).build(config, weights, Execution()).forward(inputs, taps=("model.embed",)).taps.values()
+    assert embedded.shape == (8, 4, 256)
+    want = weights["model.embed_tokens.weight"][inputs] + weights["model.embed_positions.weight"]
+    np.testing.assert_array_equal(embedded, want)
 
 
 def test_verdict_parts_of_chapter_five(data_dir):

@@ -48,7 +48,7 @@ def test_a_vocabulary_is_rounded_up(size, multiple, found):
     assert padded_size(size, multiple) == found
 
 
-@pytest.mark.full_for("jax", "untied-torch")  # tests/cli/test_train.py pads one in JAX
+@pytest.mark.full_for("jax", "untied-torch")  # tests/cli/train/test_learning.py pads one in JAX
 @pytest.mark.parametrize("wing", ["numpy", "torch", "jax"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_what_pads_a_vocabulary_is_never_chosen(wing, tied):

@@ -5,21 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from common import params
-from common.config import GPTConfig
-from common.weights.checkpoint import load_checkpoint, save_checkpoint
+from common.weights.checkpoint import load_checkpoint
 from reports.finetune import experiments, page
 
-BYTES = GPTConfig(256, 32, 16, 2, 2, ff_dim=32)
 FEW = ["--steps", 4, "--batch-size", 4, "--learning-rate", 0.01, "--eval-every", 2]
 PUBLISHED = {1: 95.0, 3: 72.0, 8: 98.33, 10: 93.67, 14: 98.0, 17: 95.33, 19: 96.33}
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights") / "model"
-    save_checkpoint(folder, BYTES, params.randomise(BYTES, 0, 0.5))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,37 @@
+"""The meter of runs: tokens per second, and the share of what a device can do."""
+
+import pytest
+
+from common import meter, params
+from common.accounting import flops
+from common.adapters import Adapter
+from common.config import Execution, GPTConfig, TrainConfig
+
+BYTES = GPTConfig(256, 32, 16, 2, 2, ff_dim=32)
+
+
+def test_the_meter_leaves_out_the_first_step_and_never_shows_more_than_all():
+    speed = meter.of_run(BYTES, TrainConfig(batch_size=2, accumulate=3), 32, Execution(), None)
+    assert speed.tokens == 192
+    speed.add(100.0)
+    assert (str(speed), speed.tokens_per_second, speed.mfu) == ("", None, None)
+    speed.most = speed.work / 0.25
+    speed.add(0.5)
+    assert speed.tokens_per_second == 384
+    assert speed.mfu == pytest.approx(0.5)
+    assert str(speed) == "  384 tokens/s  MFU 50%"
+    speed.most = speed.work * 1.0
+    assert speed.mfu is None
+    assert meter.most(Execution(dtype="bfloat16"), None) is None
+    assert meter.most(Execution(device="cuda"), "an unknown device") is None
+    assert meter.most(Execution(device="cuda"), "NVIDIA H100 80GB HBM3") == 67e12
+
+
+def test_the_meter_counts_what_a_run_multiplies():
+    """Of a run that trains a part: what is frozen has no gradient, so the same speed is less of what the device can."""
+    adapted = BYTES.with_(adapters=Adapter(rank=2))
+    plan, how = TrainConfig(batch_size=2, accumulate=3), (32, Execution(), None)
+    for config, train in ((adapted, plan), (BYTES, plan.with_(trained=("model.layers.1.*",)))):
+        part, full = (meter.of_run(config, one, *how).work for one in (train, plan.with_(trained=("*",))))
+        assert part == sum(flops.training(config, 6, 32, trained=params.trained(config, train)).values())
+        assert part < 0.85 * full
