@@ -198,3 +198,12 @@ def randomise(config: ModelConfig, seed: int, scale: float = 1.0) -> dict[str, n
             value = 0.5 * value + (1.0 if p.init == "ones" else 0.0)
         out[p.name] = (scale * value).astype(ml_dtypes.bfloat16).astype(np.float32)
     return out
+
+
+def fingerprint(weights: Mapping[str, np.ndarray]) -> str:
+    """The SHA-256 of names and numbers, these as float32."""
+    sha256 = hashlib.sha256()
+    for name in sorted(weights):
+        sha256.update(name.encode())
+        sha256.update(np.ascontiguousarray(weights[name], np.float32).tobytes())
+    return sha256.hexdigest()

@@ -31,6 +31,7 @@ from common.weights.stored import Stored, in_memory
 
 CONFIG, TENSORS = peft_config.FILE, "adapter_model.safetensors"
 OURS = "parallax"  # metadata: the adapter as it was, so that stacked ones are taken apart again
+BASE = "parallax-base"  # metadata: the maps that it changes, and the checksum of their matrices
 _TASKS = {False: "CAUSAL_LM", True: "SEQ_CLS"}
 
 
@@ -77,9 +78,16 @@ def save_adapter(
     transposed = scheme.layout == "in, out"
     values = peft_config.to_dict(settings, fan_in_fan_out=transposed, task=_TASKS[bool(head)], base=base)
     stored = {PREFIX + theirs: in_memory(np.ascontiguousarray(tensors[theirs])) for theirs in sorted(tensors)}
+    base_of = {"maps": sorted(chosen), "sha256": _sum_of(weights, chosen)}
+    told = {OURS: json.dumps(adapter.to_dict()), BASE: json.dumps(base_of)}
     with replacing_folder(folder) as temporary:
         (temporary / CONFIG).write_text(dumps(values), encoding="utf-8")
-        safetensors_io.write_file(temporary / TENSORS, stored, {OURS: json.dumps(adapter.to_dict())})
+        safetensors_io.write_file(temporary / TENSORS, stored, told)
+
+
+def _sum_of(weights: Mapping[str, np.ndarray], paths) -> str:
+    """The checksum of the matrices at these paths."""
+    return params.fingerprint({path: np.asarray(weights[f"{path}.weight"]) for path in paths})
 
 
 def _named(config: ModelConfig, name: str) -> Adapter:
@@ -120,14 +128,19 @@ def _norms(weights: Mapping[str, np.ndarray], path: str) -> np.ndarray:
 
 
 def load_adapter(
-    folder: Path | str, config: ModelConfig, weights: Mapping[str, np.ndarray], name: str = "default"
+    folder: Path | str,
+    config: ModelConfig,
+    weights: Mapping[str, np.ndarray],
+    name: str = "default",
+    any_base: bool = False,
 ) -> tuple[ModelConfig, params.LazyWeights]:
     """(config, weights) of a base model with the adapter in a folder, which is called `name` there.
 
     Modules may be called as transformers, the book or we do. Ranks and scales that differ between modules become one:
     what is missing of a rank is zero, and stays so in training; what differs in scale goes into B. Modules that were
     trained whole replace those of the base; a head called score makes it a classifier. Raises UserError for adapters
-    of other kinds, and for those of another base.
+    of other kinds, and for those of another base: of other shapes or, where we wrote them and unless `any_base`, of
+    other numbers.
     """
     folder = Path(folder)
     if name in (one.name for one in config.adapters):
@@ -147,6 +160,8 @@ def load_adapter(
     adapter, own = _as_it_was(found, settings, sites, linears, name, where) or _as_theirs(
         found, settings, sites, linears, name, config
     )
+    if not any_base:
+        _check_base(folder, weights, linears)
     grown = config.with_(adapters=(*config.adapters, adapter))
     table = params.table(grown)
     makers = {key: functools.partial(weights.__getitem__, key) for key in table if adapters.belongs(key) != name}
@@ -157,6 +172,23 @@ def load_adapter(
             if array is not None:
                 makers[f"{path}.{part}.{name}.weight"] = lambda array=array: array
     return grown, params.LazyWeights({key: makers[key] for key in table})
+
+
+def _check_base(folder: Path, weights: Mapping[str, np.ndarray], linears) -> None:
+    """Raise UserError where the folder says that the matrices of its base are others."""
+    told = safetensors_io.metadata(folder / TENSORS).get(BASE)
+    if told is None:  # PEFT's own
+        return
+    try:
+        maps, sha256 = (json.loads(told)[key] for key in ("maps", "sha256"))
+        same = set(maps) <= set(linears) and _sum_of(weights, maps) == sha256
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(folder / TENSORS, "adapter of PEFT", f"{BASE} in its header: {error}") from error
+    if not same:
+        raise UserError(
+            f"{folder} was trained on another base, of these shapes but with other numbers; name its own base, or take"
+            " this one nevertheless (--any-base)."
+        )
 
 
 def _open(folder: Path) -> dict[str, Stored]:

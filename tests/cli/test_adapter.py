@@ -223,6 +223,7 @@ def test_refusals(call, run, tmp_path):
     save_checkpoint(base, SMALL, params.randomise(SMALL, 3))
     narrow = SMALL.with_(embed_dim=16)
     save_checkpoint(other, narrow, params.randomise(narrow, 3))
+    save_checkpoint(tmp_path / "alike", SMALL, params.randomise(SMALL, 4))
     assert call("adapter", "export", run, "--out", tmp_path / "peft", "--name", "first")[0] == 0
     (tmp_path / "empty").mkdir()
     out = ("--out", tmp_path / "out")
@@ -240,6 +241,10 @@ def test_refusals(call, run, tmp_path):
         (("export", run, *out, "--name", "secnd"), "did you mean 'second'"),
         (("export", base, *out), "has no adapters"),
         (("import", tmp_path / "peft", "--weights", other, *out), "this adapter is for another base"),
+        (
+            ("import", tmp_path / "peft", "--weights", tmp_path / "alike", *out),
+            "of these shapes but with other numbers",
+        ),
         (("import", base, "--weights", base, *out), "adapter_config.json is missing, it holds config.json"),
         (("import", tmp_path / "empty", "--weights", base, *out), "it is empty"),
         (("import", tmp_path / "nowhere", "--weights", base, *out), "There is no folder"),
@@ -254,3 +259,5 @@ def test_refusals(call, run, tmp_path):
         assert (code, told) == (2, ""), arguments
         assert sentence in err, (arguments, err)
     assert not (tmp_path / "out").exists()
+    code, _, err = call("adapter", "import", tmp_path / "peft", "--weights", tmp_path / "alike", *out, "--any-base")
+    assert code == 0, err

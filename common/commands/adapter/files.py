@@ -85,6 +85,9 @@ def import_(
     out: Annotated[Path, typer.Option(help="Folder for the base with the adapter.")],
     name: Annotated[str, typer.Option(help="What the adapter is called there.")] = "default",
     heads: Annotated[int | None, typer.Option(help="Number of heads, where the base's file cannot tell.")] = None,
+    any_base: Annotated[
+        bool, typer.Option(help="Take a base with other numbers than the one that the adapter was trained on.")
+    ] = False,
 ) -> None:
     """Put an adapter of PEFT on its base: a folder of weights that generates, trains on, and merges."""
     from common.run import weights_of
@@ -95,7 +98,7 @@ def import_(
 
     require_adapter(folder)
     found, record = weights_of(weights, heads=heads)
-    config, grown = peft.load_adapter(folder, found.config, found.weights, name)
+    config, grown = peft.load_adapter(folder, found.config, found.weights, name, any_base)
     for source in (folder, weights):
         keep_apart(source, out)
     save_checkpoint(out, config, grown, training=_told(record), beside=vocabulary_files(weights))

@@ -33,7 +33,7 @@ def info(
     if weights is not None:
         require_adapter(run)
         base, _ = weights_of(weights, heads=heads)
-        config, _ = peft.load_adapter(run, base.config, base.weights)
+        config, _ = peft.load_adapter(run, base.config, base.weights, any_base=True)  # sizes are all that is told
         train = TrainConfig()
     elif (run / peft_config.FILE).is_file():
         raise UserError(f"{run} is an adapter as PEFT stores it; name its base by --weights.")

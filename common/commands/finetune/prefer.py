@@ -228,6 +228,7 @@ def _frozen(
 ) -> Callable[[], Any]:
     """What gives the reference model: the learner without its adapters, or a second model of the weights at the start,
     which a run that goes on finds again where they were."""
+    from common import params
     from common.commands.finetune import tuning
     from common.errors import UserError
 
@@ -238,7 +239,7 @@ def _frozen(
             raise UserError("The training record of this run is damaged: see model.")
         places = {name: Path(asked[name]) for name in ("config", "weights", "vocab") if asked[name] is not None}
         start = tuning.language_model(here, groups.Model(**{**asked, **places}), seed)
-    record["model"], record["reference"] = asked, tuning.fingerprint(start.weights)
+    record["model"], record["reference"] = asked, params.fingerprint(start.weights)
     if here.start is not None and record["reference"] != here.start.record.get("reference"):
         told = asked["weights"] or asked["config"] or asked["preset"]
         raise UserError(f"{told} has other weights than when this run began; put those back, or start a new run.")

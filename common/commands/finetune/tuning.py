@@ -70,19 +70,6 @@ def merged(here: Any, model: groups.Model, config: Any, weights: Mapping[str, An
     return adapters.merge(config, weights)
 
 
-def fingerprint(weights: Mapping[str, Any]) -> str:
-    """The SHA-256 of names and numbers."""
-    import hashlib
-
-    import numpy as np
-
-    sha256 = hashlib.sha256()
-    for name in sorted(weights):
-        sha256.update(name.encode())
-        sha256.update(np.ascontiguousarray(weights[name], np.float32).tobytes())
-    return sha256.hexdigest()
-
-
 def end_of(encoder: Any) -> int:
     """The id that ends an answer, and pads: that of the tokenizer, or a byte that no text has."""
     from common.errors import UserError
