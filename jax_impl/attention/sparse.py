@@ -148,11 +148,11 @@ def choose(index_BTS, count):
     """Which keys have the `count` largest index scores, bool [B, T, S]; of equal ones the first. Hidden keys have -inf,
     and are never chosen, so where fewer are visible, fewer are. A choice has no gradient.
 
-    `jax.lax.top_k` takes the first of equal ones, but may put -0.0 behind 0.0; the last of its values is right anyway.
+    The least chosen score is looked for bit by bit: `jax.lax.top_k` would sort all keys on a CPU.
     """
     # [1] the first `count` in the order of their scores, then of their slots
     index_BTS = jax.lax.stop_gradient(index_BTS)
-    least_BT1 = jax.lax.top_k(index_BTS, count)[0][..., -1:]
+    least_BT1 = _largest(index_BTS, count)
     above_BTS, equal_BTS = index_BTS > least_BT1, index_BTS == least_BT1
     lacking_BT1 = count - above_BTS.sum(-1, keepdims=True)
     first_BTS = above_BTS | (equal_BTS & (equal_BTS.cumsum(-1) <= lacking_BT1))
@@ -163,7 +163,11 @@ def choose(index_BTS, count):
 def chosen_slots(chosen_BS, count):
     """The slots of at most `count` chosen keys, [B, C]; where fewer are chosen, others fill up."""
     # [1] chosen ones before all others
-    return jax.lax.top_k(chosen_BS.astype(jnp.int32), count)[1]
+    rows_B1, slots_S = jnp.arange(len(chosen_BS))[:, None], jnp.arange(chosen_BS.shape[1], dtype=jnp.int32)
+    before_BS = jnp.cumsum(chosen_BS, 1, dtype=jnp.int32)
+    place_BS = jnp.where(chosen_BS, before_BS - 1, before_BS[:, -1:] + slots_S - before_BS)
+    empty_BC = jnp.zeros((len(chosen_BS), count), jnp.int32)
+    return empty_BC.at[rows_B1, place_BS].set(slots_S, mode="drop", unique_indices=True)
 
 
 def pick(x, slots_BC, axis):
@@ -189,3 +193,21 @@ def indexer_loss(index_BTS, chosen_BTS, weights_BHTS, reduce):
     there_BTS = share_BTS > 0
     apart_BTS = jnp.where(there_BTS, jnp.log(jnp.where(there_BTS, share_BTS, 1.0)) - logs_BTS, 0.0)
     return (share_BTS * apart_BTS).sum(-1)
+
+
+def _largest(x, count):
+    """The number that is the `count`-th largest along the last axis, [..., 1]."""
+    word = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    bits, top = 8 * word.itemsize, jnp.asarray(1 << (8 * word.itemsize - 1), word)
+    # [1] words in the order of the numbers
+    words = jax.lax.bitcast_convert_type(x, word)
+    words = jnp.where(words & top != 0, ~words, words | top)
+
+    # [2] from the highest bit down: it is set if enough words are as large as that
+    def step(at, least):
+        more = least | (top >> at.astype(word))
+        return jnp.where((words >= more).sum(-1, keepdims=True) >= count, more, least)
+
+    least = jax.lax.fori_loop(0, bits, step, jnp.zeros((*x.shape[:-1], 1), word))
+    # [3] back to a number
+    return jax.lax.bitcast_convert_type(jnp.where(least & top != 0, least ^ top, ~least), x.dtype)

@@ -155,6 +155,18 @@ def test_of_equal_scores_the_first_are_chosen(name):
             assert set(np.flatnonzero(own)) == {slot for slot in order[:count] if row[slot] > -np.inf}
 
 
+@pytest.mark.parametrize("count", [1, 2, 128, 2999, 3000])
+def test_of_many_scores_the_largest_are_chosen(name, count):
+    """Numbers of all sizes and both signs, some of them equal, infinite ones among them."""
+    draw = np.random.default_rng(2)
+    scores = draw.standard_normal((2, 1, 3000)) * 10.0 ** draw.integers(-40, 38, (2, 1, 3000))
+    scores = scores.astype(np.float32)
+    scores[:, :, 5], scores[:, :, ::7] = np.inf, 0.5
+    found = chooser(name)(scores, count)
+    for row, own in zip(scores[:, 0], found[:, 0], strict=True):
+        assert set(np.flatnonzero(own)) == set(np.argsort(-row, kind="stable")[:count])
+
+
 @pytest.mark.parametrize("silent", ["index_queries", "index_weights"])
 def test_equal_scores_in_the_model(fresh_model, tokens, name, silent):
     """All index scores are zero, of either sign: the first top_k positions are chosen."""

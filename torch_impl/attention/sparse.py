@@ -172,8 +172,9 @@ def chosen_slots(chosen_BS, count):
 def pick(x, slots_BC, axis):
     """Those slots of an array [B, …] whose slots lie along `axis`."""
     # [1] the same slots for whatever else a row has
-    shape = [-1 if i == axis else slots_BC.shape[0] if i == 0 else 1 for i in range(x.ndim)]
-    return torch.take_along_dim(x, slots_BC.view(shape), axis)
+    others = [torch.arange(size, device=x.device) for size in x.shape[:axis]]
+    others = [one.view(-1, *[1] * (axis - at)) for at, one in enumerate(others)]
+    return x[(*others, slots_BC.view(-1, *[1] * (axis - 1), slots_BC.shape[1]))]
 
 
 def indexer_loss(index_BTS, chosen_BTS, weights_BHTS, reduce):
