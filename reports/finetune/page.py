@@ -92,7 +92,7 @@ def _draw(figure: Any, ink: Ink, runs: Mapping[str, Any]) -> None:
         ("prefer", "margin", "preferences: margin of rewards on held-out pairs"),
     ]
     panels = [one for one in panels if any(run["kind"] == one[0] for run in runs.values())]
-    grid = figure.add_gridspec(-(-len(panels) // 2) or 1, 2)
+    grid = figure.add_gridspec(-(-len(panels) // 2) or 1, min(2, len(panels)) or 1)
     for place, (kind, name, title) in enumerate(panels):
         axes = figure.add_subplot(grid[place // 2, place % 2])
         for number, (label, run) in enumerate(one for one in runs.items() if one[1]["kind"] == kind):
@@ -105,7 +105,8 @@ def _draw(figure: Any, ink: Ink, runs: Mapping[str, Any]) -> None:
             values = ([] if before is None else [before]) + [line[name] for line in told]
             if name == "held_out":
                 axes.plot(range(1, len(run["losses"]) + 1), smoothed(run["losses"]), **{**look, "linewidth": 0.9})
-                axes.plot(at, values, "o", markersize=3, color=colour, label=label)
+                ring = {"markersize": 7, "markerfacecolor": "none"} if number % 2 else {"markersize": 3}
+                axes.plot(at, values, "o", color=colour, label=label, **ring)
             elif name == "loss":
                 axes.plot(range(1, len(run["losses"]) + 1), smoothed(run["losses"]), label=label, **look)
             else:
