@@ -87,7 +87,8 @@ def save_adapter(
 
 def _sum_of(weights: Mapping[str, np.ndarray], paths) -> str:
     """The checksum of the matrices at these paths."""
-    return params.fingerprint({path: np.asarray(weights[f"{path}.weight"]) for path in paths})
+    makers = {path: functools.partial(weights.__getitem__, f"{path}.weight") for path in paths}
+    return params.fingerprint(params.LazyWeights(makers))
 
 
 def _named(config: ModelConfig, name: str) -> Adapter:
@@ -186,7 +187,7 @@ def _check_base(folder: Path, weights: Mapping[str, np.ndarray], linears) -> Non
         raise damaged(folder / TENSORS, "adapter of PEFT", f"{BASE} in its header: {error}") from error
     if not same:
         raise UserError(
-            f"{folder} was trained on another base, of these shapes but with other numbers; name its own base, or take"
+            f"{folder} was trained on another base, whose matrices are not these; name its own base, or take"
             " this one nevertheless (--any-base)."
         )
 

@@ -196,7 +196,7 @@ def indexer_loss(index_BTS, chosen_BTS, weights_BHTS, reduce):
 
 
 def _largest(x, count):
-    """The number that is the `count`-th largest along the last axis, [..., 1]."""
+    """The number that is the `count`-th largest along the last axis, [..., 1]; of no use where one is NaN."""
     word = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
     bits, top = 8 * word.itemsize, jnp.asarray(1 << (8 * word.itemsize - 1), word)
     # [1] words in the order of the numbers

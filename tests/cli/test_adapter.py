@@ -243,7 +243,7 @@ def test_refusals(call, run, tmp_path):
         (("import", tmp_path / "peft", "--weights", other, *out), "this adapter is for another base"),
         (
             ("import", tmp_path / "peft", "--weights", tmp_path / "alike", *out),
-            "of these shapes but with other numbers",
+            "another base, whose matrices are not these",
         ),
         (("import", base, "--weights", base, *out), "adapter_config.json is missing, it holds config.json"),
         (("import", tmp_path / "empty", "--weights", base, *out), "it is empty"),
