@@ -22,7 +22,6 @@ ACTIVATIONS = ("gelu_tanh", "gelu", "silu", "quick_gelu")
 MODEL_NORMS = ("layer_norm", "rms_norm")
 POSITIONS = ("learned", "sinusoidal", "none")
 POOLINGS = ("none", "mean")
-FREE_ORDER = ("multi_head", "grouped_query")  # kinds of attention that can do without a causal mask
 DTYPES = ("float32", "float64", "bfloat16")
 COMPILED_KERNELS = ("flex", "cudnn", "pallas")  # each of one wing, and not on every device: attention/compiled.py
 ATTENTION_KERNELS = ("plain", "loop", "blockwise", "fused", "masked", "module", "module_weights", *COMPILED_KERNELS)
@@ -108,8 +107,8 @@ class GPTConfig(Record):
             raise unknown("pooling", str(self.pooling), POOLINGS)
         flag(self, "causal")
         for entry in self.attention if not self.causal else ():
-            if entry.kind not in FREE_ORDER:
-                kinds = " and ".join(FREE_ORDER)
+            if not entry.free_order:
+                kinds = " and ".join(name for name, one in variants.ATTENTIONS.items() if one.free_order)
                 raise UserError(f"Attention of the kind {entry.kind!r} is causal; causal=False is for {kinds}.")
         object.__setattr__(self, "adapters", low_rank.read(self.adapters))
 
@@ -317,8 +316,6 @@ class Execution(Record):
         if self.products == "tf32" and (self.dtype != "float32" or self.device == "cpu"):
             told = f"{self.dtype} on {self.device}"
             raise UserError(f"products='tf32' is for float32 on a GPU, not for {told}: leave it out.")
-        if self.base != "plain" and self.layout:
-            raise UserError(f"base={self.base!r} keeps a model on one device: leave layout={self.layout!r} out.")
         if self.compile is not None:
             flag(self, "compile")
         if self.threads is not None:

@@ -96,6 +96,15 @@ def check_trained(config: ModelConfig, base: str, trained: Mapping[str, bool]) -
         )
 
 
+def parts(config: ModelConfig, base: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and number format of all that stands for the matrices that this base keeps in 4 bits, by full name."""
+    table, found = params.table(config), {}
+    for name in kept(config, base):
+        for part, own in stored(table[name].size, base).items():
+            found[f"{name.removesuffix('.weight')}.{part}"] = own
+    return found
+
+
 def stored(size: int, base: str) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and number format of what stands for a matrix of `size` weights, by name."""
     blocks = -(-size // BLOCK)

@@ -205,11 +205,16 @@ class JaxModel(Accounts):
             self.params[name] = jnp.array(array, kind)
 
     def weights(self):
-        found, kind = self._named(self.params), dtype(self.execution.precision.param)
+        return self._dequantised(self._named(self.params))
+
+    def _dequantised(self, found):
+        """Weights by name, where bits have stood for some."""
+        kind, table = dtype(self.execution.precision.param), parameters.table(self.config)
         for name in nf4.kept(self.config, self.execution.base):
-            path, shape = name.removesuffix(".weight"), parameters.table(self.config)[name].shape
+            path = name.removesuffix(".weight")
             bits = (jnp.asarray(found.pop(f"{path}.{part}")) for part in nf4.PARTS if f"{path}.{part}" in found)
-            found[name] = _numpy(dequantise(Quantised(*bits), shape).astype(kind))
+            with self.scope():
+                found[name] = _numpy(dequantise(Quantised(*bits), table[name].shape).astype(kind))
         return found
 
     def state_shapes(self):
@@ -232,9 +237,11 @@ class JaxModel(Accounts):
 
     def _folded(self, arrays):
         """Arrays by their own names, as the programs take them: no second copy of all exists while they are made."""
-        kind = dtype(self.execution.precision.param)
-        kinds = {True: None, False: kind}  # bits keep theirs
-        return {name: jnp.array(array, kinds[nf4.is_part(name)]) for name, array in self.programs.fold(arrays)}
+        return {name: jnp.array(array, self._kind(name)) for name, array in self.programs.fold(arrays)}
+
+    def _kind(self, name):
+        """The number format of a parameter; None: bits keep theirs."""
+        return None if nf4.is_part(name) else dtype(self.execution.precision.param)
 
     def _batch(self, array):
         """Rows of ids [..., B, T] as the programs take them."""

@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 
 from common import backend as door
 from common import layout as layouts
+from common import nf4
 from common import params as parameters
 from common.errors import UserError
 from common.preference import Pairs
@@ -37,7 +38,7 @@ class SpreadModel(JaxModel):
         join()
         _check_device(execution.device)
         kind = execution.device
-        self.where = Places(config, self.layout, mesh_of(self.layout, kind))
+        self.where = Places(config, self.layout, mesh_of(self.layout, kind), base=execution.base)
         super().__init__(config, weights, execution, jax.local_devices(backend="cpu" if kind == "cpu" else "gpu")[0])
 
     @property
@@ -48,8 +49,7 @@ class SpreadModel(JaxModel):
     # --- where arrays lie ---
 
     def _folded(self, arrays):
-        kind = dtype(self.execution.precision.param)
-        return {name: self._placed(name, np.asarray(array, kind)) for name, array in self.programs.fold(arrays)}
+        return {name: self._placed(name, np.asarray(one, self._kind(name))) for name, one in self.programs.fold(arrays)}
 
     def _placed(self, name, array):
         return jax.make_array_from_callback(array.shape, self.where.of(name, array.shape), array.__getitem__)
@@ -73,6 +73,7 @@ class SpreadModel(JaxModel):
 
     def start_training(self, train, slots=None, step=0):
         self.layout.check(self.config, train)
+        nf4.check_trained(self.config, self.execution.base, parameters.trained(self.config, train))
         self.train, self.step, self.recipe = train, step, _recipe(train)
         with self.scope():
             self._fit(train)
@@ -83,7 +84,7 @@ class SpreadModel(JaxModel):
         turned, found = parameters.turned(self.config, self.train.optimizer), {}
         trained = self.programs.trained(self.train)
         for name, p in self.params.items():
-            if not trained[name]:
+            if not trained.get(name):  # bits are never trained
                 continue
             for slot in ("momentum",) if name in turned else ("exp_avg", "exp_avg_sq"):
                 where = self.where.of(name, p.shape)
@@ -98,7 +99,10 @@ class SpreadModel(JaxModel):
         the others, which keep none of them."""
         with self.scope():
             every = [dict(self._led(arrays)) for arrays in (self.params, self.slots)]
-        return tuple(self.programs.unfold(arrays) if self.leads else {} for arrays in every)
+            if not self.leads:
+                return {}, {}
+            weights, slots = map(self.programs.unfold, every)
+            return self._dequantised(weights), slots
 
     def _led(self, arrays):
         """(name, all its parts together), one by one, where this process leads; the others help, and keep nothing."""
@@ -111,9 +115,8 @@ class SpreadModel(JaxModel):
         """What the process that leads makes with the whole model of now, which it puts together once between steps of
         training; in all processes, which wait for it."""
         if self.served is None:
-            kind = dtype(self.execution.precision.param)
             with self.scope():
-                arrays = {name: jnp.array(one, kind) for name, one in self._led(self.params)}
+                arrays = {name: jnp.array(one, self.params[name].dtype) for name, one in self._led(self.params)}
             self.served = Shared(self.programs.count, arrays)
 
         def made():
@@ -135,7 +138,10 @@ class SpreadModel(JaxModel):
 
     def whole(self):
         """The model in this process alone, with the weights of now."""
-        return JaxModel(self.config, self.weights(), self.execution.with_(layout=""), self.device)
+        with self.scope():
+            arrays = {name: jnp.array(_whole(one), one.dtype) for name, one in self.params.items()}
+        shared = Shared(self.programs.count, arrays)
+        return JaxModel(self.config, shared, self.execution.with_(layout=""), self.device)
 
     def base(self):
         return self.whole().base()

@@ -7,7 +7,12 @@ def planned_bytes(program, *args):
 
     A plan, not a peak: on a CPU `peak_memory_in_bytes` leaves the temporaries out.
     """
-    found = program.lower(*args).compile().memory_analysis()
+    return plan_of(program.lower(*args).compile())
+
+
+def plan_of(compiled):
+    """The same of what is compiled already."""
+    found = compiled.memory_analysis()
     if found is None:
         return None
     parts = {

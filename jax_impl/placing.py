@@ -3,13 +3,16 @@
 import functools
 
 import jax
+from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from common import layout as layouts
+from common import nf4
 from common import params as parameters
 from common.errors import UserError
 
+from .quantise import QuantisedLinear
 from .stack import scan
 
 BLOCKS, GATHERED = "model.layers.", "gathered"
@@ -31,9 +34,10 @@ def mesh_of(layout, kind):
 class Places:
     """How every array of a model is cut, by its folded name."""
 
-    def __init__(self, config, layout, mesh, loops=True):
+    def __init__(self, config, layout, mesh, loops=True, base="plain"):
         self.layout, self.mesh, self.loops = layout, mesh, loops
         self.shapes = {name: one.shape for name, one in parameters.table(config).items()}
+        self.shapes |= {name: shape for name, (shape, _) in nf4.parts(config, base).items()}
         self.splits = layouts.splits(config)
 
     def of(self, name, shape):
@@ -63,12 +67,20 @@ class Places:
 
     def _whole(self, name, value, folded=True):
         """Without shards, named so that nobody keeps it for the way back."""
-        sharding = self.of(name, value.shape) if folded else self.of_one(name)
-        spec = PartitionSpec(*(axis if axis == "tensor" else None for axis in sharding.spec))
-        return checkpoint_name(jax.lax.with_sharding_constraint(value, NamedSharding(self.mesh, spec)), GATHERED)
+        whole = self._without_shards(self.of(name, value.shape) if folded else self.of_one(name))
+        return checkpoint_name(jax.lax.with_sharding_constraint(value, whole), GATHERED)
+
+    def _without_shards(self, sharding):
+        """What only tensor parallelism cuts."""
+        return NamedSharding(self.mesh, PartitionSpec(*(a if a == "tensor" else None for a in sharding.spec)))
 
     def around(self, model):
-        """The model, whose scan puts every block's shards together when it comes to it, and deals out its rows."""
+        """The model, whose scan puts every block's shards together when it comes to it, and deals out its rows; what
+        it dequantises lies as a matrix does."""
+        for path, module in nnx.iter_modules(model):
+            if isinstance(module, QuantisedLinear):
+                name = ".".join(map(str, (*path, "weight")))
+                module.place = self._without_shards(self.of_one(name))
         if not self.loops:
             run = model.model.run
             wrap = {"wrap": functools.partial(jax.checkpoint, policy=NOT_GATHERED, prevent_cse=False)}
@@ -113,4 +125,5 @@ def spread_of(config, execution):
     if not execution.layout:
         return None
     layout = execution.spread
-    return Places(config, layout, mesh_of(layout, execution.device.partition(":")[0]), execution.layers == "loop")
+    mesh = mesh_of(layout, execution.device.partition(":")[0])
+    return Places(config, layout, mesh, execution.layers == "loop", execution.base)

@@ -118,7 +118,10 @@ class Bits(nnx.Variable):
 
 
 class QuantisedLinear(Linear):
-    """y = x W^T + b with W in 4 bits, which is dequantised for every product. It is no parameter, b is."""
+    """y = x W^T + b with W in 4 bits, which is dequantised for every product. It is no parameter, b is. In a layout
+    `place` says where W lies."""
+
+    place = None
 
     def __init__(self, linear, base):
         self.shape, self.kind, self.base = linear.weight.shape, linear.weight.dtype, base
@@ -142,7 +145,8 @@ class QuantisedLinear(Linear):
     def weight(self):
         """W [out, in] in the precision of parameters."""
         # [1] W out of its bits
-        return dequantise(self.bits, self.shape).astype(self.kind)
+        weight = dequantise(self.bits, self.shape).astype(self.kind)
+        return weight if self.place is None else jax.lax.with_sharding_constraint(weight, self.place)
 
     def __call__(self, x):
         # [1] y = x W^T + b; of W only the bits are kept for the way back, where it is dequantised again

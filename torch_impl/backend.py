@@ -69,11 +69,14 @@ class TorchModel(Accounts):
         for name, array in weights.items():
             module, _, leaf = name.rpartition(".")
             if name in small:
-                bits = array if isinstance(array, Quantised) else quantise(self._own(array), self.execution.base, name)
-                self.net.get_submodule(module).fill(bits)
+                self.net.get_submodule(module).fill(self._bits(name, array))
                 continue
             own = array if isinstance(array, torch.nn.Parameter) else torch.nn.Parameter(self._own(array))
             setattr(self.net.get_submodule(module), leaf, own)
+
+    def _bits(self, name, array):
+        """What stands for a matrix, unless it is that already."""
+        return array if isinstance(array, Quantised) else quantise(self._own(array), self.execution.base, name)
 
     def _small(self):
         """The linear maps whose matrices are kept in 4 bits, by the names of these."""
@@ -236,7 +239,7 @@ class TorchModel(Accounts):
         return {name: self._read(p).copy() for name, p in self._everything().items()}
 
     def state_shapes(self):
-        return {name: tuple(p.shape) for name, p in self._everything().items()}
+        return {name: tuple(p.shape) for name, p in (dict(self.net.named_parameters()) | self._small()).items()}
 
     def optimizer_slots(self):
         return {name: self._read(slot).copy() for name, slot in self.slots.items()}

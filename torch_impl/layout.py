@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common import backend as door
 from common import layout as layouts
+from common import nf4
 from common import params as parameters
 from common.errors import UserError
 from common.preference import Pairs
@@ -22,7 +23,8 @@ from common.preference import Pairs
 from . import rng
 from .backend import Shared, TorchModel, _numpy, _scoped, log_probs, loss_sum
 from .optim import OPTIMIZERS, empty_slots, muon
-from .placing import added, cut_maps, cuts_of, local_of, mesh_of, part_of, whole_of
+from .placing import added, cut_maps, cuts_of, dealt_bits, local_of, mesh_of, part_of, whole_of
+from .quantise import QuantisedLinear
 from .train import objective
 
 PARTS = ("data", "shard")  # the axes along which rows of a batch are dealt out
@@ -60,7 +62,8 @@ class SpreadModel(TorchModel):
 
     def local_shapes(self):
         """What of every parameter lies in this process."""
-        return {name: tuple(local_of(p).shape) for name, p in self.net.named_parameters()}
+        every = dict(self.net.named_parameters()) | {n: b for n, b in self.net.named_buffers() if nf4.is_part(n)}
+        return {name: tuple(local_of(one).shape) for name, one in every.items()}
 
     # --- how the network is cut ---
 
@@ -80,21 +83,24 @@ class SpreadModel(TorchModel):
         else:
             self.engine = Network(self.net)
         self.engine.to_empty(device=self.execution.device)
-        own = dict(self.net.named_parameters())
+        own, small = dict(self.net.named_parameters()), self._small()
         with torch.no_grad():
             for name, array in weights.items():
+                if name in small:
+                    small[name].fill(self._bits(name, array))
+                    if self.layout.shard > 1:
+                        dealt_bits(small[name], self.mesh["shard"])
+                    continue
                 local_of(own[name]).copy_(part_of(self._own(array), own[name]))
         self._gather()
 
     def _gather(self):
         """Have DDP add the gradients of what is trained, where batches alone are cut."""
         if self.layout.data > 1 and self.layout.shard == self.layout.tensor == 1:
-            unused = any(entry.kind == "sparse" for entry in self.config.attention)
-            unused |= any(getattr(entry, "choice_bias", False) for entry in self.config.feed_forward)
+            unused = any(entry.unreached() for entry in (*self.config.attention, *self.config.feed_forward))
             group = self.mesh.get_group("data")
-            self.engine = DistributedDataParallel(
-                Network(self.net), process_group=group, find_unused_parameters=unused, gradient_as_bucket_view=True
-            )
+            how = {"find_unused_parameters": unused, "gradient_as_bucket_view": True, "broadcast_buffers": False}
+            self.engine = DistributedDataParallel(Network(self.net), process_group=group, **how)
 
     # --- rows of a batch ---
 
@@ -172,6 +178,7 @@ class SpreadModel(TorchModel):
     def start_training(self, train, slots=None, step=0):
         self.layout.check(self.config, train)
         self.trained = parameters.trained(self.config, train)
+        nf4.check_trained(self.config, self.execution.base, self.trained)
         for name, p in self.net.named_parameters():
             p.requires_grad_(self.trained[name])
         self._gather()
@@ -231,13 +238,13 @@ class SpreadModel(TorchModel):
     def state(self):
         """(weights, optimizer slots) in the process that leads, where one after the other is put together; nothing in
         the others, which keep none of them."""
-        every = self._everything(), self.slots
+        every = dict(self.net.named_parameters()) | self._small(), self.slots
         return tuple({name: _numpy(one).copy() for name, one in self._led(tensors)} for tensors in every)
 
     def _led(self, tensors):
         """(name, all its parts together), one by one, where this process leads; the others help, and keep nothing."""
         for name, tensor in tensors.items():
-            one = whole_of(tensor.detach())
+            one = whole_of((tensor.weight if isinstance(tensor, QuantisedLinear) else tensor).detach())
             if self.leads:
                 yield name, one
 
@@ -245,7 +252,8 @@ class SpreadModel(TorchModel):
         """What the process that leads makes with the whole model of now, which it puts together once between steps of
         training; in all processes, which wait for it."""
         if self.served is None:
-            self.served = Shared((name, nn.Parameter(one, False)) for name, one in self._led(self._everything()))
+            led = self._led(dict(self.net.named_parameters()))
+            self.served = Shared({name: nn.Parameter(one, False) for name, one in led} | self._all_bits())
 
         def made():
             if isinstance(self.served, Shared):
@@ -265,9 +273,14 @@ class SpreadModel(TorchModel):
         dist.broadcast(data, 0)
         return data.cpu().numpy().tobytes()
 
+    def _all_bits(self):
+        """What stands for matrices in 4 bits, whole in all processes."""
+        return {name: one.bits for name, one in self._small().items()}
+
     def whole(self):
         """The model in this process alone, with the weights of now."""
-        return TorchModel(self.config, self.weights(), self.execution.with_(layout=""))
+        own = {name: self._read(p) for name, p in self.net.named_parameters()}
+        return TorchModel(self.config, Shared(own | self._all_bits()), self.execution.with_(layout=""))
 
     def base(self):
         return self.whole().base()

@@ -16,6 +16,7 @@ from common.errors import UserError
 from common.keyed import DRAWN, keyed
 
 from . import rng
+from .quantise import QuantisedLinear
 
 
 def mesh_of(layout, kind):
@@ -56,6 +57,9 @@ def _cut(linear, axis, mesh, places):
     """Cut a linear map: by rows its outputs lie apart, by columns its inputs do, and outputs are added."""
     inside, outside = (Replicate(), Shard(-1)) if axis == 0 else (Shard(-1), Replicate())
     _spread(linear, mesh, places, inside, outside)
+    if isinstance(linear, QuantisedLinear):  # its bits are whole here, for blocks of 64 go over all rows
+        own = {"device_mesh": mesh, "placements": [places["weight"]], "src_data_rank": None}
+        linear.place = functools.partial(distribute_tensor, **own)
     if linear.change is not None:
         linear.change = functools.partial(_changed, linear.change)
 
@@ -143,6 +147,14 @@ def _(key, probability, shape, device="cpu"):
 
 
 # --- parts and wholes ---
+
+
+def dealt_bits(linear, mesh):
+    """Leave of the bits of a matrix in every process its part of them, which are put together for every product."""
+    for name, whole in linear.bits._asdict().items():
+        if whole is not None:
+            setattr(linear, name, distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None))
+    linear.gather = whole_of
 
 
 def local_of(tensor):

@@ -127,7 +127,10 @@ def total(x):
 
 
 class QuantisedLinear(Linear):
-    """y = x W^T + b with W in 4 bits, which is dequantised for every product. It is no parameter, b is."""
+    """y = x W^T + b with W in 4 bits, which is dequantised for every product. It is no parameter, b is. In a layout
+    `gather` puts each of the bits' arrays together, and `place` hands on what of W is needed in this process."""
+
+    gather, place = None, None
 
     def __init__(self, linear, base):
         nn.Module.__init__(self)  # no place for the matrix itself
@@ -147,13 +150,15 @@ class QuantisedLinear(Linear):
     def bits(self):
         """What stands for W."""
         # [1] one after the other
-        return Quantised(*(getattr(self, name) for name in stored(math.prod(self.shape), self.base)))
+        found = (getattr(self, name) for name in stored(math.prod(self.shape), self.base))
+        return Quantised(*(found if self.gather is None else map(self.gather, found)))
 
     @property
     def weight(self):
         """W [out, in] in the precision of parameters."""
         # [1] W out of its bits
-        return dequantise(self.bits, self.shape).to(self.kind)
+        weight = dequantise(self.bits, self.shape).to(self.kind)
+        return weight if self.place is None else self.place(weight)
 
     def forward(self, x):
         # [1] y = x W^T + b; of W only the bits are kept for the way back, where it is dequantised again

@@ -13,7 +13,6 @@ import numpy as np
 
 from common.config import ModelConfig
 from common.taps import Taps
-from common.variants import Sparse
 
 TAP = "*.self_attn.chosen"
 Choices = Mapping[str, tuple[tuple[int, ...], bytes]]  # masks [B, T, S] by tap: shape and bits
@@ -21,7 +20,7 @@ Choices = Mapping[str, tuple[tuple[int, ...], bytes]]  # masks [B, T, S] by tap:
 
 def chooses(config: ModelConfig) -> bool:
     """Whether a model has layers that choose keys."""
-    return any(isinstance(entry, Sparse) for entry in config.attention)
+    return any(entry.chooses for entry in config.attention)
 
 
 def packed(taps: Mapping[str, Any]) -> Choices:

@@ -1,10 +1,10 @@
 """Decoding by every kind of attention over contexts, and experts against a dense layer: all else is equal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from benchmarks.harness.cells import Cell
 from benchmarks.suites.scope import FASTEST, Scope, wing
-from common.config import GPTConfig
+from common.config import MODES, GPTConfig, mode
 from common.variants import ATTENTIONS, GatedDeltaNet, GatedMLP, GroupedQuery, Latent, MixtureOfExperts, Sparse
 from common.variants.rotary import Rotary
 
@@ -13,7 +13,6 @@ CONTEXTS = {True: (32, 96), False: (256, 1024, 4096)}
 WINDOW, CHOSEN = {True: 16, False: 256}, {True: 8, False: 128}
 SHORT = 16
 EXPERTS, TOP = 8, 2
-FORMS = {"gated_deltanet": "chunked rule"}  # what a text is read with
 
 
 def base(quick: bool) -> GPTConfig:
@@ -49,11 +48,16 @@ def kinds(quick: bool) -> dict[str, tuple]:
     return found | {kind: (ATTENTIONS[kind](),) for kind in ATTENTIONS if kind not in there}
 
 
+def mode_of(fields: Mapping[str, str]) -> str:
+    """The mode that sets these fields of an execution in both wings, and no others."""
+    return next(name for name in MODES if mode(name, "torch") == mode(name, "jax") == dict(fields))
+
+
 def cells(scope: Scope) -> Iterator[Cell]:
     """A token after texts of several lengths, in a filled cache, whose bytes are shown too."""
     for name, attention in kinds(scope.quick).items():
         config = base(scope.quick).with_(attention=attention)
-        how = "+".join((FASTEST, *sorted(FORMS[one.kind] for one in set(attention) if one.kind in FORMS)))
+        how = "+".join((FASTEST, *sorted({mode_of(one.reads) for one in attention if one.reads})))
         chosen = (wing("torch", how), wing("jax", how))
         for length in CONTEXTS[scope.quick]:
             along = {"axis": ("context", length), "part": "context", "memory": True}

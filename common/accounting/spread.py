@@ -7,7 +7,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from common import adapters, params
+import numpy as np
+
+from common import adapters, nf4, params
 from common.accounting import activations, flops
 from common.accounting.memory import ITEM_BYTES
 from common.config import PRECISIONS, ModelConfig, TrainConfig
@@ -39,11 +41,20 @@ class Share:
 
 
 def share(
-    config: ModelConfig, layout: Layout, train: TrainConfig, length: int, dtype: str, attention: str = "plain"
+    config: ModelConfig,
+    layout: Layout,
+    train: TrainConfig,
+    length: int,
+    dtype: str,
+    attention: str = "plain",
+    base: str = "plain",
 ) -> Share:
-    """What a device of this layout has to hold and to do in a step. Raises UserError if it cannot be laid out so."""
+    """What a device of this layout has to hold and to do in a step. Of a base in 4 bits `shard` cuts the bits; one
+    matrix at a time is put together and dequantised, which is not counted. Raises UserError if it cannot be laid out
+    so, or if the base is to be trained."""
     layout.check(config, train)
-    table, cut = params.table(config), splits(config)
+    whole, cut, small = params.table(config), splits(config), nf4.kept(config, base)
+    table = {name: one for name, one in whole.items() if name not in small}
     item = ITEM_BYTES[PRECISIONS[dtype].param]
 
     def held(name: str, shape: tuple[int, ...], *axes: str) -> int:
@@ -52,13 +63,15 @@ def share(
         return math.prod(shape) // math.prod(getattr(layout, axis) for axis in own if axis in axes)
 
     chosen = params.trained(config, train)
+    nf4.check_trained(config, base, chosen)
+    bits = [(held(name, shape, *AXES), kind) for name, (shape, kind) in nf4.parts(config, base).items()]
     kept = sum(held(name, one.shape, *AXES) for name, one in table.items())
     slots = sum(held(name.rpartition(".")[0], shape, *AXES) for name, shape in params.slots(config, train).items())
     rows = train.batch_size // layout.rows
     return Share(
         layout,
         rows,
-        kept * item,
+        kept * item + sum(count * np.dtype(kind).itemsize for count, kind in bits),
         sum(held(name, one.shape, *AXES) for name, one in table.items() if chosen[name]) * item,
         slots * item,
         _gathered(config, layout, {name: held(name, one.shape, "tensor") for name, one in table.items()}) * item,

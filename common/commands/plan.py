@@ -27,6 +27,9 @@ def plan(
     optimizer: Annotated[str, typer.Option(help="adamw or muon.")] = _DEFAULT.optimizer,
     dtype: options.Dtype = "float32",
     attention: options.Attention = None,
+    base: Annotated[
+        str, typer.Option(help="nf4 or nf4_double: the base of adapters (of --config, a run's config.json) in 4 bits.")
+    ] = "plain",
     memory: Annotated[
         float | None, typer.Option(help="GB (10^9 bytes) that a device has: whether PyTorch, and XLA's plan, fit.")
     ] = None,
@@ -37,7 +40,8 @@ def plan(
         str, typer.Option(help="With --compiled: how JAX runs layers, loop, scan or checkpointed.")
     ] = "scan",
 ) -> None:
-    """What training would take of each of several devices: memory and FLOPs, by layout. Nothing is built."""
+    """What training would take of each of several devices: memory and FLOPs, by layout, in closed form and (--compiled)
+    as compiled. Nothing is built."""
     from common import params
     from common.accounting import spread
     from common.commands import variations
@@ -57,7 +61,7 @@ def plan(
     length = chosen.context_length if length is None else length
     if not 1 <= length <= chosen.context_length:
         raise UserError(f"--length is {length}; this model has positions for 1 to {chosen.context_length}.")
-    execution = Execution(dtype=dtype or "float32", attention=attention or "plain", layers=layers)
+    execution = Execution(dtype=dtype or "float32", attention=attention or "plain", layers=layers, base=base)
     if layout is not None:
         found = [Layout.parse(layout)]
         if devices not in (1, found[0].devices):
@@ -69,7 +73,8 @@ def plan(
                 f"No layout of {devices} devices deals out {batch_size} windows and this model's heads and hidden"
                 " units equally; choose another --devices or --batch-size."
             )
-    shares = [spread.share(chosen, one, train, length, execution.dtype, execution.attention) for one in found]
+    how = execution.dtype, execution.attention, execution.base
+    shares = [spread.share(chosen, one, train, length, *how) for one in found]
     shares.sort(key=lambda one: one.total)
     plans = _compiled(chosen, execution, train, length, found) if compiled else {}
     tokens = batch_size * accumulate * length
@@ -102,7 +107,7 @@ def _show(shares, plans, memory: float | None) -> None:
 
     table = Table(box=box.SIMPLE, header_style="bold")
     heads = ["Layout", "Rows", "Parameters", "Gradients", "Optimizer", "Gathered", "Activations", "Together"]
-    heads += [*(["XLA's plan"] if plans else []), "FLOPs"]
+    heads += [*(["XLA's plan"] if plans else []), "FLOPs", *(["XLA's FLOPs"] if plans else [])]
     if memory is not None:
         heads += ["PyTorch fits", *(["JAX fits"] if plans else [])]
     for head in heads:
@@ -113,6 +118,8 @@ def _show(shares, plans, memory: float | None) -> None:
         planned = plans.get(str(one.layout))
         row += [_size(None if planned is None else planned["planned"])] if plans else []
         row.append(f"{one.flops:.3g}")
+        compiled = planned and planned.get("flops")
+        row += ["-" if compiled is None else f"{compiled:.3g}"] if plans else []
         if memory is not None:
             row.append(_fits(one.total, memory, whole=one.activations is not None))
             row += [_fits(planned and planned["planned"], memory)] if plans else []
@@ -124,7 +131,10 @@ def _show(shares, plans, memory: float | None) -> None:
         " closed form, none are shown. Together: of PyTorch."
     )
     if plans:
-        print("XLA's plan: all that JAX's compiled step needs on a device. It is no part of what is together.")
+        print(
+            "XLA's plan: all that JAX's compiled step needs on a device. It is no part of what is together."
+            "\nXLA's FLOPs: of the matrix products in that program, with what it computes again; - if it does not tell."
+        )
 
 
 def _fits(number: int | None, memory: float, whole: bool = True) -> str:

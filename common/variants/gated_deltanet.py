@@ -33,6 +33,7 @@ class GatedDeltaNet(Attention):
     aliases = ("deltanet", "delta_net", "linear", "linear_attention")
     components = (Component(PROJECTIONS), SCORED, Component(TRIANGLES, backward=3, again={"checkpointed": 2}))
     LATER: ClassVar[tuple[str, ...]] = ("beta",)
+    reads: ClassVar = {"recurrence": "chunked"}
     inputs: ClassVar = Attention.inputs | dict.fromkeys(("a_proj", "b_proj", "gate_proj"), "x")
 
     num_key_heads: int | None = None

@@ -41,6 +41,7 @@ class GroupedQuery(Attention):
         *(f"{word} with sinks=true" for word in ("sinks", "attention_sinks")),
         "gated_attention with gate=true",
     )
+    free_order = True
     inputs: ClassVar = Attention.inputs | {"gate_proj": "x"}
     splits: ClassVar = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "gate_proj": 0, "o_proj": 1}
 

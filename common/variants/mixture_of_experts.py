@@ -105,6 +105,9 @@ class MixtureOfExperts(FeedForward):
         """(config, entry) with which the shared expert is built: a gated feed-forward of its own width."""
         return config.with_(ff_dim=self.shared_dim), GatedMLP()
 
+    def unreached(self):
+        return self.choice_bias
+
     def parameters(self, config, path):
         count, width, embed = self.num_experts, self.width(config), config.embed_dim
         # one expert alone always weighs 1, whatever its logit: only the balance of several could read it

@@ -16,6 +16,7 @@ class MultiHead(Attention):
     kind = "multi_head"
     module = "MultiHeadAttention"
     aliases = ("mha",)
+    free_order = True
     splits: ClassVar = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1}
 
     def cut(self, config):

@@ -32,9 +32,9 @@ class Part(Record):
     `module` the class there. `aliases` are other words for it, behind which may stand what has to be set:
     "mqa with num_kv_heads=1". Accounts read the others: `components` are the kinds of its matrix FLOPs, in their order,
     the first one that of its linear maps unless `component` says otherwise; `inputs` the linear maps inside that read
-    one and the same tensor (map -> tensor); `decodes` the fields of an execution to decode with where plain ones cost
-    far more. `splits` are the linear maps inside that tensor parallelism cuts: by rows (0) or columns (1), see
-    `common/layout.py`.
+    one and the same tensor (map -> tensor); `decodes` and `reads` the fields of an execution to decode with, and to
+    read a text with, where plain ones cost far more. `splits` are the linear maps inside that tensor parallelism cuts:
+    by rows (0) or columns (1), see `common/layout.py`.
     """
 
     kind: ClassVar[str]
@@ -43,6 +43,7 @@ class Part(Record):
     components: ClassVar[tuple[Component, ...]]
     inputs: ClassVar[Mapping[str, str]] = {}
     decodes: ClassVar[Mapping[str, str]] = {}
+    reads: ClassVar[Mapping[str, str]] = {}
     splits: ClassVar[Mapping[str, int]] = {}
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,6 +63,10 @@ class Part(Record):
 
     def shut(self, name: str) -> bool:
         """Whether no gradient leaves that linear map inside by its input."""
+        return False
+
+    def unreached(self) -> bool:
+        """Whether it has parameters that no gradient reaches."""
         return False
 
     def component(self, name: str) -> str:
@@ -88,11 +93,14 @@ class Part(Record):
 
 
 class Attention(Part):
-    """Softmax attention over keys and values of `heads`, of which a cache holds `held` slots."""
+    """Softmax attention over keys and values of `heads`, of which a cache holds `held` slots. `free_order`: it can do
+    without a causal mask; `chooses`: it chooses keys for its queries, and shows them at the tap `chosen`."""
 
     components = (Component(PROJECTIONS), SCORED)
     inputs: ClassVar[Mapping[str, str]] = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "x")
 
+    free_order: ClassVar[bool] = False
+    chooses: ClassVar[bool] = False
     window: int | None = None
 
     def heads(self, config: "GPTConfig") -> tuple[int, int, int]:

@@ -37,6 +37,7 @@ class Sparse(GroupedQuery):
     kind = "sparse"
     module = "SparseAttention"
     aliases = ("dsa", "sparse_attention", "lightning_indexer")
+    free_order, chooses = False, True
     components = (
         Component(PROJECTIONS),
         Component(INDEXER, backward=0),
@@ -96,6 +97,9 @@ class Sparse(GroupedQuery):
     def quiet(self, name):
         """Whether nothing flows back through that linear map or norm: what the indexer computes is only chosen by."""
         return name.startswith("index_") and not self.index_loss
+
+    def unreached(self):
+        return not self.index_loss
 
     def shut(self, name):
         """Whether no gradient leaves that linear map by its input: an indexer's changes nothing before it."""

@@ -183,8 +183,6 @@ def test_what_is_in_4_bits_is_not_trained(wing):
 def test_refusals():
     with pytest.raises(UserError, match=r"did you mean 'nf4'"):
         Execution(base="nf44")
-    with pytest.raises(UserError, match="one device"):
-        Execution(base="nf4", layout="data=2")
     with pytest.raises(UserError, match="base='nf4'"):
         build("numpy", WEIGHTS, "float64", base="nf4")
     damaged = dict(WEIGHTS)

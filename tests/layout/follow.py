@@ -12,7 +12,7 @@ import pytest
 
 from common import backend as door
 from common import layout as layouts
-from common import params
+from common import nf4, params
 from common.accounting import spread
 from common.config import Execution, SamplingConfig, TrainConfig, model_from_dict
 from common.errors import UserError
@@ -79,8 +79,10 @@ def main(asked):
     rest = train, asked["steps"], asked["length"], preference
     model, found = trained(backend, config, execution, *rest)
     leads = model.leads
-    held = sum(np.prod(shape) for shape in model.local_shapes().values()) * np.dtype(execution.dtype).itemsize
-    own = spread.share(config, execution.spread, train, asked["length"], execution.dtype)
+    kinds = {name: kind for name, (_, kind) in nf4.parts(config, execution.base).items()}
+    local = model.local_shapes()
+    held = sum(np.prod(shape) * np.dtype(kinds.get(n, execution.dtype)).itemsize for n, shape in local.items())
+    own = spread.share(config, execution.spread, train, asked["length"], execution.dtype, base=execution.base)
     only_the_leader(model)
     alone, due = trained(backend, config, execution.with_(layout=""), *rest)
     sampling = SamplingConfig(max_new_tokens=4, temperature=0.8, seed=5)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from common import layout as layouts
-from common import params
+from common import nf4, params
 from common.accounting import activations, flops, memory, spread
 from common.adapters import Adapter
 from common.config import Execution, GPTConfig, TrainConfig, model_to_dict, preset
@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 plan = importlib.import_module("common.commands.plan")
 SMALL = GPTConfig(32, 16, 16, 2, 4, ff_dim=24)
 BATCH = TrainConfig(batch_size=8)
+TUNED = SMALL.with_(adapters=(Adapter(targets=("*_proj",), rank=4),), tie_embeddings=False)
 
 
 @pytest.mark.parametrize(
@@ -232,6 +233,22 @@ def test_one_device_holds_and_computes_everything():
     assert found.total == found.parameters * 4 + found.activations
 
 
+def test_shards_of_a_base_in_4_bits_are_shares_of_its_bits():
+    """Adapters learn; `data` and `tensor` leave the bits whole."""
+    plain, one = (spread.share(TUNED, Layout(), BATCH, 16, "float32", base=base) for base in ("plain", "nf4"))
+    small = [params.table(TUNED)[name].size for name in nf4.names(TUNED)]
+    bits = sum(memory.matrix(size, "nf4") for size in small)
+    assert one.parameters == memory.base(TUNED, "float32", "nf4") == plain.parameters - 4 * sum(small) + bits
+    shard = spread.share(TUNED, Layout(shard=2), BATCH, 16, "float32", base="nf4")
+    assert shard.parameters * 2 == one.parameters
+    assert spread.share(TUNED, Layout(data=4), BATCH, 16, "float32", base="nf4").parameters == one.parameters
+    cut = sum(params.table(TUNED)[name].size for name in layouts.splits(TUNED) if name not in nf4.names(TUNED))
+    tensor = spread.share(TUNED, Layout(tensor=2), BATCH, 16, "float32", base="nf4")
+    assert one.parameters - tensor.parameters == cut // 2 * 4
+    with pytest.raises(UserError, match="in 4 bits, which cannot be trained"):
+        spread.share(SMALL, Layout(), BATCH, 16, "float32", base="nf4")
+
+
 def test_shares_add_up():
     """What is cut evenly is a part of the whole; what cannot be cut stays whole."""
     one = spread.share(SMALL, Layout(), BATCH, 16, "float32")
@@ -344,7 +361,11 @@ def column(out, title):
 
 def test_what_fits_is_judged_for_each_framework_by_its_own_number(call, monkeypatch):
     """PyTorch by the closed form, JAX by XLA's plan; where there is none, nobody knows."""
-    planned = {"data=2": {"planned": 10**6}, "shard=2": {"planned": 10**9}, "tensor=2": None}
+    planned = {
+        "data=2": {"planned": 10**6, "flops": None},
+        "shard=2": {"planned": 10**9, "flops": 1.5e9},
+        "tensor=2": None,
+    }
     monkeypatch.setattr(plan, "_compiled", lambda *asked: planned)
     kept = {
         one: spread.share(preset("nano"), Layout.parse(one), TrainConfig(), 128, "float32").total for one in planned
@@ -357,15 +378,16 @@ def test_what_fits_is_judged_for_each_framework_by_its_own_number(call, monkeypa
     fits = column(out, "PyTorch fits")
     assert (fits["data=2"], fits["shard=2"]) == ("no", "yes")
     assert column(out, "XLA's plan") == {"data=2": "0.001", "shard=2": "1.00", "tensor=2": "-"}
+    assert column(out, "XLA's FLOPs") == {"data=2": "-", "shard=2": "1.5e+09", "tensor=2": "-"}
 
 
 PLANS = """
 import json, sys
 from common import backend
 from common.config import Execution, TrainConfig, model_from_dict
-config, length, found = model_from_dict(json.loads(sys.argv[1])), int(sys.argv[2]), {}
-for one in sys.argv[3:]:
-    execution = Execution(layout=one, layers="scan")
+config, length, base, found = model_from_dict(json.loads(sys.argv[1])), int(sys.argv[2]), sys.argv[3], {}
+for one in sys.argv[4:]:
+    execution = Execution(layout=one, layers="scan" if base == "plain" else "loop", base=base)
     found[one] = backend.load("jax").plan(config, execution, TrainConfig(batch_size=8), length)
 print(json.dumps(found))
 """
@@ -385,7 +407,7 @@ def named_devices(count, *arguments):
 def test_a_compiled_plan_takes_what_the_layout_leaves_of_a_device(layouts):
     """Four named devices: the step's arguments are a device's parts of parameters and averages, and its rows of ids,
     as the closed form has them; what comes out takes their place, for they are donated."""
-    found = json.loads(named_devices(4, "-c", PLANS, json.dumps(model_to_dict(SMALL)), 16, *layouts))
+    found = json.loads(named_devices(4, "-c", PLANS, json.dumps(model_to_dict(SMALL)), 16, "plain", *layouts))
     for one in layouts:
         own, plan_of = spread.share(SMALL, Layout.parse(one), BATCH, 16, "float32"), found[one]
         held = own.parameters + own.optimizer
@@ -394,6 +416,18 @@ def test_a_compiled_plan_takes_what_the_layout_leaves_of_a_device(layouts):
         pointers = 8 * 3 * len(params.table(SMALL)) + 64  # of each array one; and a loss and a norm
         assert held <= plan_of["aliased"] <= plan_of["outputs"] <= held + pointers, one
         assert plan_of["planned"] >= held + ids + own.gradients // 2, one
+        assert plan_of["flops"] == own.flops, one
+
+
+@pytest.mark.full  # likewise
+def test_a_compiled_plan_of_a_base_in_4_bits_takes_its_bits():
+    """By a loop: a scan goes back through its first layer's maps, too, below which nothing learns."""
+    one = "shard=2,tensor=2"
+    found = json.loads(named_devices(4, "-c", PLANS, json.dumps(model_to_dict(TUNED)), 16, "nf4", one))[one]
+    own = spread.share(TUNED, Layout.parse(one), BATCH, 16, "float32", base="nf4")
+    held = own.parameters + own.optimizer + 2 * own.rows * 16 * 4
+    assert 0 <= found["arguments"] - held <= 16 * 4 + 256
+    assert found["flops"] == own.flops
 
 
 @pytest.mark.full
@@ -402,7 +436,7 @@ def test_the_command_compiles_for_devices_that_are_only_named(tmp_path):
     asked = ["-m", "common.cli", "plan", "--config", tmp_path / "model.json", "--devices", 2, "--batch-size", 8]
     out = named_devices(2, *asked, "--compiled", "--memory", 1)
     assert set(column(out, "JAX fits").items()) == {("data=2", "yes"), ("shard=2", "yes"), ("tensor=2", "yes")}
-    whole = json.loads(named_devices(2, "-c", PLANS, json.dumps(model_to_dict(SMALL)), 16, "data=2"))["data=2"]
+    whole = json.loads(named_devices(2, "-c", PLANS, json.dumps(model_to_dict(SMALL)), 16, "plain", "data=2"))["data=2"]
     assert float(column(out, "XLA's plan")["data=2"]) == pytest.approx(whole["planned"] / 1e9, rel=0.05)
 
 
@@ -414,6 +448,8 @@ def test_the_command_compiles_for_devices_that_are_only_named(tmp_path):
         (("nano", "--layout", "data=3"), "cannot be dealt out equally"),
         (("nano", "--layout", "data=2", "--devices", 4), "has 2 devices, and --devices is 4"),
         (("nano", "--memory", 0), "--memory is 0"),
+        (("nano", "--base", "nf4"), "in 4 bits, which cannot be trained"),
+        (("nano", "--base", "nf5"), "did you mean 'nf4'"),
         (("nano", "--length", 4096), "this model has positions for 1 to"),
         (("nanu",), "did you mean 'nano'"),
     ],

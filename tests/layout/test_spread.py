@@ -100,11 +100,11 @@ def follow(backend, layout, processes=1, *, model=None, execution=None, train=No
     return json.loads(line.removeprefix("FOUND "))
 
 
-def check(found, limit=EXACT, filled=1.0):
+def check(found, limit=EXACT, filled=1.0, least=0.95):
     assert set(found["errors"]) == {"told", "held", "weight", "slot", "grad"}
     assert max(found["errors"].values()) < limit, found["errors"]
     # bytes by the closed form; FSDP also cuts biases that tensor parallelism has cut before
-    assert found["due"] * 0.95 < found["held"] <= found["due"] * filled
+    assert found["due"] * least < found["held"] <= found["due"] * filled
 
 
 @pytest.mark.full_for("data=2", "tensor=2-", "all")  # fine-tuning below takes tensor=2
@@ -168,6 +168,7 @@ def test_pytorchs_fast_forms_follow_one_in_float32(layout, train):
     check(follow("torch", layout, processes, execution=FAST["torch"], train=train, dtype="float32"), SINGLE)
 
 
+NF4, DOUBLE = {"base": "nf4"}, {"base": "nf4_double"}
 TUNING = {
     "lora data=2": ("data=2", LORA, {}, None),
     "dora shard=2": ("shard=2", DORA, {}, None),
@@ -193,6 +194,35 @@ def test_fine_tuning_follows_one(backend, name):
     processes = 1 if backend == "jax" else 4 if "," in layout else 2
     found = follow(backend, layout, processes, model=model, train=train, preference=preference)
     check(found, filled=1.01)  # FSDP fills up a head of three labels
+
+
+QUANTISED = {
+    "data": ("data=2", LORA, DOUBLE),
+    "shard": ("shard=2", BOTH, NF4),
+    "tensor": ("tensor=2", BOTH, NF4),
+    "tensor double": ("tensor=2", LORA, DOUBLE),
+    "hybrid": ("data=2,shard=2", LORA, DOUBLE),
+    "all": ("shard=2,tensor=2", BOTH, NF4),
+}
+
+
+@pytest.mark.full_for("torch-data", "torch-tensor", "hybrid", "all", "jax-")  # torch-shard stays
+@pytest.mark.parametrize("name", QUANTISED)
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_adapters_on_a_base_in_4_bits_follow_one(backend, name):
+    """`shard` cuts the bits; every process or device dequantises the same matrices, of which `tensor` leaves parts."""
+    layout, model, execution = QUANTISED[name]
+    processes = 1 if backend == "jax" else 4 if "," in layout else 2
+    found = follow(backend, layout, processes, model=model, execution=execution)
+    # where bits stand for matrices, biases weigh more; of three rows of an adapter FSDP gives the first process two
+    check(found, filled=1.03, least=0.94)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("layers", ["scan", "checkpointed"])
+def test_a_base_in_4_bits_in_jaxs_scan_follows_one(layers):
+    how = {"base": "nf4", "layers": layers}
+    check(follow("jax", "shard=2,tensor=2", model=BOTH, execution=how))
 
 
 @pytest.mark.full

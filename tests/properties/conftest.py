@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from common import backend, params
+from common.case import Case
 from common.cases import CASES
 from common.config import Execution, GPTConfig
+from common.variants import GroupedQuery
 
 # Untied, because a tied random model repeats its last token; odd vocabulary; heads of 16; ff_dim not 4 * embed_dim.
 SMALL = GPTConfig(61, 24, 32, 2, 2, ff_dim=44, tie_embeddings=False)
@@ -147,10 +149,16 @@ def case(request):
     return CASES[request.param]
 
 
-@pytest.fixture(params=CACHEABLE, scope="session")
+# a cache of what is registered as a component alone: no positions, norms over the width, beside a window
+BARE = GroupedQuery(2, head_dim=6, qk_norm="width", gate=True)
+UNPLACED = GPTConfig(19, 12, 16, 2, 4, ff_dim=12, attention=(BARE, BARE.with_(window=3)), positions="none")
+CAUSAL = {name: CASES[name] for name in CACHEABLE} | {"gpt_unplaced": Case("gpt_unplaced", "", UNPLACED)}
+
+
+@pytest.fixture(params=CAUSAL, scope="session")
 def causal_case(request):
-    """Every registered model whose tokens depend on earlier ones alone."""
-    return CASES[request.param]
+    """Every registered model whose tokens depend on earlier ones alone, and one more for what none of them has."""
+    return CAUSAL[request.param]
 
 
 @pytest.fixture(params=[name for name in MODELS if not CASES[name].special], scope="session")

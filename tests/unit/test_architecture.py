@@ -49,6 +49,7 @@ ONE_SIDED_FILES = {
     "torch_impl/placing.py": "the oracle is not spread",
     "jax_impl/placing.py": "the oracle is not spread",
     "jax_impl/plan.py": "PyTorch compiles no program of several devices",
+    "jax_impl/hlo.py": "a compiled program is read, and eager execution has none",
     "torch_impl/graphs.py": "JAX compiles whole programs",
     "torch_impl/memory.py": "the oracle counts nothing",
     "jax_impl/memory.py": "the oracle counts nothing",
@@ -139,7 +140,7 @@ ONE_SIDED_NAMES = {
     "jax_impl/layout.py:PATIENCE": "PyTorch's collective operations wait for half an hour, JAX's for half a minute",
     **{
         f"torch_impl/placing.py:{what}": "PyTorch's maps are cut one by one, and tensors know where they lie"
-        for what in ("cut_maps", "Placed", "Heads", "local_of", "whole_of", "part_of", "added", "cuts_of")
+        for what in ("cut_maps", "dealt_bits", "Placed", "Heads", "local_of", "whole_of", "part_of", "added", "cuts_of")
     },
     **{
         f"jax_impl/placing.py:{what}": "a compiled program is told where arrays lie"
@@ -148,6 +149,7 @@ ONE_SIDED_NAMES = {
     "torch_impl/memory.py:saved_bytes": "eager autograd keeps tensors, a compiler has a plan",
     "torch_impl/memory.py:live_bytes": "eager execution has live tensors, a compiler has a plan",
     "jax_impl/memory.py:planned_bytes": "eager autograd keeps tensors, a compiler has a plan",
+    "jax_impl/memory.py:plan_of": "eager autograd keeps tensors, a compiler has a plan",
     "common/oracle/backend.py:DIFFERENTIABLE": "a complex step for every number",
     "common/oracle/train.py:mean_loss": "complex steps need the loss as a function",
 }
