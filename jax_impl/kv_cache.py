@@ -8,6 +8,28 @@ import jax.numpy as jnp
 from .precision import dtype
 
 
+def put(slots, new, at, axis):
+    """Write new slots at a place."""
+    return branched(lambda slots: jax.lax.dynamic_update_slice_in_dim(slots, new, at, axis), slots, at)
+
+
+def scatter(slots, new, at, last):
+    """Write each of the new ones to a place of its own, `last` is the largest; what has none is dropped."""
+    return branched(lambda slots: slots.at[at].set(new, mode="drop"), slots, last)
+
+
+def branched(write, slots, last):
+    """`write(slots)`; `last` is a place that is written, -1 if there is none.
+
+    On a CPU XLA would write anew for everyone who reads, in copies of all slots; it does not look into a branch.
+    """
+
+    def branch(slots):
+        return jax.lax.cond(last >= 0, write, lambda slots: slots, slots)
+
+    return jax.lax.platform_dependent(slots, cpu=branch, default=write)
+
+
 class LayerCache(NamedTuple):
     """One layer's slots: keys and values [B, H, S, D], positions [B, S] (-1: empty or padding), slots in use."""
 
@@ -19,7 +41,7 @@ class LayerCache(NamedTuple):
     def append(self, k_BHTD, v_BHTD, positions_BT):
         """Write T new slots behind those in use. Returns the cache with them in it."""
         # [1] the next T slots
-        put, at = jax.lax.dynamic_update_slice_in_dim, self.used
+        at = self.used
         # [2] write keys, values, positions
         rows_BT = jnp.broadcast_to(positions_BT, (len(self.positions_BS), positions_BT.shape[1]))
         return LayerCache(
@@ -57,10 +79,11 @@ class RingCache(NamedTuple):
         kept_BT = (rows_BT >= 0) & (rows_BT > last_B1 - slots)
         slot_BT, row_B1 = jnp.where(kept_BT, rows_BT % slots, slots), jnp.arange(len(rows_BT))[:, None]
         # [2] write keys, values, positions
+        at, last = (row_B1, slice(None), slot_BT), last_B1.max()
         return RingCache(
-            self.keys_BHSD.at[row_B1, :, slot_BT].set(jnp.swapaxes(k_BHTD, 1, 2), mode="drop"),
-            self.values_BHSD.at[row_B1, :, slot_BT].set(jnp.swapaxes(v_BHTD, 1, 2), mode="drop"),
-            self.positions_BS.at[row_B1, slot_BT].set(rows_BT, mode="drop"),
+            scatter(self.keys_BHSD, jnp.swapaxes(k_BHTD, 1, 2), at, last),
+            scatter(self.values_BHSD, jnp.swapaxes(v_BHTD, 1, 2), at, last),
+            scatter(self.positions_BS, rows_BT, (row_B1, slot_BT), last),
         )
 
     def take(self, k_BHTD, v_BHTD, positions_BT):

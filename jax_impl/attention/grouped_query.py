@@ -100,7 +100,7 @@ class GroupedQueryAttention(nnx.Module):
 
     def _scores(self, q_BHTD, k_BKSD, positions_BT, key_positions_BS):
         """q k^T, scaled, bent into (-softcap, softcap), lowered with the distance."""
-        scores_BHTS = matmul("bkgtd,bksd->bkgts", grouped(q_BHTD, self.groups), k_BKSD, self.reduce) * self.scale
+        scores_BHTS = matmul("bkmd,bksd->bkms", grouped(q_BHTD, self.groups), k_BKSD, self.reduce) * self.scale
         scores_BHTS = scores_BHTS.reshape(*q_BHTD.shape[:3], -1)
         if self.softcap is not None:
             scores_BHTS = self.softcap * jnp.tanh(scores_BHTS / self.softcap)
@@ -120,13 +120,13 @@ class GroupedQueryAttention(nnx.Module):
             )
             weights_BHTS = jax.nn.softmax(jnp.concatenate([scores_BHTS, sink_BHT1], -1), -1)[..., :-1]
         weights_BHTS = dropout(taps("weights", weights_BHTS.astype(v_BKSD.dtype)), self.rate, dropout_key, 0)
-        context = matmul("bkgts,bksd->bkgtd", grouped(weights_BHTS, self.groups), v_BKSD, self.reduce).astype(
+        context = matmul("bkms,bksd->bkmd", grouped(weights_BHTS, self.groups), v_BKSD, self.reduce).astype(
             v_BKSD.dtype
         )
         return jnp.where(sees_B1T1, context.reshape(*scores_BHTS.shape[:3], -1), 0.0)
 
 
 def grouped(x_BHTD, groups):
-    """[B, H, T, D] -> [B, K, H / K, T, D]: the heads that share keys and values together."""
+    """[B, H, T, D] -> [B, K, H / K T, D]: what all heads have that share keys and values, as rows of one matrix."""
     batch, heads, length, dim = x_BHTD.shape
-    return x_BHTD.reshape(batch, groups, heads // groups, length, dim)
+    return x_BHTD.reshape(batch, groups, heads // groups * length, dim)

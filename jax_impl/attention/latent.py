@@ -10,6 +10,7 @@ from flax import nnx
 from common.backend import only_plain
 from common.taps import NO_TAPS
 
+from ..kv_cache import put
 from ..layers import NORMS, Linear, dropout, matmul
 from ..masks import causal_mask
 from ..positions import Rotary
@@ -28,7 +29,7 @@ class LatentCache(NamedTuple):
     def take(self, latents_BTW, positions_BT):
         """Write T new slots behind those in use. Returns (cache, latents, positions) to attend to: all slots."""
         # [1] the next T slots
-        put, at = jax.lax.dynamic_update_slice_in_dim, self.used
+        at = self.used
         # [2] write latents and positions
         rows_BT = jnp.broadcast_to(positions_BT, (len(self.positions_BS), positions_BT.shape[1]))
         latents_BSW = put(self.latents_BSW, latents_BTW, at, axis=1)

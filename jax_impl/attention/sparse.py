@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from common.backend import only_plain
 from common.taps import NO_TAPS
 
-from ..kv_cache import LayerCache, layer_cache
+from ..kv_cache import LayerCache, layer_cache, put
 from ..layers import NORMS, Linear, at_least, matmul
 from ..masks import causal_mask
 from ..positions import Rotary
@@ -36,7 +36,7 @@ class SparseCache(NamedTuple):
         plain = LayerCache(self.keys_BKSD, self.values_BKSD, self.positions_BS, self.used)
         plain = plain.append(k_BKTD, v_BKTD, positions_BT)
         # [2] the indexer's keys beside them
-        index_BSI = jax.lax.dynamic_update_slice_in_dim(self.index_BSI, index_BTI, self.used, axis=1)
+        index_BSI = put(self.index_BSI, index_BTI, self.used, axis=1)
         return SparseCache(plain.keys_BHSD, plain.values_BHSD, index_BSI, plain.positions_BS, plain.used)
 
 

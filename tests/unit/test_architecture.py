@@ -131,6 +131,10 @@ ONE_SIDED_NAMES = {
     "jax_impl/generate.py:decode": "the loop runs on the device",
     "jax_impl/generate.py:recipe": "what compiled programs depend on",
     "jax_impl/generate.py:bucket": "few static lengths, few compilations",
+    **{
+        f"jax_impl/kv_cache.py:{what}": "XLA on a CPU would copy all slots for whoever reads them"
+        for what in ("put", "scatter", "branched")
+    },
     "jax_impl/flops.py:BODIES": "a program is walked, not run",
     "jax_impl/flops.py:UNKNOWN": "a program is walked, not run",
     "jax_impl/flops.py:xla_flops": "a compiler has a figure of its own",
