@@ -103,7 +103,8 @@ def drawn(
                 axes.legend(fontsize=LETTER, loc="upper right")
         for number, (run, matrix) in enumerate(confused.items(), len(panels)):
             told = f" ({run})" if len(found) > 1 else ""
-            _matrix(figure.add_subplot(grid[number // 2, number % 2]), matrix, told, ink)
+            title = f"what is confused, on test data{told}"
+            draw_confusion(figure.add_subplot(grid[number // 2, number % 2]), matrix, title, ink)
         for kind, about in (("svg", dict.fromkeys(("Date", "Creator", "Format", "Type"))), ("png", {"Software": None})):
             file = io.BytesIO()
             figure.savefig(file, format=kind, metadata=about)
@@ -137,7 +138,8 @@ def _panel(axes: Any, name: str, found: Mapping[str, Log], ink: Ink) -> None:
         axes.set_xlim(left=0)
 
 
-def _matrix(axes: Any, matrix: Confusion, told: str, ink: Ink) -> None:
+def draw_confusion(axes: Any, matrix: Confusion, title: str, ink: Ink) -> None:
+    """Counts and shares of test data, by what they are (rows) and what the model says (columns)."""
     from matplotlib.colors import LinearSegmentedColormap
 
     counts, names = matrix
@@ -154,7 +156,7 @@ def _matrix(axes: Any, matrix: Confusion, told: str, ink: Ink) -> None:
     axes.set_xlabel("what the model says", fontsize=LETTER)
     axes.set_ylabel("what it is", fontsize=LETTER)
     axes.grid(visible=False)
-    axes.set_title(f"what is confused, on test data{told}", loc="left", fontsize=LETTER + 0.5)
+    axes.set_title(title, loc="left", fontsize=LETTER + 0.5)
 
 
 def _points(log: Log, name: str) -> tuple[list[int], list[float]]:

@@ -7,11 +7,23 @@ from typing import Any
 
 from common.files import write_text
 from common.preference import LOSSES
-from reports.curves.plots import smoothed
+from reports.curves.plots import draw_confusion, smoothed
 from reports.finetune import plots
 from reports.perf.ink import DASHES, LETTER, Ink
 
 PAGE, PLOT = "README.md", "finetune"
+ABREAST = 4  # tables of what is confused
+PANELS = (
+    ("pretrain", "held_out", "pretraining: held-out loss (dots), and of every step, smoothed"),
+    (
+        "classify",
+        "epoch_accuracy",
+        "classification: accuracy on all held-out texts after an epoch (dots), bag of words",
+    ),
+    ("classify", "loss", "classification: loss, smoothed"),
+    ("instruct", "held_out", "instructions: held-out loss (dots), and of every step, smoothed"),
+    ("prefer", "margin", "preferences: margin of rewards on held-out pairs"),
+)
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -74,27 +86,32 @@ def _fresh(run: Mapping[str, Any], which: str) -> str:
 def write(folder: Path, found: Mapping[str, Any]) -> None:
     """Page and plot into a folder, once there are both."""
     page = markdown(found)
-    for kind, content in plots.drawn(lambda figure, ink: _draw(figure, ink, found["runs"]), (11, 6)).items():
+    rows = -(-len(_panels(found["runs"])) // 2) + -(-len(_confused(found["runs"])) // ABREAST)
+    for kind, content in plots.drawn(lambda figure, ink: _draw(figure, ink, found["runs"]), (11, 2.2 * rows)).items():
         plots.write(folder / f"{PLOT}.{kind}", content)
     write_text(folder / PAGE, page)
 
 
+def _panels(runs: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    return [one for one in PANELS if any(run["kind"] == one[0] for run in runs.values())]
+
+
+def _confused(runs: Mapping[str, Any]) -> dict[str, Any]:
+    """(counts, classes) of runs that are done, by name."""
+    done = {name: run.get("results") or {} for name, run in runs.items() if run["kind"] == "classify"}
+    return {name: (found["confusion"], found["classes"]) for name, found in done.items() if "confusion" in found}
+
+
 def _draw(figure: Any, ink: Ink, runs: Mapping[str, Any]) -> None:
-    panels = [
-        ("pretrain", "held_out", "pretraining: held-out loss (dots), and of every step, smoothed"),
-        (
-            "classify",
-            "epoch_accuracy",
-            "classification: accuracy on all held-out texts after an epoch (dots), bag of words",
-        ),
-        ("classify", "loss", "classification: loss, smoothed"),
-        ("instruct", "held_out", "instructions: held-out loss (dots), and of every step, smoothed"),
-        ("prefer", "margin", "preferences: margin of rewards on held-out pairs"),
-    ]
-    panels = [one for one in panels if any(run["kind"] == one[0] for run in runs.values())]
-    grid = figure.add_gridspec(-(-len(panels) // 2) or 1, min(2, len(panels)) or 1)
+    panels, confused = _panels(runs), _confused(runs)
+    above, below = -(-len(panels) // 2) or 1, -(-len(confused) // ABREAST)
+    grid = figure.add_gridspec(above + below, ABREAST)
+    for number, (name, matrix) in enumerate(confused.items()):
+        axes = figure.add_subplot(grid[above + number // ABREAST, number % ABREAST])
+        draw_confusion(axes, matrix, f"what {name} confuses", ink)
+    half = ABREAST // min(2, len(panels) or 1)
     for place, (kind, name, title) in enumerate(panels):
-        axes = figure.add_subplot(grid[place // 2, place % 2])
+        axes = figure.add_subplot(grid[place // 2, place % 2 * half : (place % 2 + 1) * half])
         for number, (label, run) in enumerate(one for one in runs.items() if one[1]["kind"] == kind):
             wings = {one["backend"] for one in runs.values() if one["kind"] == kind}
             colour = ink.wing(run["backend"]) if len(wings) > 1 else (ink.torch, ink.jax, ink.ink)[number % 3]

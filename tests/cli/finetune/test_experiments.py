@@ -183,6 +183,9 @@ def test_a_page_follows_from_its_numbers(call, tmp_path, weights, texts):
     before = (tmp_path / "page" / page.PAGE).read_text()
     assert f"{results['accuracy']['model']['test']:.2%}" in before
     assert f"{results['unseen']['texts']} |" in before
+    picture = (tmp_path / "page" / "finetune.svg").read_text()
+    assert "what torch confuses" in picture
+    assert "what jax confuses" in picture
     (tmp_path / "page" / page.PAGE).unlink()
     assert call("finetune", "report", tmp_path / "page" / "runs.json")[0] == 0
     assert (tmp_path / "page" / page.PAGE).read_text() == before
