@@ -22,6 +22,7 @@ from common.preference import Pairs
 
 from . import rng
 from .backend import Shared, TorchModel, _numpy, _scoped, log_probs, loss_sum
+from .feed_forward.mixture_of_experts import MixtureOfExperts
 from .optim import OPTIMIZERS, empty_slots, muon
 from .placing import added, cut_maps, cuts_of, dealt_bits, local_of, mesh_of, part_of, whole_of
 from .quantise import QuantisedLinear
@@ -51,9 +52,12 @@ class SpreadModel(TorchModel):
     def __init__(self, config, weights, execution):
         self.layout = execution.spread
         self.layout.check(config)
-        _refuse(config, execution, self.layout)
+        _refuse(execution, self.layout)
         self.mesh = mesh_of(self.layout, execution.device.partition(":")[0])
         super().__init__(config, weights, execution)
+        for part in self.net.modules():
+            if isinstance(part, MixtureOfExperts) and self.layout.rows > 1:
+                part.summed = self._sum
 
     @property
     def leads(self):
@@ -158,6 +162,7 @@ class SpreadModel(TorchModel):
             what = "pairs" if isinstance(targets, Pairs) else "rows"
             told = f"{count_of} {what}"
             raise UserError(f"{told} cannot be dealt out equally to {self.layout.rows} processes.")
+        weights = [door.counted(whole) / self.layout.rows for whole in targets]  # of terms, which are means over rows
         (inputs, targets), first = self._rows([inputs, targets], 1)
         places, shares = self._places(positions), 0.0
         averaged = isinstance(self.engine, DistributedDataParallel)
@@ -166,7 +171,7 @@ class SpreadModel(TorchModel):
             own = None if key is None else rng.Part(rng.fold_in(key, micro), first)
             waits = averaged and micro + 1 < len(inputs)
             with self.engine.no_sync() if waits else contextlib.nullcontext():
-                share = self.engine(objective, inputs_BT, targets_BT, places, count / scale, own)
+                share = self.engine(objective, inputs_BT, targets_BT, places, count / scale, own, weights[micro])
                 share.backward()
             shares = shares + share.detach() / scale
         own = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
@@ -330,12 +335,8 @@ class SpreadModel(TorchModel):
         dist.destroy_process_group()
 
 
-def _refuse(config, execution, layout):
+def _refuse(execution, layout):
     """What cannot be spread is refused."""
-    if layout.rows > 1 and any(getattr(entry, "balance", 0) for entry in config.feed_forward):
-        raise UserError("A balance loss is of all rows of a batch; in PyTorch a layout cannot cut them (data, shard).")
-    if layout.rows > 1 and any(getattr(entry, "index_loss", 0) for entry in config.attention):
-        raise UserError("An indexer's loss is a mean over all rows; in PyTorch a layout cannot cut them (data, shard).")
     if execution.rng == "native":
         raise UserError("PyTorch's own generator draws the same for the rows of every process; leave out rng='native'.")
     if layout.tensor > 1 and execution.compile:  # of cut adapters it makes no end of expressions, with shard it hangs

@@ -34,6 +34,11 @@ CHOOSING = {
     "feed_forward": [{"kind": "mixture_of_experts", "num_experts": 4, "top_k": 2, "choice_bias": True}],
     "activation": "silu",
 }
+BALANCING = {  # what layers add to the loss
+    "attention": [{"kind": "sparse", "num_kv_heads": 2, "top_k": 4, "index_loss": 0.5}],
+    "feed_forward": [{"kind": "mixture_of_experts", "num_experts": 4, "top_k": 2, "balance": 0.3}],
+    "activation": "silu",
+}
 SHARING = [{"kind": "grouped_query", "num_kv_heads": 2, "shares": shares} for shares in (False, True)]
 FAST = {"torch": {"loss": "chunked", "norm": "fused", "optimizer": "fused"}, "jax": {"layers": "checkpointed"}}
 LORA = {"adapters": [{"targets": ["*.q_proj", "*.down_proj"], "rank": 4, "alpha": 6.0, "dropout": 0.2}], **DROPPING}
@@ -107,7 +112,7 @@ def check(found, limit=EXACT, filled=1.0, least=0.95):
     assert found["due"] * least < found["held"] <= found["due"] * filled
 
 
-@pytest.mark.full_for("data=2", "tensor=2-", "all")  # fine-tuning below takes tensor=2
+@pytest.mark.full_for("data=2", "tensor=2-", "all", "balancing")  # fine-tuning below takes tensor=2
 @pytest.mark.parametrize(
     ("layout", "model"),
     [
@@ -118,9 +123,14 @@ def check(found, limit=EXACT, filled=1.0, least=0.95):
         ("data=2,tensor=2", {**TODAY, **DROPPING}),
         ("data=2", CHOOSING),
         ("shard=2,tensor=2", {**TODAY, **DROPPING}),
+        ("data=2", BALANCING),
+        ("shard=2", BALANCING),
     ],
-    ids=["data=2-", "shard=2-", "tensor=2-", "data=2,shard=2", "data=2,tensor=2", "data=2-choosing", "all"],
-)
+    ids=[
+        "data=2-", "shard=2-", "tensor=2-", "data=2,shard=2", "data=2,tensor=2", "data=2-choosing", "all",
+        "data=2-balancing", "shard=2-balancing",
+    ],
+)  # fmt: skip
 def test_pytorchs_processes_follow_one(layout, model):
     processes = 4 if "," in layout else 2
     check(follow("torch", layout, processes, model=model))
@@ -261,17 +271,7 @@ def test_two_processes_of_jax_follow_one(layout):
         ("torch", "tensor=2", {}, {"projections": "joined"}, "reads matrices that tensor parallelism cuts"),
         ("torch", "tensor=2", {}, {"compile": True}, "does not get through cut maps"),
         ("torch", "data=2", {}, {"rng": "native"}, "draws the same for the rows of every process"),
-        (
-            "torch", "data=2",
-            {"attention": [{"kind": "sparse", "num_kv_heads": 2, "top_k": 4, "index_loss": 0.5}]}, {},
-            "An indexer's loss is a mean over all rows",
-        ),
         ("jax", "data=2", {}, {"device": "cuda"}, "A layout of JAX is on cpu, or on cuda"),
-        (
-            "torch", "data=2",
-            {"feed_forward": [{"kind": "mixture_of_experts", "num_experts": 4, "top_k": 2, "balance": 0.1}]}, {},
-            "A balance loss is of all rows",
-        ),
         ("jax", "data=64", {}, {}, "needs 64 devices, and JAX sees"),
         ("jax", "data=2", {}, {"rng": "native"}, "rng='native' is for one device"),
         ("jax", "data=2", {}, {"compile": False}, "needs compiled programs"),

@@ -19,6 +19,8 @@ class MixtureOfExperts(nn.Module):
     of tokens and their experts (N C), I and O what goes in and comes out.
     """
 
+    summed = None
+
     def __init__(self, config, entry, execution):
         super().__init__()
         self.top_k, self.normalise, self.scale, self.balance = entry.top_k, entry.normalise, entry.scale, entry.balance
@@ -49,7 +51,7 @@ class MixtureOfExperts(nn.Module):
         if taps.wants("chosen"):
             taps("chosen", chosen_BTC.sort(-1).values)
         if self.balance and taps.wants("balance"):
-            taps("balance", self.balance * imbalance(logits_BTX, chosen_BTC))
+            taps("balance", self.balance * imbalance(logits_BTX, chosen_BTC, self.summed))
         # [4] what the chosen experts make of the token, weighed and added up
         each_BTCE = self.experts(x_BTE, chosen_BTC, taps.under("experts"))
         out_BTE = (at_least(each_BTCE, self.reduce) * shares_BTC[..., None]).sum(2)
@@ -112,16 +114,19 @@ ROUTINGS = {
 }
 
 
-def imbalance(logits_BTX, chosen_BTC):
+def imbalance(logits_BTX, chosen_BTC, summed=None):
     """X times the sum over all experts of (its part of all choices) (its mean probability): 1 if either is the same for
     all, more where the router prefers some. No gradient flows through the first, which counts.
 
     Source: Fedus et al. 2022, equations 4 to 6, for one choice a token. With C, others multiply it by C, for they count
-    tokens, not choices.
+    tokens, not choices. Where others have other rows, `summed` adds up what all have chosen: of the terms of all, which
+    have equally many rows, the mean is due.
     """
     # [1] parts of all choices
     count = logits_BTX.shape[-1]
-    parts_X = torch.bincount(chosen_BTC.flatten(), minlength=count).to(logits_BTX.dtype) / chosen_BTC.numel()
+    counts_X = torch.bincount(chosen_BTC.flatten(), minlength=count)
+    counts_X = counts_X if summed is None else summed(counts_X)
+    parts_X = counts_X.to(logits_BTX.dtype) / counts_X.sum()
     # [2] mean probabilities
     means_X = torch.softmax(logits_BTX, -1).mean((0, 1))
     # [3] their product, added up
