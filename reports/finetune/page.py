@@ -135,4 +135,6 @@ def _draw(figure: Any, ink: Ink, runs: Mapping[str, Any]) -> None:
         axes.set_xlabel("step", fontsize=LETTER)
         axes.tick_params(labelsize=LETTER)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=LETTER)
+            axes.legend(
+                fontsize=LETTER - 1, ncols=1 if len(axes.get_legend_handles_labels()[1]) < 5 else 2, framealpha=0.8
+            )
