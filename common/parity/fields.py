@@ -50,6 +50,10 @@ UNREAD = {
     "Execution.graphs": "the same kernels, launched at once",
     "Execution.buffers": "the same programs, which write elsewhere",
     "Execution.rng": "only training and sampling draw",
+    "Execution.base": "the numbers that 4 bits stand for, against an oracle that has these",
+    "Execution.masks": "the same masks, stored or made on the fly",
+    "Execution.gelu": "another form of the same function",
+    "Execution.layout": "the same rows and matrices, on several devices",
 }
 SLOW = ("Execution.compile",)  # PyTorch's compiler takes half a minute
 HALF = ("Execution.dtype", "Execution.attention")  # compared in float32, which all fused kernels offer
