@@ -8,16 +8,21 @@ COMMENT = re.compile(r"/\*.*?\*/")
 HEAD = re.compile(r"^(?:ENTRY )?%?([\w.$-]+) .*\{$")
 LINE = re.compile(r"^(?:ROOT )?%?([\w.$-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
 SHAPE = re.compile(r"\w+\[([\d,]*)\]")
-CALLED = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.$-]+)|\bbranch_computations=\{([^}]*)\}")
+CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.$-]+)|\bbranch_computations=\{([^}]*)\}"
+)
 ROUNDS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-LIBRARY = re.compile(r'custom_call_target="([^"]*(?:matmul|gemm|dot|conv)[^"]*)"', re.IGNORECASE)
+LIBRARY = re.compile(
+    r'custom_call_target="([^"]*(?:matmul|gemm|dot|conv|fmha|attention|triton|mosaic)[^"]*)"', re.IGNORECASE
+)
 
 
 def compiled_flops(text):
     """FLOPs of one device in a compiled program, from its text as XLA prints it: matrix products, those that it makes
     again for the way back among them, a loop's body as often as XLA knows that it runs.
 
-    Raises ValueError where a loop's rounds are not known, or a product's size is not told.
+    Raises ValueError where a loop's rounds are not known, or a product's size is not told. What a library multiplies
+    under another name than LIBRARY's is not seen; XLA has none such on a CPU.
     """
     programs, entry = {}, None
     for line in map(str.strip, COMMENT.sub("", text).splitlines()):
@@ -42,6 +47,8 @@ def _cost(program, cost):
         if operation == "convolution" or (operation == "custom-call" and LIBRARY.search(rest)):
             raise ValueError(f"no FLOP rule for {LIBRARY.search(rest)[1] if operation == 'custom-call' else operation}")
         called = [cost(name) for one in CALLED.finditer(rest) for name in re.findall(r"[\w.$-]+", one[1] or one[2])]
+        if operation == "conditional" and not called:
+            raise ValueError("a conditional does not tell its branches")
         if operation == "while" and any(called):
             rounds = ROUNDS.search(rest)
             if rounds is None:
@@ -54,8 +61,10 @@ def _cost(program, cost):
 
 def _operand(program, rest):
     """The shape of the first operand: told where it is used, or where it is made."""
-    told, name = re.match(r"(?:(\w+\[[\d,]*\])\S* )?%?([\w.$-]+)", rest).groups()
-    return told or program[name][0]
+    found = re.match(r"(?:(\w+\[[\d,]*\])\S* )?%?([\w.$-]+)", rest)
+    if found is None or not (found[1] or found[2] in program):
+        raise ValueError("a product does not tell what it multiplies")
+    return found[1] or program[found[2]][0]
 
 
 def _sizes(shape):

@@ -14,12 +14,12 @@ def put(slots, new, at, axis):
 
 
 def scatter(slots, new, at, last):
-    """Write each of the new ones to a place of its own, `last` is the largest; what has none is dropped."""
+    """Write each of the new ones to a place of its own; what has none is dropped. `last` is below 0 if none has one."""
     return branched(lambda slots: slots.at[at].set(new, mode="drop"), slots, last)
 
 
 def branched(write, slots, last):
-    """`write(slots)`; `last` is a place that is written, -1 if there is none.
+    """`write(slots)`, or the slots as they are where `last` is below 0, for then nothing is written.
 
     On a CPU XLA would write anew for everyone who reads, in copies of all slots; it does not look into a branch.
     """

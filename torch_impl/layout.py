@@ -52,7 +52,7 @@ class SpreadModel(TorchModel):
     def __init__(self, config, weights, execution):
         self.layout = execution.spread
         self.layout.check(config)
-        _refuse(execution, self.layout)
+        _refuse(config, execution, self.layout)
         self.mesh = mesh_of(self.layout, execution.device.partition(":")[0])
         super().__init__(config, weights, execution)
         for part in self.net.modules():
@@ -258,7 +258,11 @@ class SpreadModel(TorchModel):
         training; in all processes, which wait for it."""
         if self.served is None:
             led = self._led(dict(self.net.named_parameters()))
-            self.served = Shared({name: nn.Parameter(one, False) for name, one in led} | self._all_bits())
+            parts = {name: nn.Parameter(one, False) for name, one in led}
+            for name, one in self._small().items():
+                bits = one.bits
+                parts |= {name: bits} if self.leads else {}
+            self.served = Shared(parts)
 
         def made():
             if isinstance(self.served, Shared):
@@ -278,14 +282,11 @@ class SpreadModel(TorchModel):
         dist.broadcast(data, 0)
         return data.cpu().numpy().tobytes()
 
-    def _all_bits(self):
-        """What stands for matrices in 4 bits, whole in all processes."""
-        return {name: one.bits for name, one in self._small().items()}
-
     def whole(self):
         """The model in this process alone, with the weights of now."""
         own = {name: self._read(p) for name, p in self.net.named_parameters()}
-        return TorchModel(self.config, Shared(own | self._all_bits()), self.execution.with_(layout=""))
+        own |= {name: one.bits for name, one in self._small().items()}
+        return TorchModel(self.config, Shared(own), self.execution.with_(layout=""))
 
     def base(self):
         return self.whole().base()
@@ -335,12 +336,15 @@ class SpreadModel(TorchModel):
         dist.destroy_process_group()
 
 
-def _refuse(execution, layout):
+def _refuse(config, execution, layout):
     """What cannot be spread is refused."""
     if execution.rng == "native":
         raise UserError("PyTorch's own generator draws the same for the rows of every process; leave out rng='native'.")
     if layout.tensor > 1 and execution.compile:  # of cut adapters it makes no end of expressions, with shard it hangs
         raise UserError("torch.compile does not get through cut maps: leave out compile, or tensor in the layout.")
+    balanced = any(getattr(entry, "balance", 0) for entry in config.feed_forward)
+    if layout.rows > 1 and balanced and execution.compile:  # tried: no step of two processes ended in five minutes
+        raise UserError("Processes count choices of experts together, amid a compiled block: leave out compile.")
     if layout.tensor > 1 and execution.projections != "plain":
         raise UserError(
             f"projections={execution.projections!r} reads matrices that tensor parallelism cuts; leave it out."

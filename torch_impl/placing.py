@@ -57,7 +57,7 @@ def _cut(linear, axis, mesh, places):
     """Cut a linear map: by rows its outputs lie apart, by columns its inputs do, and outputs are added."""
     inside, outside = (Replicate(), Shard(-1)) if axis == 0 else (Shard(-1), Replicate())
     _spread(linear, mesh, places, inside, outside)
-    if isinstance(linear, QuantisedLinear):  # its bits are whole here, for blocks of 64 go over all rows
+    if isinstance(linear, QuantisedLinear):  # no cut of W is one of its bits: blocks are 64 neighbours, row after row
         own = {"device_mesh": mesh, "placements": [places["weight"]], "src_data_rank": None}
         linear.place = functools.partial(distribute_tensor, **own)
     if linear.change is not None:

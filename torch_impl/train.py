@@ -14,11 +14,11 @@ from .optim import adamw, clip_by_global_norm, update
 TERMS = ("*.self_attn.index_loss", "*.mlp.balance")  # what indexers and mixtures of experts add to the loss
 
 
-def objective(model, inputs_BT, targets_BT, positions_1T, count, dropout_key, weight=None):
+def objective(model, inputs_BT, targets_BT, positions_1T, count, dropout_key, term_weight=None):
     """This micro-batch's share of the mean loss: its sum divided by the number of targets (or pairs) of the whole step.
 
-    With it goes the same share of what layers add: each micro-batch's terms weigh like its targets, or as is
-    said where others have other rows of it.
+    With it goes the same share of what layers add: each micro-batch's terms weigh like its targets, or as
+    `term_weight` says: in a layout this process has some of its rows only.
     """
     # [1] hidden states
     layers = model.model.layers
@@ -29,8 +29,8 @@ def objective(model, inputs_BT, targets_BT, positions_1T, count, dropout_key, we
     with keyed(layer_key(dropout_key, 0)):
         total, _ = batch_loss(model, hidden_BTE, targets_BT)
     if taps.found:
-        weight = counted(targets_BT) if weight is None else weight
-        total = total + weight * sum(taps.found.values())
+        term_weight = counted(targets_BT) if term_weight is None else term_weight
+        total = total + term_weight * sum(taps.found.values())
     return total / count
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from benchmarks.harness.cells import Cell
 from benchmarks.suites.scope import FASTEST, Scope, wing
 from common.config import MODES, GPTConfig, mode
+from common.errors import UserError
 from common.variants import ATTENTIONS, GatedDeltaNet, GatedMLP, GroupedQuery, Latent, MixtureOfExperts, Sparse
 from common.variants.rotary import Rotary
 
@@ -50,7 +51,12 @@ def kinds(quick: bool) -> dict[str, tuple]:
 
 def mode_of(fields: Mapping[str, str]) -> str:
     """The mode that sets these fields of an execution in both wings, and no others."""
-    return next(name for name in MODES if mode(name, "torch") == mode(name, "jax") == dict(fields))
+    for name in MODES:
+        if mode(name, "torch") == mode(name, "jax") == dict(fields):
+            return name
+    raise UserError(
+        f"No mode of common/config.py sets {dict(fields)} in both wings; give it one, or leave `reads` out."
+    )
 
 
 def cells(scope: Scope) -> Iterator[Cell]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common import adapters, nf4, params
-from common.accounting import activations, flops
+from common.accounting import activations, flops, memory
 from common.accounting.memory import ITEM_BYTES
 from common.config import PRECISIONS, ModelConfig, TrainConfig
 from common.errors import UserError
@@ -50,8 +50,8 @@ def share(
     base: str = "plain",
 ) -> Share:
     """What a device of this layout has to hold and to do in a step. Of a base in 4 bits `shard` cuts the bits; one
-    matrix at a time is put together and dequantised, which is not counted. Raises UserError if it cannot be laid out
-    so, or if the base is to be trained."""
+    matrix at a time is put together and dequantised, of which the largest counts as gathered. Raises UserError if it
+    cannot be laid out so, or if the base is to be trained."""
     layout.check(config, train)
     whole, cut, small = params.table(config), splits(config), nf4.kept(config, base)
     table = {name: one for name, one in whole.items() if name not in small}
@@ -74,7 +74,8 @@ def share(
         kept * item + sum(count * np.dtype(kind).itemsize for count, kind in bits),
         sum(held(name, one.shape, *AXES) for name, one in table.items() if chosen[name]) * item,
         slots * item,
-        _gathered(config, layout, {name: held(name, one.shape, "tensor") for name, one in table.items()}) * item,
+        _gathered(config, layout, {name: held(name, one.shape, "tensor") for name, one in table.items()}) * item
+        + max((_dequantised(whole[name].size, layout, base, item) for name in small), default=0),
         _activations(config, layout, rows, length, dtype, attention),
         _flops(config, layout, train, length, attention),
     )
@@ -93,6 +94,13 @@ def _gathered(config: ModelConfig, layout: Layout, whole: dict[str, int]) -> int
         else:
             root += count
     return 2 * root + (AHEAD + 1) * max(blocks)
+
+
+def _dequantised(size: int, layout: Layout, base: str, item: int) -> int:
+    """Bytes of what a matrix in 4 bits becomes for a product: its bits together, its codes' numbers, these times their
+    blocks' largest ones, both float32 and whole in every process, and that in the precision of parameters."""
+    bits = memory.matrix(size, base) if layout.shard > 1 else 0
+    return bits + size * (2 * ITEM_BYTES["float32"] + (item if item != ITEM_BYTES["float32"] else 0))
 
 
 def _activations(config: ModelConfig, layout: Layout, rows: int, length: int, dtype: str, attention: str) -> int | None:

@@ -127,8 +127,8 @@ def _show(shares, plans, memory: float | None) -> None:
     Console(width=None if Console().is_terminal else 160, highlight=False).print(table)
     print(
         "Of one device, in GB (10^9 bytes); rows of a micro-batch, FLOPs of a step. Gathered: what shards put together"
-        " while they compute.\nActivations: what PyTorch's eager training keeps of a micro-batch; where layers have no"
-        " closed form, none are shown. Together: of PyTorch."
+        " while they compute, and the largest matrix of a base in 4 bits.\nActivations: what PyTorch's eager training"
+        " keeps of a micro-batch; where layers have no closed form, none are shown. Together: of PyTorch."
     )
     if plans:
         print(

@@ -54,6 +54,13 @@ def test_what_the_text_does_not_tell_is_refused():
         compiled_flops(text + call)
     told = " ROOT %m = f32[2,2]{1,0} dot(f32[2,2]{1,0} %a, f32[2,2]{1,0} %a), lhs_contracting_dims={1}\n}\n"
     assert compiled_flops(text + told) == 16  # as others print it
+    branch = "%other (b: f32[2,2]) -> f32[2,2] {\n %b = f32[2,2]{1,0} parameter(0)\n" + told.replace("%a", "%b")
+    chosen = " ROOT %c = f32[2,2]{1,0} conditional(%p, %a), true_computation=%other, false_computation=%other\n}\n"
+    assert compiled_flops(branch + text + chosen) == 16
+    with pytest.raises(ValueError, match="does not tell its branches"):
+        compiled_flops(text + " ROOT %c = f32[2,2]{1,0} conditional(%p, %a)\n}\n")
+    with pytest.raises(ValueError, match="does not tell what it multiplies"):
+        compiled_flops(text + told.replace("f32[2,2]{1,0} %a", "%z"))
 
 
 @pytest.mark.parametrize(("layers", "again"), [("loop", 0), ("scan", 0), ("checkpointed", 2)])

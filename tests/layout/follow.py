@@ -26,7 +26,7 @@ def batch(config, train, length, step, preference=None):
     shape = train.accumulate, train.batch_size * (2 if preference else 1), length + 1
     ids = rng.integers(0, config.vocab_size, shape, dtype=np.int32)
     targets = ids[..., 1:] % config.outputs
-    targets[:, 0, : length // 3] = door.IGNORED  # rows count differently
+    targets[0, 0, : length // 3] = door.IGNORED  # rows count differently, and so do micro-batches
     if preference is not None:
         targets = Pairs(targets, -rng.uniform(20, 40, targets.shape[:-1]), preference)
     return ids[..., :-1], targets

@@ -238,6 +238,7 @@ def test_shards_of_a_base_in_4_bits_are_shares_of_its_bits():
     plain, one = (spread.share(TUNED, Layout(), BATCH, 16, "float32", base=base) for base in ("plain", "nf4"))
     small = [params.table(TUNED)[name].size for name in nf4.names(TUNED)]
     bits = sum(memory.matrix(size, "nf4") for size in small)
+    assert one.gathered - plain.gathered == 2 * 4 * max(small)
     assert one.parameters == memory.base(TUNED, "float32", "nf4") == plain.parameters - 4 * sum(small) + bits
     shard = spread.share(TUNED, Layout(shard=2), BATCH, 16, "float32", base="nf4")
     assert shard.parameters * 2 == one.parameters

@@ -50,6 +50,7 @@ LABELS = {"num_labels": 3, "pooling": "mean", "causal": False}
 JUDGE = {**LABELS, "adapters": [{"targets": ["*_proj", "score"], "rank": 4, "alpha": 1.0, "dropout": 0.2}]}
 LAST = {"trained": ["model.layers.1.*", "model.norm.*", "score.*"]}
 PART = {"trained": ["model.layers.2.*", "model.norm.*", "score.*"]}
+NF4, DOUBLE = {"base": "nf4"}, {"base": "nf4_double"}
 EXACT, SINGLE = 1e-12, 2e-5  # of the largest number of a tensor
 
 
@@ -125,10 +126,11 @@ def check(found, limit=EXACT, filled=1.0, least=0.95):
         ("shard=2,tensor=2", {**TODAY, **DROPPING}),
         ("data=2", BALANCING),
         ("shard=2", BALANCING),
+        ("data=2,shard=2", BALANCING),
     ],
     ids=[
         "data=2-", "shard=2-", "tensor=2-", "data=2,shard=2", "data=2,tensor=2", "data=2-choosing", "all",
-        "data=2-balancing", "shard=2-balancing",
+        "data=2-balancing", "shard=2-balancing", "both-balancing",
     ],
 )  # fmt: skip
 def test_pytorchs_processes_follow_one(layout, model):
@@ -144,8 +146,9 @@ def test_pytorchs_processes_follow_one(layout, model):
         ("shard=2", {**DROPPING, "attention": SHARING}),
         ("tensor=2", {**TODAY, **DROPPING}),
         ("shard=2,tensor=2", {**TODAY, **DROPPING}),
+        ("shard=2", BALANCING),
     ],
-    ids=["data=2", "shard=2", "tensor=2", "both"],
+    ids=["data=2", "shard=2", "tensor=2", "both", "shard=2-balancing"],
 )
 def test_pytorchs_checkpointed_blocks_follow_one(layout, model):
     """Blocks that are called again on the way back find their shards and draw what they drew."""
@@ -171,6 +174,12 @@ def test_pytorchs_compiled_blocks_follow_one(layout, model):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("layout", ["data=2", "shard=2"])
+def test_pytorchs_compiled_blocks_on_a_base_in_4_bits_follow_one(layout):
+    check(follow("torch", layout, 2, model=LORA, execution={"compile": True, **NF4}), least=0.94, filled=1.03)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("layout", ["data=2", "shard=2", "tensor=2", "shard=2,tensor=2"])
 @pytest.mark.parametrize("train", [{"clip_norm": 0.1, "clip_from": 1}, {"optimizer": "muon"}], ids=["adamw", "muon"])
 def test_pytorchs_fast_forms_follow_one_in_float32(layout, train):
@@ -178,7 +187,6 @@ def test_pytorchs_fast_forms_follow_one_in_float32(layout, train):
     check(follow("torch", layout, processes, execution=FAST["torch"], train=train, dtype="float32"), SINGLE)
 
 
-NF4, DOUBLE = {"base": "nf4"}, {"base": "nf4_double"}
 TUNING = {
     "lora data=2": ("data=2", LORA, {}, None),
     "dora shard=2": ("shard=2", DORA, {}, None),
@@ -271,6 +279,7 @@ def test_two_processes_of_jax_follow_one(layout):
         ("torch", "tensor=2", {}, {"projections": "joined"}, "reads matrices that tensor parallelism cuts"),
         ("torch", "tensor=2", {}, {"compile": True}, "does not get through cut maps"),
         ("torch", "data=2", {}, {"rng": "native"}, "draws the same for the rows of every process"),
+        ("torch", "data=2", BALANCING, {"compile": True}, "leave out compile"),
         ("jax", "data=2", {}, {"device": "cuda"}, "A layout of JAX is on cpu, or on cuda"),
         ("jax", "data=64", {}, {}, "needs 64 devices, and JAX sees"),
         ("jax", "data=2", {}, {"rng": "native"}, "rng='native' is for one device"),

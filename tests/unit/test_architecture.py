@@ -159,7 +159,7 @@ ONE_SIDED_NAMES = {
 }
 FORCED = {  # arguments that one framework needs and another does not
     "self", "execution", "precision", "reduce", "device", "params", "programs", "model", "rebuild", "block", "dtype",
-    "decoder", "adam", "clipped", "several", "summed", "weight",
+    "decoder", "adam", "clipped", "several", "summed", "term_weight",
 }  # fmt: skip
 
 

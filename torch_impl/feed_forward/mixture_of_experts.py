@@ -19,7 +19,7 @@ class MixtureOfExperts(nn.Module):
     of tokens and their experts (N C), I and O what goes in and comes out.
     """
 
-    summed = None
+    summed = None  # in a layout: adds up counts over the processes
 
     def __init__(self, config, entry, execution):
         super().__init__()
@@ -119,8 +119,8 @@ def imbalance(logits_BTX, chosen_BTC, summed=None):
     all, more where the router prefers some. No gradient flows through the first, which counts.
 
     Source: Fedus et al. 2022, equations 4 to 6, for one choice a token. With C, others multiply it by C, for they count
-    tokens, not choices. Where others have other rows, `summed` adds up what all have chosen: of the terms of all, which
-    have equally many rows, the mean is due.
+    tokens, not choices. In a layout `summed` adds up the counts of all processes, which have equally many rows: the
+    mean of their terms is the term of all rows.
     """
     # [1] parts of all choices
     count = logits_BTX.shape[-1]
