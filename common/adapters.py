@@ -94,19 +94,17 @@ def check(config: "GPTConfig", execution) -> None:
     """Refuse ways to run that multiply by a matrix itself, where an adapter changes it."""
     if not config.adapters:
         return
-    paths = {base_of(name) for name in names(config)}
-    attention = any(".self_attn." in path for path in paths)
-    ways = {
-        "attention": attention and execution.attention in ("module", "module_weights"),
-        "projections": attention and execution.projections != "plain",
-        "latent": execution.latent == "absorbed" and any(path.endswith("up_proj") for path in paths) and attention,
-    }
-    for field, wrong in ways.items():
-        if wrong:
-            chosen = f"{field}={getattr(execution, field)!r}"
-            raise UserError(
-                f"An adapter changes a matrix that {chosen} multiplies by itself; merge it, or leave it out."
-            )
+    from common.accounting import parts
+
+    for path in sorted({base_of(name) for name in names(config)}):
+        layer, inside = parts.holder(config, path), path.rpartition(".")[2]
+        for field, ways in ({} if layer is None else layer.bare).items():
+            chosen = getattr(execution, field)
+            if any(fnmatchcase(inside, pattern) for pattern in ways.get(chosen, ())):
+                raise UserError(
+                    f"An adapter changes {path}, whose matrix {field}={chosen!r} multiplies by itself;"
+                    " merge it, or leave it out."
+                )
 
 
 def names(config: "GPTConfig", adapter: str | None = None) -> list[str]:

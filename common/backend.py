@@ -121,9 +121,10 @@ class Model(Protocol):
     `prepare` gives a function that does a task once on the device, waits until all of it is done, and returns its
     outputs there by name: what benchmarks time. Tasks: "forward", "loss", "gradients", "train" on a batch, "prefill" on
     prompts, "continue" after prompts whose cache is filled beforehand, "optimizer" with a batch's gradients, "dropout"
-    on an activation [B, T, E], "sample" on logits [B, V]. "train" and "optimizer" need `start_training` first, and show
-    the first average of the gradients of SHOWN (or of what else a run trains: `shown`), so that a judge sees more than
-    sums.
+    on an activation [B, T, E], "sample" on logits [B, V], "component" on an input and a cotangent [B, T, E] (its output
+    and gradients). "sample" and "continue" take `sampling`, "component" its `path`. "train" and "optimizer" need
+    `start_training` first, and show the first average of the gradients of SHOWN (or of what else a run trains:
+    `shown`), so that a judge sees more than sums.
 
     `about` tells what a framework chose by itself: the "kernel" of fused attention. The last four are accounts of one
     call of a task of `common.accounting.tasks`: `matmul_flops` counts what the framework would multiply (2 FLOPs a
@@ -165,7 +166,7 @@ class Model(Protocol):
         task: str,
         inputs: np.ndarray,
         targets: np.ndarray | None = None,
-        sampling: SamplingConfig | None = None,
+        **more: SamplingConfig | str,
     ) -> Callable[[], dict[str, Any]]: ...
     def about(self) -> dict[str, str]: ...
     def matmul_flops(self, what: str, batch: int, length: int, path: str = "", slots: int | None = None) -> int: ...

@@ -25,7 +25,7 @@ from .optim import empty_slots
 from .precision import MATMULS, dtype, multiplying, told
 from .programs import programs, programs_of
 from .quantise import Quantised, dequantise, quantise
-from .tasks import TASKS
+from .tasks import TASKS, both_ways
 
 
 def _scoped(method):
@@ -95,10 +95,7 @@ class JaxModel(Accounts):
 
     @_scoped
     def component(self, path, inputs, cotangent):
-        x = jnp.array(inputs, dtype(self.execution.precision.compute))
-        positions = self._places(np.arange(x.shape[1], dtype=np.int32)[None])
-        cotangent = jnp.array(cotangent, dtype(self.execution.precision.reduce))
-        out, value, grads = self.programs.component(path, self.params, x, positions, cotangent)
+        out, value, grads = both_ways(self, path, inputs, cotangent)()
         return _numpy(out), door.Gradients(float(value), {name: _numpy(g) for name, g in grads.items()})
 
     @_scoped
@@ -251,9 +248,9 @@ class JaxModel(Accounts):
         """Arrays of all layers by their own names, as NumPy's."""
         return self.programs.unfold({name: _numpy(value) for name, value in arrays.items()})
 
-    def prepare(self, task, inputs, targets=None, sampling=None):
+    def prepare(self, task, inputs, targets=None, **more):
         with self.scope():
-            run = door.pick("task", task, TASKS)(self, inputs, targets, sampling)
+            run = door.pick("task", task, TASKS)(self, inputs, targets, **more)
 
         def prepared():
             with self.scope():

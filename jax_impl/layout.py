@@ -182,7 +182,7 @@ class SpreadModel(JaxModel):
     def new_cache(self, batch, capacity):
         raise UserError("A model in a layout has no caches; take its weights into a model without one.")
 
-    def prepare(self, task, inputs, targets=None, sampling=None):
+    def prepare(self, task, inputs, targets=None, **more):
         raise UserError("A model in a layout is not timed task by task; time its training.")
 
     def close(self):

@@ -19,14 +19,14 @@ from .precision import dtype
 RATE, SEED = 0.1, 0  # of the task "dropout"
 
 
-def forward(model, inputs, targets, sampling):
+def forward(model, inputs, targets):
     """Logits of ids [B, T]: {"logits"}."""
     ids, positions = _ids_and_positions(model, inputs)
     positions = model._places(positions)
     return lambda: {"logits": model.programs.forward(model.params, ids, positions, ())[0]}
 
 
-def train(model, inputs, targets, sampling):
+def train(model, inputs, targets):
     """A whole step, as `train_step` does it: {"loss", "grad_norm"}, and averages of gradients for who judges it."""
     names = door.shown(model.config, model.train)
 
@@ -39,7 +39,7 @@ def train(model, inputs, targets, sampling):
     return run
 
 
-def gradients(model, inputs, targets, sampling):
+def gradients(model, inputs, targets):
     """Loss and gradients without dropout: {"loss", "grad/<parameter>"}."""
     inputs, targets, positions, count = door.step_inputs(inputs, targets, model.config)
     arrays = inputs, targets, model._places(positions)
@@ -52,14 +52,14 @@ def gradients(model, inputs, targets, sampling):
     return run
 
 
-def loss(model, inputs, targets, sampling):
+def loss(model, inputs, targets):
     """The mean loss alone, nothing to differentiate: {"loss"}."""
     ids, targets, positions, count = door.loss_inputs(inputs, targets, model.config)
     positions = model._places(positions)
     return lambda: {"loss": model.programs.loss_sum(model.params, ids, targets, positions) / count}
 
 
-def prefill(model, inputs, targets, sampling):
+def prefill(model, inputs, targets):
     """Prompts [B, T] into a cache of their size, which is allocated too: {"logits"} of the last position."""
     ids, positions = _ids_and_positions(model, inputs)
 
@@ -70,7 +70,7 @@ def prefill(model, inputs, targets, sampling):
     return run
 
 
-def optimizer(model, inputs, targets, sampling):
+def optimizer(model, inputs, targets):
     """Clipping and one AdamW step with the gradients of a batch: {"grad_norm", "param/<parameter>"}."""
     inputs, targets, positions, count = door.step_inputs(inputs, targets, model.config)
     arrays = inputs, targets, model._places(positions)
@@ -89,13 +89,33 @@ def optimizer(model, inputs, targets, sampling):
     return run
 
 
-def drop(model, inputs, targets, sampling):
+def both_ways(model, path, inputs, cotangent):
+    """A function that runs a module forwards and backwards: its output, the sum of that under a cotangent, and the
+    gradients of the sum by name."""
+    x = jnp.array(inputs, dtype(model.execution.precision.compute))
+    positions = model._places(np.arange(x.shape[1], dtype=np.int32)[None])
+    cotangent = jnp.array(cotangent, dtype(model.execution.precision.reduce))
+    return lambda: model.programs.component(path, model.params, x, positions, cotangent)
+
+
+def component(model, inputs, cotangent, path):
+    """The module at `path` on [B, T, E], and gradients for a cotangent [B, T, E]: {"output", "grad/<parameter>"}."""
+    passes = both_ways(model, path, inputs, cotangent)
+
+    def run():
+        output, _, grads = passes()
+        return {"output": output, **{f"grad/{name}": g for name, g in grads.items()}}
+
+    return run
+
+
+def drop(model, inputs, targets):
     """Dropout at rate 0.1 of an activation [B, T, E]: {"output"}."""
     x = jnp.asarray(inputs)
     return lambda: {"output": model.programs.dropout(x, RATE, np.uint32(SEED))}
 
 
-def choose(model, inputs, targets, sampling):
+def choose(model, inputs, targets, sampling=None):
     """The next tokens from logits [B, V]: {"tokens"}; the settings default to a draw at temperature 1."""
     logits, sampling = jnp.asarray(inputs), sampling or SamplingConfig(temperature=1.0)
     positions, seed = np.zeros(len(logits), np.int32), np.uint32(sampling.seed)
@@ -135,6 +155,7 @@ TASKS = {
     "loss": loss,
     "prefill": prefill,
     "optimizer": optimizer,
+    "component": component,
     "dropout": drop,
     "sample": choose,
     "continue": go_on,

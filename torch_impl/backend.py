@@ -25,7 +25,7 @@ from .precision import dtype, multiplying, told
 from .preference import row_log_probs
 from .quantise import Quantised, QuantisedLinear, dequantise, quantise
 from .stack import compile_in_place
-from .tasks import TASKS
+from .tasks import TASKS, both_ways
 from .train import clipped_gradients, loss_and_grads, train_step
 
 
@@ -130,16 +130,8 @@ class TorchModel(Accounts):
 
     @_scoped
     def component(self, path, inputs, cotangent):
-        module = self.net.get_submodule(path).requires_grad_()  # a run may have frozen some
-        compute = dtype(self.execution.precision.compute)
-        x = self._put(np.asarray(inputs)).to(compute).requires_grad_()
-        positions = np.arange(x.shape[1], dtype=np.int32)[None]
-        out = door.call(module.forward, x, self._places(positions))
-        value = (out * self._put(np.asarray(cotangent)).to(out.dtype)).sum()
-        own = dict(module.named_parameters(prefix=path))
-        grads = torch.autograd.grad(value, [x, *own.values()], materialize_grads=True)
-        named = dict(zip(["input", *own], map(_numpy, grads), strict=True))
-        return _numpy(out), door.Gradients(value.item(), named)
+        out, value, grads = both_ways(self, path, inputs, cotangent)()
+        return _numpy(out), door.Gradients(value.item(), {name: _numpy(g) for name, g in grads.items()})
 
     def new_cache(self, batch, capacity):
         door.check_size(batch, capacity, self.config)
@@ -244,9 +236,9 @@ class TorchModel(Accounts):
     def optimizer_slots(self):
         return {name: self._read(slot).copy() for name, slot in self.slots.items()}
 
-    def prepare(self, task, inputs, targets=None, sampling=None):
+    def prepare(self, task, inputs, targets=None, **more):
         with self.scope():
-            run = door.pick("task", task, TASKS)(self, inputs, targets, sampling)
+            run = door.pick("task", task, TASKS)(self, inputs, targets, **more)
 
         def prepared():
             with self.scope():

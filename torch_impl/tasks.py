@@ -17,12 +17,13 @@ from .generate import fill
 from .generate import go_on as continued
 from .layers import dropout
 from .optim import OPTIMIZERS, clip_by_global_norm, update
+from .precision import dtype
 from .sampling import sample
 
 RATE, SEED = 0.1, 0  # of the task "dropout"
 
 
-def forward(model, inputs, targets, sampling):
+def forward(model, inputs, targets):
     """Logits of ids [B, T]: {"logits"}."""
     ids, positions = _ids_and_positions(model, inputs)
     ids, positions = model._put(ids), model._places(positions)
@@ -34,7 +35,7 @@ def forward(model, inputs, targets, sampling):
     return run
 
 
-def train(model, inputs, targets, sampling):
+def train(model, inputs, targets):
     """A whole step, as `train_step` does it: {"loss", "grad_norm"}, and averages of gradients for who judges it."""
     names = door.shown(model.config, model.train)
 
@@ -45,7 +46,7 @@ def train(model, inputs, targets, sampling):
     return run
 
 
-def gradients(model, inputs, targets, sampling):
+def gradients(model, inputs, targets):
     """Loss and gradients without dropout: {"loss", "grad/<parameter>"}."""
     inputs, targets, positions, count = door.step_inputs(inputs, targets, model.config)
     arrays = model._put(inputs), model._put(targets), model._places(positions)
@@ -57,7 +58,7 @@ def gradients(model, inputs, targets, sampling):
     return run
 
 
-def loss(model, inputs, targets, sampling):
+def loss(model, inputs, targets):
     """The mean loss alone, nothing to differentiate: {"loss"}."""
     ids, targets, positions, count = door.loss_inputs(inputs, targets, model.config)
     ids, targets, positions = model._put(ids), model._put(targets), model._places(positions)
@@ -69,7 +70,7 @@ def loss(model, inputs, targets, sampling):
     return run
 
 
-def prefill(model, inputs, targets, sampling):
+def prefill(model, inputs, targets):
     """Prompts [B, T] into a cache of their size, which is allocated too: {"logits"} of the last position."""
     ids, positions = map(model._put, _ids_and_positions(model, inputs))
 
@@ -82,9 +83,9 @@ def prefill(model, inputs, targets, sampling):
     return run
 
 
-def optimizer(model, inputs, targets, sampling):
+def optimizer(model, inputs, targets):
     """Clipping and one step of the optimizer with the gradients of a batch: {"grad_norm", "param/<parameter>"}."""
-    found = gradients(model, inputs, targets, sampling)()
+    found = gradients(model, inputs, targets)()
     params = dict(model.net.named_parameters())
     grads = {name: found[f"grad/{name}"] for name in params}
     adam, scalars = OPTIMIZERS[model.execution.optimizer], model.train.adam_scalars(0)
@@ -98,13 +99,41 @@ def optimizer(model, inputs, targets, sampling):
     return run
 
 
-def drop(model, inputs, targets, sampling):
+def both_ways(model, path, inputs, cotangent):
+    """A function that runs a module forwards and backwards: its output, the sum of that under a cotangent, and the
+    gradients of the sum by name."""
+    module = model.net.get_submodule(path).requires_grad_()  # a run may have frozen some
+    x = model._put(np.asarray(inputs)).to(dtype(model.execution.precision.compute)).requires_grad_()
+    positions = model._places(np.arange(x.shape[1], dtype=np.int32)[None])
+    cotangent, own = model._put(np.asarray(cotangent)), dict(module.named_parameters(prefix=path))
+
+    def run():
+        out = door.call(module.forward, x, positions)
+        value = (out * cotangent.to(out.dtype)).sum()
+        grads = torch.autograd.grad(value, [x, *own.values()], materialize_grads=True)
+        return out.detach(), value.detach(), dict(zip(["input", *own], grads, strict=True))
+
+    return run
+
+
+def component(model, inputs, cotangent, path):
+    """The module at `path` on [B, T, E], and gradients for a cotangent [B, T, E]: {"output", "grad/<parameter>"}."""
+    passes = both_ways(model, path, inputs, cotangent)
+
+    def run():
+        output, _, grads = passes()
+        return {"output": output, **{f"grad/{name}": g for name, g in grads.items()}}
+
+    return run
+
+
+def drop(model, inputs, targets):
     """Dropout at rate 0.1 of an activation [B, T, E]: {"output"}."""
     x = model._put(np.asarray(inputs))
     return lambda: {"output": dropout(x, RATE, model.address(SEED, DROPOUT), 0)}
 
 
-def choose(model, inputs, targets, sampling):
+def choose(model, inputs, targets, sampling=None):
     """The next tokens from logits [B, V]: {"tokens"}; the settings default to a draw at temperature 1."""
     logits, sampling = model._put(np.asarray(inputs)), sampling or SamplingConfig(temperature=1.0)
     positions = np.zeros(len(logits), np.int32)
@@ -145,6 +174,7 @@ TASKS = {
     "loss": loss,
     "prefill": prefill,
     "optimizer": optimizer,
+    "component": component,
     "dropout": drop,
     "sample": choose,
     "continue": go_on,

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.harness.contenders import Contender
 from common import params
-from common.accounting import activations, flops, memory, parts
+from common.accounting import activations, estimate, flops, memory, parts
 from common.config import PRECISIONS, ModelConfig, SamplingConfig, TrainConfig
 from common.data.corpora import corpus
 
@@ -27,7 +27,8 @@ class Cell:
 
     `part` says what of a suite this is, where suite, model and size do not tell cells apart ("no cache"). `group` is
     the model's name without what the axis changes, if that is in it ("nano" of "nano × 6 layers"). `mixed` cells have
-    contenders in several precisions; `dtype` is that of those which name none. `weights` is the recipe's kind.
+    contenders in several precisions; `dtype` is that of those which name none. `weights` is the recipe's kind. The
+    task "component" is about the module at `path`.
     """
 
     suite: str
@@ -47,6 +48,7 @@ class Cell:
     memory: bool = False
     weights: str = "uneven"
     seed: int = 0
+    path: str = ""
 
     def __post_init__(self):
         if self.task in FRESH and any(one.config for one in self.contenders):
@@ -94,10 +96,13 @@ class Cell:
         return ids[:, :-1], ids[:, 1:]
 
     def inputs(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """What the task takes: ids and targets, an activation [B, T, E], or logits [B, V]."""
+        """What the task takes: ids and targets, an activation [B, T, E] (and its cotangent), or logits [B, V]."""
         rng = np.random.default_rng(self.seed)
         if self.task == "dropout":
             return rng.standard_normal((self.batch, self.length, self.config.embed_dim)).astype(np.float32), None
+        if self.task == "component":
+            both = rng.standard_normal((2, self.batch, self.length, self.config.embed_dim)).astype(np.float32)
+            return both[0], both[1]
         if self.task in DATA:
             text = long_text() if self.task == "learn_long" else corpus("pydoc").text.encode("utf-8")
             return np.frombuffer(text[: self.length], np.uint8), None
@@ -152,6 +157,7 @@ TITLES = {
     "gradients": "Loss and gradients",
     "loss": "Loss",
     "optimizer": "AdamW step",
+    "component": "Forward and gradients",
     "dropout": "Dropout",
     "sample": "Sampling",
     "compile": "Compiling a training step",
@@ -240,6 +246,16 @@ def _gradients(cell: Cell) -> dict[str, Any]:
     return _tokens(count, found, 2 * _read(cell) + _kept(cell))
 
 
+def _component(cell: Cell) -> dict[str, Any]:
+    """A module's weights are read forwards and backwards (of experts those of one token at least), as are input and
+    cotangent; the gradients of all, the output and the input's gradient are written."""
+    count, precision = cell.batch * cell.length, PRECISIONS[cell.dtype]
+    read, written = (part(cell.config, cell.path) for part in (estimate.active, estimate.parameters))
+    moved = (2 * read + 4 * count * cell.config.embed_dim) * memory.ITEM_BYTES[precision.compute]
+    found = _flops(cell, flops.training, cell.length, path=cell.path)
+    return _tokens(count, found, moved + written * memory.ITEM_BYTES[precision.param])
+
+
 def _train(cell: Cell) -> dict[str, Any]:
     """As for gradients, of what a run trains, and then the optimizer's pass, which waits for the norm of all."""
     trained = params.trained(cell.config, TRAIN)
@@ -285,6 +301,7 @@ WORK: Mapping[str, Any] = {
     "decode": _decode,
     "continue": _continue,
     "optimizer": _optimizer,
+    "component": _component,
     **dict.fromkeys(("encode", "learn", "learn_long", "windows"), lambda cell: {"unit": "bytes", "work": cell.length}),
     "checkpoint": lambda cell: {"unit": "bytes", "work": 2 * 3 * _kept(cell)},
 }

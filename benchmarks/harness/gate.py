@@ -106,7 +106,8 @@ def judge(
     in theory are rounding noise in everybody, and are left out. Without `sums` a task may well be exact."""
     found, table = [], params.table(config)
     for name, one in want.items():
-        if name.startswith("grad/") and table[name.removeprefix("grad/")].dead:
+        parameter = table.get(name.removeprefix("grad/"))
+        if parameter is not None and parameter.dead:
             continue
         summed = name.partition("/")[0] in SUMMED
         terms = config.vocab_size if summed else 0  # the gradient of hidden states, by the head

@@ -11,7 +11,7 @@ from benchmarks.harness.contenders import Contender
 
 ORACLE = "numpy"
 ORACLE_JUDGES = ("forward", "prefill", "loss", *DECODING)  # of the rest it has no fast enough form
-ELEMENTWISE = ("dropout", "sample", "optimizer", *DATA)  # which may well be exact
+ELEMENTWISE = ("dropout", "sample", "optimizer", "component", *DATA)  # which may well be exact
 OTHERS = "benchmarks.outside.data:judge"
 NATIVE = "native"
 

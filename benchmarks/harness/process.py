@@ -41,7 +41,8 @@ def prepare(worker: Worker, cell: Cell) -> None:
     """Get the cell's task ready in a worker whose model is built."""
     if cell.task in CHANGING:
         worker.ask("start_training", MODEL, TRAIN)
-    worker.ask("prepare", MODEL, cell.task, *cell.inputs(), cell.sampling if cell.task in DECODING else None)
+    sampling = cell.sampling if cell.task in DECODING else None
+    worker.ask("prepare", MODEL, cell.task, *cell.inputs(), sampling, cell.path)
 
 
 def sentence(error: Any) -> str:

@@ -110,7 +110,13 @@ class Service:
         return [{**asdict(row), "equal": row.equal} for row in counters.rows(config, batch, length, device=device)]
 
     def prepare(
-        self, handle: str, task: str, inputs: Any, targets: Any = None, sampling: SamplingConfig | None = None
+        self,
+        handle: str,
+        task: str,
+        inputs: Any,
+        targets: Any = None,
+        sampling: SamplingConfig | None = None,
+        path: str = "",
     ) -> None:
         """Get a task ready for the clock, on a batch; "decode" continues prompts, for all that can `generate`."""
         model = self.models[handle]
@@ -118,7 +124,7 @@ class Service:
             prompts = [list(row) for row in np.atleast_2d(np.asarray(inputs))]
             self.timed[handle, task] = lambda: {"tokens": model.generate(prompts, sampling)}
         elif hasattr(model, "prepare"):
-            more = {"sampling": sampling} if task == "continue" else {}
+            more = {"continue": {"sampling": sampling}, "component": {"path": path}}.get(task, {})
             self.timed[handle, task] = model.prepare(task, inputs, targets, **more)
         else:
             self.timed[handle, task] = judging(model, task, inputs, targets)

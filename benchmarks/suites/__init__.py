@@ -35,6 +35,7 @@ SUITES = {
     "load": starting.loads,
     "ablation": _ablations,
     "cases": parts.cases,
+    "components": parts.components,
     "attention": attention.cells,
     "attention-book": attention.book,
     "variants": variants.cells,
@@ -45,6 +46,7 @@ SUITES = {
     "finetune": finetune.cells,
 }
 NAMED = (  # measured when they are named
+    "components",
     "attention",
     "attention-book",
     "variants",

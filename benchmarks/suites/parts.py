@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from benchmarks.harness.cells import Cell
 from benchmarks.suites.scope import FASTEST, Scope, wing
-from common.cases import CASES
+from common.cases import CASES, Case
 
 SIZES = {"nano": (8, 128), "gpt2-124m": (4, 256)}
 
@@ -45,8 +45,15 @@ def random_numbers(scope: Scope) -> Iterator[Cell]:
 
 def cases(scope: Scope) -> Iterator[Cell]:
     """Every registered model, its forward pass at its own size: mostly what calling a framework costs."""
+    return (_cell("cases", "forward", case) for case in CASES.values() if not case.path)
+
+
+def components(scope: Scope) -> Iterator[Cell]:
+    """Every registered component forwards and backwards at its own size: what calling and differentiating cost."""
+    return (_cell("components", "component", case, path=case.path) for case in CASES.values() if case.path)
+
+
+def _cell(suite: str, task: str, case: Case, path: str = "") -> Cell:
     chosen = (wing("torch"), wing("torch", FASTEST), wing("jax"), wing("jax", FASTEST))
-    for case in CASES.values():
-        if not case.path:
-            size = (case.batch, case.length)
-            yield Cell("cases", "forward", case.name, case.config, *size, "float32", chosen, weights="randomised")
+    size, more = (case.batch, case.length), {"weights": "randomised", "path": path}
+    return Cell(suite, task, case.name, case.config, *size, "float32", chosen, **more)

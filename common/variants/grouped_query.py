@@ -125,6 +125,9 @@ class GroupedQuery(Attention):
         """Keys and values, unless another layer has them."""
         return 0 if self.shares else super().cached_numbers(config, batch, capacity)
 
+    def values(self, config):
+        return "v_proj" if self.num_kv_heads == config.num_heads and not self.hands_on(config) else None
+
     def hands_on(self, config):
         return any(isinstance(one, GroupedQuery) and one.shares for one in config.attention)
 

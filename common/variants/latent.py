@@ -35,6 +35,7 @@ class Latent(Attention):
         **dict.fromkeys(("k_up_proj", "v_up_proj"), "latent"),
     }
     decodes: ClassVar = {"latent": "absorbed"}
+    bare: ClassVar = {**Attention.bare, "latent": {"absorbed": ("k_up_proj", "v_up_proj")}}
 
     rank: int | None = None
     query_rank: int | None = None
@@ -77,6 +78,9 @@ class Latent(Attention):
     def heads(self, config):
         plain, turned, _ = self.sizes(config)
         return config.num_heads, config.num_heads, plain + turned
+
+    def values(self, config):
+        return "v_up_proj"
 
     def cached_numbers(self, config, batch, capacity):
         return batch * self.held(capacity) * self.width(config)

@@ -22,6 +22,9 @@ class MultiHead(Attention):
     def cut(self, config):
         return {"heads": config.num_heads}
 
+    def values(self, config):
+        return "v_proj"
+
     def parameters(self, config, path):
         embed = config.embed_dim
         for name in ("q_proj", "k_proj", "v_proj"):

@@ -34,7 +34,8 @@ class Part(Record):
     the first one that of its linear maps unless `component` says otherwise; `inputs` the linear maps inside that read
     one and the same tensor (map -> tensor); `decodes` and `reads` the fields of an execution to decode with, and to
     read a text with, where plain ones cost far more. `splits` are the linear maps inside that tensor parallelism cuts:
-    by rows (0) or columns (1), see `common/layout.py`.
+    by rows (0) or columns (1), see `common/layout.py`. `bare` are, by field of an execution and what is chosen there,
+    patterns of the linear maps inside whose matrix that way multiplies by itself: what an adapter adds is not seen.
     """
 
     kind: ClassVar[str]
@@ -45,6 +46,7 @@ class Part(Record):
     decodes: ClassVar[Mapping[str, str]] = {}
     reads: ClassVar[Mapping[str, str]] = {}
     splits: ClassVar[Mapping[str, int]] = {}
+    bare: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, **super().to_dict()}
@@ -99,6 +101,11 @@ class Attention(Part):
     components = (Component(PROJECTIONS), SCORED)
     inputs: ClassVar[Mapping[str, str]] = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "x")
 
+    bare: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
+        "attention": dict.fromkeys(("module", "module_weights"), ("*",)),
+        "projections": dict.fromkeys(("joined", "einsum"), ("*",)),
+    }
+
     free_order: ClassVar[bool] = False
     chooses: ClassVar[bool] = False
     window: int | None = None
@@ -109,6 +116,11 @@ class Attention(Part):
 
     def check(self, config: "GPTConfig") -> None:
         self.heads(config)  # the model's head size is asked for by those that have none
+
+    def values(self, config: "GPTConfig") -> str | None:
+        """The linear map inside of whose rows every query head weighs its own, with weights that dropout may cut; None
+        where heads share values, and where no weights are dropped."""
+        return None
 
     def hands_on(self, config: "GPTConfig") -> bool:
         """Whether layers of this kind make keys and values for each other."""

@@ -12,7 +12,7 @@ from reports.perf.view import Cell, Contender, break_evens, cells
 Row = dict[str, Any]
 PARTS = ("parameters", "gradients", "optimizer", "activations", "cache")
 CLOSED = "closed form"
-ELSEWHERE = ("cases", "ablation")  # suites of models so small that calling takes the time, and of what options buy
+ELSEWHERE = ("cases", "components", "ablation")  # calling takes the time of models so small; what options buy
 
 
 def forest(found: Found) -> list[Row]:

@@ -6,9 +6,11 @@ import pytest
 from common import backend as door
 from common import params, rng
 from common.cases import CASES
+from common.config import Execution
 from common.data.windows import Batches
 from common.parity import bits, known, run
 from common.parity.trial import Session, Trial, subjects
+from common.variants import GatedDeltaNet, GroupedQuery, Latent, MultiHead, Sparse
 
 
 class Drawing:
@@ -87,15 +89,29 @@ def test_a_mask_that_a_wing_takes_from_elsewhere_is_noticed(site, monkeypatch):
     assert f"layer {wanted.layer}, site {wanted.site}" in row.note
 
 
-def test_masks_that_are_seen_are_those_that_the_oracle_draws():
-    """The oracle shows the same masks in its complex-step gradients, which know nothing of sites."""
-    trial = Trial(Session({}, cases=("gpt_dropout",)), CASES["gpt_dropout"])
-    config, ids = trial.case.config, trial.case.tokens()[0]
-    grads = trial.truth.model.gradients(ids[:1, :1], ids[:1, 1:2], dropout=(0, 7)).grads
+@pytest.mark.parametrize("who", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("attention", [
+    MultiHead(), GroupedQuery(2, sinks=True, gate=True, out_bias=True), Latent(rank=6, out_bias=True),
+], ids=lambda one: one.kind)  # fmt: skip
+def test_masks_that_are_seen_are_those_that_are_drawn(attention, who):
+    """The oracle shows the same masks in its complex-step gradients, which know nothing of sites; so do the wings, of
+    every kind whose heads have values of their own."""
+    config = CASES["gpt_dropout"].config.with_(attention=(attention,))
+    ids = CASES["gpt_dropout"].tokens()[0]
+    model = door.load(who).build(config, params.randomise(config, 0), Execution(dtype="float64"))
+    grads = model.gradients(ids[:1, :1], ids[:1, 1:2], dropout=(0, 7)).grads
     masks = bits._masks(bits.SITES["gpt"](config), 0, 7)
     assert len(masks) == 1 + 3 * config.num_layers
     assert all(np.array_equal(bits.kept(grads, site), mask) for site, mask in masks.items())
     assert 0 < np.mean(np.concatenate([mask.ravel() for mask in masks.values()])) < 1
+
+
+def test_heads_that_share_values_and_layers_without_weights_show_no_masks_of_weights():
+    config = CASES["gpt_dropout"].config
+    own, shared = GroupedQuery(config.num_heads), GroupedQuery(1)
+    for attention in ((shared,), (GatedDeltaNet(),), (own, own.with_(shares=True)), (Sparse(1),)):
+        sites = bits.SITES["gpt"](config.with_(attention=attention))
+        assert not [site for site in sites if site.layer and not site.site]
 
 
 def test_another_order_of_batches_and_a_lost_state_are_noticed(monkeypatch):
