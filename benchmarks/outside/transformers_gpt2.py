@@ -29,8 +29,10 @@ class Timed:
         kept = self.execution.dtype
         return {"param": kept, "compute": kept, "reduce": "float32 (softmax, loss)", "attention": ATTENTION}
 
-    def prepare(self, task, inputs, targets=None):
+    def prepare(self, task, inputs, targets=None, sampling=None):
         ids = self._put(door.check_ids(inputs, self.config))
+        if task == "continue":
+            return self._waited(self._continued(ids, sampling))
         labels = None if targets is None else self._put(door.check_targets(targets, self.config))
         tasks = {"forward": lambda: self._forward(ids), "prefill": lambda: self._prefill(ids)}
         tasks |= {"train": lambda: self._train(ids, labels)}
@@ -52,18 +54,37 @@ class Timed:
     def generate(self, prompts, sampling):
         """Greedy continuation of prompts of one length."""
         ids = self._put(np.array(prompts))
+        return self._generated(ids, sampling.max_new_tokens, use_cache=sampling.cache)[:, ids.shape[1] :].tolist()
+
+    def _generated(self, ids, new, **more):
+        """Texts [B, T] and `new` more tokens behind each, the likeliest ones."""
         with torch.inference_mode():
-            out = self.net.generate(
+            return self.net.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=sampling.max_new_tokens,
-                min_new_tokens=sampling.max_new_tokens,
+                max_new_tokens=new,
+                min_new_tokens=new,
                 do_sample=False,
-                use_cache=sampling.cache,
                 pad_token_id=0,
                 eos_token_id=None,
+                **more,
             )
-        return out[:, ids.shape[1] :].tolist()
+
+    def _continued(self, ids, sampling):
+        """`generate` after prompts [B, T] whose cache was filled, and first new token chosen, beforehand: what
+        it adds to the cache is cut off again."""
+        length, new = ids.shape[1], sampling.max_new_tokens
+        with torch.inference_mode():
+            filled = self.net(ids, use_cache=True, logits_to_keep=1)
+        cache, begun = filled.past_key_values, torch.cat([ids, filled.logits[:, -1].argmax(-1, keepdim=True)], 1)
+
+        def run():
+            if added := cache.get_seq_length() - length:
+                cache.crop(-added)
+            out = begun if new == 1 else self._generated(begun, new - 1, use_cache=True, past_key_values=cache)
+            return {"tokens": out[:, length:]}
+
+        return run
 
     def _forward(self, ids):
         with torch.inference_mode():

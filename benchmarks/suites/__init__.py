@@ -20,6 +20,7 @@ from benchmarks.suites.scope import Scope
 def _ablations(scope: Scope):
     yield from train.ablations(scope)
     yield from decode.ablations(scope)
+    yield from variants.ablations(scope)
 
 
 SUITES = {

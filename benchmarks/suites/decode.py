@@ -22,7 +22,7 @@ def cells(scope: Scope) -> Iterator[Cell]:
     def cell(batch, length, chosen, new=SHORT, **options) -> Cell:
         return Cell("decode", "decode", model, config, batch, length, "float32", chosen, new, **options)
 
-    def after(batch, length, new=SHORT, chosen=best, **options) -> Cell:
+    def after(batch, length, chosen, new=SHORT, **options) -> Cell:
         return Cell("decode", "continue", model, config, batch, length, "float32", chosen, new, **options)
 
     recorded = tuple(wing("torch", how) for how in scope.graphs)
@@ -32,20 +32,19 @@ def cells(scope: Scope) -> Iterator[Cell]:
     recorded_narrow = tuple(wing("torch", how, "bfloat16") for how in scope.graphs)
     yield cell(1, prompt, (*fast, *narrow, *recorded, *recorded_narrow), new, mixed=True)
     yield cell(1, prompt, (*best, *transformers()), FEW, cached=False, part="no cache")
-    yield after(1, prompt, new, (*best, *recorded), part="filled cache")
+    yield after(1, prompt, (*best, *recorded, *transformers()), new, part="filled cache")
     for length in CONTEXTS.get(model, (32, 256)):
-        yield after(1, length, part="context", axis=("context", length), memory=True)
+        yield after(1, length, (*best, *transformers()), part="context", axis=("context", length), memory=True)
     for batch in BATCHES[: 2 if scope.quick else None]:
-        yield after(batch, prompt, part="batch", axis=("batch", batch), memory=True)
+        yield after(batch, prompt, (*best, *transformers()), part="batch", axis=("batch", batch), memory=True)
 
 
 def ablations(scope: Scope) -> Iterator[Cell]:
-    """Where the device multiplies 16 bits: streaming in bfloat16 beside the plain form, on a CPU wide products too."""
+    """Streaming beside the plain form; in bfloat16, where the device multiplies 16 bits, on a CPU wide products too."""
     model = scope.main
     config, (prompt, _) = scope.config(model), MAIN.get(model, (128, 64))
-    if not scope.multiplies_16_bits:
-        return
-    wide = ("wide",) if scope.device == "cpu" else ()
-    for name, modes in {"torch": ("default", "streamed", *wide), "jax": ("default", "streamed")}.items():
-        chosen = tuple(wing(name, how) for how in modes)
-        yield Cell("ablation", "decode", model, config, 1, prompt, "bfloat16", chosen, SHORT, part=name)
+    for dtype in ("float32", "bfloat16") if scope.multiplies_16_bits else ("float32",):
+        wide = ("wide",) if scope.device == "cpu" and dtype == "bfloat16" else ()
+        for name, modes in {"torch": ("default", "streamed", *wide), "jax": ("default", "streamed")}.items():
+            chosen = tuple(wing(name, how) for how in modes)
+            yield Cell("ablation", "decode", model, config, 1, prompt, dtype, chosen, SHORT, part=name)

@@ -14,7 +14,8 @@ def contenders(scope: Scope, model: str, dtype: str) -> tuple:
     decoding), and from outside."""
     ours, more = [wing("torch"), wing("torch", "compiled")], []
     if dtype == "float32":
-        ours += [wing("torch", FASTEST), *plain()] if model == scope.small else []
+        ours += [wing("torch", FASTEST)] if model == scope.small else []
+        ours += plain()
         more += kept(scope, torch="compiled+fused", jax="scan")
     else:
         ours += [wing("torch", how) for how in (*scope.narrow, *scope.flash)]
@@ -32,7 +33,11 @@ def cells(scope: Scope) -> Iterator[Cell]:
 
 
 def prefills(scope: Scope) -> Iterator[Cell]:
-    """One long prompt into an empty cache."""
+    """One long prompt into an empty cache, in float32 and, where the device multiplies 16 bits, in bfloat16."""
     model = scope.main
-    chosen = (wing("torch"), wing("torch", FASTEST), wing("jax"), wing("jax", FASTEST), *transformers())
-    yield Cell("prefill", "prefill", model, scope.config(model), *PREFILL.get(model, (1, 512)), "float32", chosen)
+    for dtype in scope.dtypes(model):
+        fast = (FASTEST,) if dtype == "float32" else scope.narrow
+        ours = ("default", "compiled", *fast)
+        chosen = (*(wing("torch", how) for how in ours), *(wing("jax", how) for how in ("default", "scan", FASTEST)))
+        size = PREFILL.get(model, (1, 512))
+        yield Cell("prefill", "prefill", model, scope.config(model), *size, dtype, (*chosen, *transformers()))

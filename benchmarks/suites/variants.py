@@ -34,7 +34,8 @@ def kinds(quick: bool) -> dict[str, tuple]:
         "multi-query": (full.with_(num_kv_heads=1),),
         "3 windows to 1 full": (local, local, local, few),
         "ALiBi, 2 groups": (few.with_(rotary=None, alibi=True),),
-        "sinks, soft cap, 2 groups": (few.with_(sinks=True, softcap=30.0),),
+        "sinks, 2 groups": (few.with_(sinks=True),),
+        "soft cap, 2 groups": (few.with_(softcap=30.0),),
         "gate, 2 groups": (few.with_(gate=True),),
         "query and key norms, 2 groups": (few.with_(qk_norm="head"),),
         "no positions, 2 groups": (few.with_(rotary=None),),
@@ -68,6 +69,21 @@ def cells(scope: Scope) -> Iterator[Cell]:
         for length in CONTEXTS[scope.quick]:
             along = {"axis": ("context", length), "part": "context", "memory": True}
             yield Cell("variants", "continue", name, config, 1, length, "float32", chosen, SHORT, **along)
+
+
+def ablations(scope: Scope) -> Iterator[Cell]:
+    """The forms that kinds have beside their plain ones, each where it pays: latents are absorbed while decoding, the
+    delta rule is computed in chunks for whole texts."""
+    quick = scope.quick
+    length = max(CONTEXTS[quick][:2])
+    for name, kind, how, task in (
+        ("latent", Latent(rank=64, rotary=Rotary()), "absorbed", "continue"),
+        ("DeltaNet", GatedDeltaNet(), "chunked rule", "forward"),
+    ):
+        config = base(quick).with_(attention=(kind,))
+        chosen = tuple(wing(who, form) for who in ("torch", "jax") for form in ("default", how))
+        new = SHORT if task == "continue" else 0
+        yield Cell("ablation", task, name, config, 1, length, "float32", chosen, new, memory=True)
 
 
 def experts(scope: Scope) -> Iterator[Cell]:

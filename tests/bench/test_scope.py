@@ -9,6 +9,7 @@ from benchmarks.room import judges, need
 from benchmarks.suites import SUITES, Scope
 from common.weights import loading
 
+KINDS = {"latent": ("continue", "absorbed"), "DeltaNet": ("forward", "chunked rule")}
 CPUINFO = "processor\t: 0\nmodel name\t: A Processor\nflags\t\t: fpu {flags} sse\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd {flags}\n"
 
@@ -103,13 +104,37 @@ def test_decoding_meets_itself_in_both_precisions(device, flags, narrow, monkeyp
     ("cuda", "", ["default", "streamed"]),
 ])  # fmt: skip
 def test_what_streaming_alone_buys_in_decoding(device, flags, torch, monkeypatch):
-    """In float32 in the mode fast beside everybody else, in bfloat16 by itself."""
+    """In float32 by itself, and in the mode fast beside everybody else; in bfloat16 where the device multiplies it."""
     first, *_ = found("decode", device, flags, monkeypatch)
     assert {"torch", "torch fast"} < {one.name for one in first.contenders}
     cells = [cell for cell in found("ablation", device, flags, monkeypatch) if cell.task == "decode"]
     modes = {(cell.part, cell.dtype): [one.mode for one in cell.contenders] for cell in cells}
     due = {("torch", "bfloat16"): torch, ("jax", "bfloat16"): ["default", "streamed"]} if torch else {}
-    assert modes == due
+    assert modes == due | {(name, "float32"): ["default", "streamed"] for name in ("torch", "jax")}
+
+
+def test_forms_of_kinds_meet_their_plain_ones(monkeypatch):
+    """And neither stands alone: both wings, at the same work."""
+    cells = {cell.model: cell for cell in found("ablation", monkeypatch=monkeypatch) if cell.model in KINDS}
+    for name, (task, mode) in KINDS.items():
+        assert cells[name].task == task
+        modes = [(one.wing, one.mode) for one in cells[name].contenders]
+        assert modes == [(wing, how) for wing in ("torch", "jax") for how in ("default", mode)]
+
+
+@pytest.mark.parametrize("flags", ["avx2", "avx512_bf16"])
+def test_decoding_over_contexts_and_batches_meets_transformers(flags, monkeypatch):
+    swept = [cell for cell in found("decode", "cpu", flags, monkeypatch) if cell.axis]
+    assert {cell.axis[0] for cell in swept} == {"context", "batch"}
+    assert all("transformers" in [one.name for one in cell.contenders] for cell in swept)
+
+
+@pytest.mark.parametrize("flags", ["avx2", "avx512_bf16"])
+def test_prefill_meets_compiled_blocks_and_scans_in_every_precision_that_pays(flags, monkeypatch):
+    cells = found("prefill", "cpu", flags, monkeypatch)
+    assert [cell.dtype for cell in cells] == ["float32", "bfloat16"][: 2 if "bf16" in flags else 1]
+    for cell in cells:
+        assert {"torch", "torch compiled", "jax", "jax scan", "transformers"} < {one.name for one in cell.contenders}
 
 
 def test_depth_is_measured_at_the_width_of_the_large_model(monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from common import compare, params
 from common.accounting import flops, memory
 from common.accounting.work import Work
+from common.adapters import Adapter
 from common.backend import load
 from common.config import Execution, GPTConfig, SamplingConfig
 from common.errors import UserError
@@ -52,6 +53,17 @@ def texts():
     ids = np.random.default_rng(3).integers(0, COMMON.vocab_size, (2, LENGTH)).astype(np.int32)
     positions = np.stack([np.arange(LENGTH), np.maximum(np.arange(LENGTH) - PADDED, -1)]).astype(np.int32)
     return ids, positions, positions >= 0
+
+
+def test_adapters_of_what_is_not_absorbed_are_seen(model_of, texts, wing):
+    """Absorbed or not: queries from their latent, and the latents of keys and values, are made by maps that adapters
+    change."""
+    adapter = Adapter(targets=("*.q_up_proj", "*.kv_down_proj"), rank=2, alpha=3.0)
+    config, (ids, positions, there) = CONFIGS["deepseek"].with_(adapters=adapter), texts
+    want, got = (model_of(wing, config, latent=form).forward(ids, positions).logits[there] for form in FORMS)
+    close(got, want)
+    plain = model_of(wing, CONFIGS["deepseek"]).forward(ids, positions).logits[there]
+    assert np.abs(want - plain).max() > 1e-3 * np.abs(plain).max()
 
 
 def test_absorbed_equals_expanded_in_every_intermediate_value(model_of, texts, wing, config):
