@@ -81,15 +81,20 @@ class LayerNorm(nnx.Module):
 
 
 class FusedLayerNorm(LayerNorm):
-    """The same by `nnx.LayerNorm`, told to centre first: its fast variance loses digits where the mean is large."""
+    """The same by `nnx.LayerNorm`, with our parameters in the place of its own.
+
+    Its variance loses digits where the mean is large; of what is centred it loses none. Told to centre for it
+    (`use_fast_variance=False`), it makes a step of `nano` 1.4 times as long (jax 0.10.2, one thread).
+    """
 
     def __call__(self, x):
         # [1] centre
-        bare = {"use_scale": False, "use_bias": False, "rngs": None}  # it gets ours
-        own = nnx.LayerNorm(x.shape[-1], epsilon=self.eps, use_fast_variance=False, **bare)
-        own.scale, own.bias = self.weight, self.bias
+        centred = at_least(x, self.reduce)
+        centred = centred - centred.mean(-1, keepdims=True)
         # [2] divide by the standard deviation, scale and shift
-        return own(at_least(x, self.reduce)).astype(x.dtype)
+        own = nnx.LayerNorm(x.shape[-1], epsilon=self.eps, use_scale=False, use_bias=False, rngs=None)
+        own.scale, own.bias = self.weight, self.bias
+        return own(centred).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -107,7 +112,7 @@ class RMSNorm(nnx.Module):
 
 
 class FusedRMSNorm(RMSNorm):
-    """The same by `nnx.RMSNorm`."""
+    """The same by `nnx.RMSNorm`, with our parameter in the place of its own."""
 
     def __call__(self, x):
         # [1] divide by the root of the mean square, scale
