@@ -164,7 +164,7 @@ def test_fused_norms_are_as_exact_as_the_plain_ones(wing, small, fresh_model, me
         assert compare.rms(got - want) <= 8 * free * compare.rms(want)
 
 
-@pytest.mark.full_for("jax-bfloat16")
+@pytest.mark.full_for("jax-layer_norm-bfloat16")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["layer_norm", pytest.param("rms_norm", marks=pytest.mark.full)])
 def test_fused_forms_round_no_more_than_the_plain_ones(wing, small, fresh_model, name, dtype):
