@@ -258,20 +258,20 @@ class Execution(Record):
     compiles PyTorch's blocks, False runs JAX operation by operation.
     `layers="scan"` compiles one block for all layers (JAX); "checkpointed" (in JAX a scan) keeps what the linear layers
     of a block give, and computes the rest again on the way back. `loss="chunked"` never holds all logits while
-    training. `norm` and `optimizer` "fused" are PyTorch's own kernels; XLA fuses by itself. `masks="stored"` keeps the
-    causal mask of calls whose positions only count, which is made anew for each otherwise. `gelu` is one operation in
-    PyTorch, or written out ("formula"); in JAX it is written out, or JAX's own function ("own"). `products="wide"`
-    multiplies the 16-bit numbers of linear layers in 32 bits (PyTorch, on a CPU without instructions for 16); "tf32"
-    has a GPU cut float32 numbers to TF32's 11 significant bits before it multiplies matrices, and sum in float32.
-    `decode="streamed"` multiplies a single row by a product of its own. `rng="native"` draws dropout and sampling noise
-    from the framework's own generator: other numbers in every framework. `base="nf4"` keeps the matrices of linear
-    maps inside layers, which are not trained then, in 4 bits (`common/nf4.py`); "nf4_double" keeps what these are
-    multiplied by in 8. Only these change results: `rng` where numbers are drawn, `base` and "tf32" as rounding does.
-    `allocator="kept"` is a process that keeps its memory, in large pages (`common/allocator.py`). `graphs="cuda"`
-    launches at once what a call of PyTorch launches on a GPU: forward passes, losses, gradients, steps of decoding;
-    prompts, the caller's own caches, taps and components run without. `buffers="kept"` has JAX's programs write results
-    beside what they were given, whose memory they take over otherwise ("donated"). `layout` spreads training over
-    devices, as in "data=2,tensor=4" (`common/layout.py`).
+    training. `norm` and `optimizer` "fused" are PyTorch's own kernels, or NNX's own norms and optax's own AdamW, which
+    XLA fuses like the plain ones. `masks="stored"` keeps the causal mask of calls whose positions only count, which is
+    made anew for each otherwise. `gelu` is one operation in PyTorch, or written out ("formula"); in JAX it is written
+    out, or JAX's own function ("own"). `products="wide"` multiplies the 16-bit numbers of linear layers in 32 bits
+    (PyTorch, on a CPU without instructions for 16); "tf32" has a GPU cut float32 numbers to TF32's 11 significant bits
+    before it multiplies matrices, and sum in float32. `decode="streamed"` multiplies a single row by a product of its
+    own. `rng="native"` draws dropout and sampling noise from the framework's own generator: other numbers in every
+    framework. `base="nf4"` keeps the matrices of linear maps inside layers, which are not trained then, in 4 bits
+    (`common/nf4.py`); "nf4_double" keeps what these are multiplied by in 8. Only these change results: `rng` where
+    numbers are drawn, `base` and "tf32" as rounding does. `allocator="kept"` is a process that keeps its memory, in
+    large pages (`common/allocator.py`). `graphs="cuda"` launches at once what a call of PyTorch launches on a GPU:
+    forward passes, losses, gradients, steps of decoding; prompts, the caller's own caches, taps and components run
+    without. `buffers="kept"` has JAX's programs write results beside what they were given, whose memory they take over
+    otherwise ("donated"). `layout` spreads training over devices, as in "data=2,tensor=4" (`common/layout.py`).
     """
 
     LATER: ClassVar[tuple[str, ...]] = ("buffers", "masks", "gelu")

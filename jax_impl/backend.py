@@ -329,9 +329,8 @@ class JaxBackend:
             advice = f"set NPROC={execution.threads} in the environment"
             raise UserError(f"JAX takes its {self.threads()} threads when it starts: {advice}.")
         allocator.check(execution)
-        for name, own in {"norm": ("plain",), "optimizer": ("plain",), "products": tuple(MATMULS)}.items():
-            if getattr(execution, name) not in own:
-                raise UserError(f"XLA fuses and widens by itself; {name}={getattr(execution, name)!r} is PyTorch's.")
+        if execution.products not in MATMULS:
+            raise UserError(f"XLA widens by itself; products={execution.products!r} is PyTorch's.")
         if execution.gelu == "formula":
             raise UserError("JAX's GELU is the formula already; gelu='formula' is PyTorch's.")
         if execution.gelu == "own" and execution.dtype == "float64" and execution.device != "cpu":

@@ -80,6 +80,23 @@ class LayerNorm(nnx.Module):
         return (centred * jax.lax.rsqrt(variance + self.eps) * self.weight[...] + self.bias[...]).astype(x.dtype)
 
 
+class FusedLayerNorm(LayerNorm):
+    """The same by `nnx.LayerNorm`, with our parameters in the place of its own.
+
+    Its variance loses digits where the mean is large; of what is centred it loses none. Told to centre for it
+    (`use_fast_variance=False`), it makes a step of `nano` 1.4 times as long (jax 0.10.2, one thread).
+    """
+
+    def __call__(self, x):
+        # [1] centre
+        centred = at_least(x, self.reduce)
+        centred = centred - centred.mean(-1, keepdims=True)
+        # [2] divide by the standard deviation, scale and shift
+        own = nnx.LayerNorm(x.shape[-1], epsilon=self.eps, use_scale=False, use_bias=False, rngs=None)
+        own.scale, own.bias = self.weight, self.bias
+        return own(centred).astype(x.dtype)
+
+
 class RMSNorm(nnx.Module):
     """x / sqrt(mean of x^2 + eps) * weight over the last axis. Source: Zhang and Sennrich 2019, equation 4."""
 
@@ -94,7 +111,20 @@ class RMSNorm(nnx.Module):
         return (scaled * self.weight[...]).astype(x.dtype)
 
 
-NORMS = {"layer_norm": {"plain": LayerNorm}, "rms_norm": {"plain": RMSNorm}}
+class FusedRMSNorm(RMSNorm):
+    """The same by `nnx.RMSNorm`, with our parameter in the place of its own."""
+
+    def __call__(self, x):
+        # [1] divide by the root of the mean square, scale
+        own = nnx.RMSNorm(x.shape[-1], epsilon=self.eps, use_scale=False, rngs=None)
+        own.scale = self.weight
+        return own(at_least(x, self.reduce)).astype(x.dtype)
+
+
+NORMS = {
+    "layer_norm": {"plain": LayerNorm, "fused": FusedLayerNorm},
+    "rms_norm": {"plain": RMSNorm, "fused": FusedRMSNorm},
+}
 
 
 def matmul(dims, a, b, reduce):

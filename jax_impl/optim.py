@@ -2,7 +2,12 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
+
+from common.errors import UserError
 
 QUINTIC, ROUNDS = (3.4445, -4.7750, 2.0315), 5  # Jordan et al. 2024: singular values of 0.02 and more end in 0.7 to 1.2
 
@@ -36,7 +41,34 @@ def adamw(params, grads, slots, scalars, train, decays):
     return new_params, new_slots
 
 
-OPTIMIZERS = {"plain": adamw}
+def fused_adamw(params, grads, slots, scalars, train, decays):
+    """The same step by optax's own AdamW.
+
+    In float32 it finds few digits of 1 - beta^t, so its count of steps stays at the end, where this is 1; rate, epsilon
+    and decay are handed on so that the averages are corrected all the same.
+    """
+    rate, correction1, correction2, _ = scalars
+    kind, tails = jnp.result_type(float, *params.values()), ("exp_avg", "exp_avg_sq")
+    if max(np.array((train.beta1, train.beta2), kind)) == 1:
+        raise UserError(f"A beta is 1 in {kind}, which optax cannot correct: use optimizer='plain'.")
+    root, (means, squares) = jnp.sqrt(correction2), ({n: slots[f"{n}.{tail}"] for n in params} for tail in tails)
+    rule = optax.adamw(
+        rate * root / correction1,
+        train.beta1,
+        train.beta2,
+        train.adam_eps * root,
+        weight_decay=train.weight_decay * correction1 / root,
+        mask={name: decays[name] for name in params},
+    )
+    adam, *others = jax.eval_shape(rule.init, params)
+    adam = adam._replace(count=jnp.array(jnp.finfo(kind).max, kind), mu=means, nu=squares)
+    # [1] moving averages of the gradient and of its square  [2] decay, then move
+    moves, (adam, *_) = rule.update({name: grads[name] for name in params}, (adam, *others), params)
+    averages = zip(tails, (adam.mu, adam.nu), strict=True)
+    return optax.apply_updates(params, moves), {f"{n}.{tail}": one[n] for tail, one in averages for n in params}
+
+
+OPTIMIZERS = {"plain": adamw, "fused": fused_adamw}
 
 
 def muon(params, grads, slots, scalars, train, decays):
@@ -72,14 +104,14 @@ def orthogonalised(x):
     return x.swapaxes(-2, -1) if tall else x
 
 
-def update(params, grads, slots, scalars, train, decays):
+def update(params, grads, slots, scalars, train, decays, adam=adamw):
     """One step of all parameters: those with a momentum by Muon, the others by AdamW. Returns (params, slots)."""
     # [1] matrices that have a momentum
     turned = {name: p for name, p in params.items() if f"{name}.momentum" in slots}
     turned, momenta = muon(turned, grads, slots, scalars, train, decays)
     # [2] all others
     others = {name: p for name, p in params.items() if name not in turned}
-    others, averages = adamw(others, grads, slots, scalars, train, decays)
+    others, averages = adam(others, grads, slots, scalars, train, decays)
     return {name: turned[name] if name in turned else others[name] for name in params}, momenta | averages
 
 

@@ -24,7 +24,7 @@ from .kv_cache import emptied
 from .layers import dropout
 from .loss import batch_loss
 from .models import MODELS
-from .optim import clip_by_global_norm, update
+from .optim import OPTIMIZERS, clip_by_global_norm, update
 from .placing import spread_of
 from .preference import row_log_probs
 from .sampling import sample
@@ -61,7 +61,7 @@ class Programs:
         self.graph = self.apart if execution.layers == "loop" else folded_graph(config, execution, count)
         self.count, self.folds = count, {"period": config.period, "count": count}
         self.fold, self.unfold = (functools.partial(way, **self.folds) for way in FOLDS[execution.layers])
-        self.spread = spread_of(config, execution)
+        self.spread, self.adam = spread_of(config, execution), OPTIMIZERS[execution.optimizer]
         self.shapes = {".".join(map(str, path)): value.get_value().shape for path, value in nnx.to_flat_state(state)}
         donating = BUFFERS[execution.buffers]
         self.forward = jax.jit(self._forward, static_argnums=3)
@@ -125,7 +125,7 @@ class Programs:
         key = door.step_key(self.config, (seed, step), self.address)
         decays = door.decays(self.config, train)
         batch = inputs, targets, positions, count
-        which = decays, self.trained(train), key
+        which = decays, self.trained(train), key, self.adam
         params, slots, *told = train_step(self.rebuild, params, slots, *batch, scalars, train, *which)
         return self._pinned(params), self._pinned(slots), *told
 
@@ -170,7 +170,8 @@ class Programs:
 
     def _optimize(self, params, grads, slots, scalars, train):
         grads, norm = clip_by_global_norm(grads, train.clip_norm)
-        return *update(params, grads, slots, scalars, train, door.decays(self.config, train)), norm
+        decays = door.decays(self.config, train)
+        return *update(params, grads, slots, scalars, train, decays, self.adam), norm
 
     def _dropout(self, x, rate, seed):
         return dropout(x, rate, self.address(seed, DROPOUT), 0)

@@ -11,7 +11,7 @@ from common.taps import NO_TAPS, Taps
 from . import rng
 from .layers import layer_key
 from .loss import batch_loss
-from .optim import clip_by_global_norm, update
+from .optim import adamw, clip_by_global_norm, update
 
 TERMS = ("*.self_attn.index_loss", "*.mlp.balance")  # what indexers and mixtures of experts add to the loss
 
@@ -60,7 +60,19 @@ def loss_and_grads(rebuild, params, inputs_ABT, targets_ABT, positions_1T, count
 
 
 def train_step(
-    rebuild, params, slots, inputs_ABT, targets_ABT, positions_1T, count, scalars, train, decays, trained, step_key
+    rebuild,
+    params,
+    slots,
+    inputs_ABT,
+    targets_ABT,
+    positions_1T,
+    count,
+    scalars,
+    train,
+    decays,
+    trained,
+    step_key,
+    adam=adamw,
 ):
     """One optimizer step. Returns (params, slots, mean loss, gradient norm before clipping)."""
     # [1] gradients
@@ -68,5 +80,5 @@ def train_step(
     # [2] clip
     grads, norm = clip_by_global_norm(grads, train.clip_norm)
     # [3] move
-    moved, slots = update({name: params[name] for name in grads}, grads, slots, scalars, train, decays)
+    moved, slots = update({name: params[name] for name in grads}, grads, slots, scalars, train, decays, adam)
     return {**params, **moved}, slots, loss, norm

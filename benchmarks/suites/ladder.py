@@ -35,6 +35,8 @@ RUNGS = {
     "jax": {
         "donated buffers": "",
         "JAX's GELU": "own gelu",
+        "fused optimizer": "fused optimizer",
+        "JAX's norm": "fused norm",
         "fused attention": "fused",
         "scan": "scan",
         "checkpointed": "checkpointed",

@@ -29,7 +29,7 @@ def losses(scope: Scope) -> Iterator[Cell]:
 def optimizers(scope: Scope) -> Iterator[Cell]:
     """Clipping and one AdamW update of all parameters."""
     model = scope.main
-    ours = (wing("torch"), wing("torch", "fused optimizer"), wing("jax"))
+    ours = tuple(wing(name, mode) for name in ("torch", "jax") for mode in ("default", "fused optimizer"))
     yield Cell("optimizer", "optimizer", model, scope.config(model), 1, 8, "float32", ours)
 
 

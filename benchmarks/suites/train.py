@@ -10,7 +10,7 @@ ABLATION = {"nano": (8, 128), "gpt2-124m": (2, 128)}
 BEST = {"torch": f"{FASTEST}+fused", "jax": FASTEST}
 RUNGS = {
     "torch": ("default", "fused", "fused norm", "fused optimizer", "chunked loss", "compiled", FASTEST),
-    "jax": ("default", "fused", "chunked loss", "scan", "checkpointed", FASTEST),
+    "jax": ("default", "fused", "fused norm", "fused optimizer", "chunked loss", "scan", "checkpointed", FASTEST),
 }
 
 

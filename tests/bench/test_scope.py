@@ -193,7 +193,7 @@ def test_every_rung_of_the_ladder_is_one_thing_more(scope, name):
     labels = [one.name.partition(": ")[2] for one in everybody]
     wanted = {
         "torch": ["PyTorch's GELU", "fused optimizer", "PyTorch's norm"],
-        "jax": ["donated buffers", "JAX's GELU", "scan"],
+        "jax": ["donated buffers", "JAX's GELU", "fused optimizer", "JAX's norm", "scan"],
     }[name]
     wanted += ["mask on the fly", "compiled", "fused attention", "checkpointed", "chunked loss", "bfloat16"]
     wanted += ["TF32"] if scope.device == "cuda" else []

@@ -40,7 +40,8 @@ BALANCING = {  # what layers add to the loss
     "activation": "silu",
 }
 SHARING = [{"kind": "grouped_query", "num_kv_heads": 2, "shares": shares} for shares in (False, True)]
-FAST = {"torch": {"loss": "chunked", "norm": "fused", "optimizer": "fused"}, "jax": {"layers": "checkpointed"}}
+OWN = {"norm": "fused", "optimizer": "fused"}
+FAST = {"torch": {"loss": "chunked", **OWN}, "jax": {"layers": "checkpointed"}}
 LORA = {"adapters": [{"targets": ["*.q_proj", "*.down_proj"], "rank": 4, "alpha": 6.0, "dropout": 0.2}], **DROPPING}
 DORA = {"adapters": [{"targets": ["*"], "rank": 4, "dora": True}], "tie_embeddings": False}
 SECOND = {"name": "second", "targets": ["*.o_proj", "*.up_proj", "*.v_proj"], "rank": 3, "dropout": 0.3, "rslora": True}
@@ -259,8 +260,10 @@ def test_devices_of_jax_whose_scan_is_trained_in_part_follow_one():
         ("data=2,tensor=4", {}, FAST["jax"], {"optimizer": "muon"}),
         ("data=2,shard=2,tensor=2", DROPPING, {"layers": "scan"}, {}),
         ("shard=2,tensor=2", {}, FAST["jax"], {}),
+        ("shard=2,tensor=2", TODAY, OWN, {"optimizer": "muon"}),
+        ("data=2,shard=2", {}, {"layers": "scan", **OWN}, {}),
     ],
-    ids=["data=8", "shard=4,tensor=2", "data=2,tensor=4", "eight", "four"],
+    ids=["data=8", "shard=4,tensor=2", "data=2,tensor=4", "eight", "four", "own and muon", "own"],
 )
 def test_devices_of_jax_follow_one(layout, model, execution, train):
     check(follow("jax", layout, model=model, execution=execution, train=train))

@@ -93,8 +93,11 @@ ONE_SIDED_NAMES = {
     "torch_impl/layers.py:matmul": "the oracle has one precision",
     "jax_impl/layers.py:matmul": "the oracle has one precision",
     "torch_impl/layers.py:wide_product": "XLA widens by itself",
-    "torch_impl/layers.py:FusedLayerNorm": "XLA fuses the plain one",
-    "torch_impl/layers.py:FusedRMSNorm": "XLA fuses the plain one",
+    **{
+        f"{wing}_impl/{what}": "the oracle has no framework"
+        for wing in ("torch", "jax")
+        for what in ("layers.py:FusedLayerNorm", "layers.py:FusedRMSNorm", "optim.py:fused_adamw")
+    },
     **{
         f"{wing}_impl/quantise.py:{what}": "the oracle holds what the bits stand for"
         for wing in ("torch", "jax")
@@ -103,7 +106,6 @@ ONE_SIDED_NAMES = {
     "torch_impl/quantise.py:ForgetfulProduct": "JAX's is jax.checkpoint",
     "jax_impl/quantise.py:Bits": "PyTorch's are buffers",
     "common/oracle/layers.py:sigmoid": "the frameworks bring their own",
-    "torch_impl/optim.py:fused_adamw": "XLA fuses the plain one",
     "torch_impl/train.py:clipped_gradients": "JAX compiles whole programs; here a graph ends before the optimizer",
     "torch_impl/generate.py:serve": "the oracle has one precision",
     "torch_impl/generate.py:fill": "the oracle is not timed: nobody continues one cache again and again",
