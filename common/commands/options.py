@@ -183,8 +183,10 @@ def progress(steps: Iterable[T], total: int, label: Callable[[T], str] | None) -
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+    watched = {"disable": not console.is_terminal, "redirect_stdout": False}
+    with Progress(*columns, console=console, transient=True, **watched) as bar:
         task = bar.add_task("starting", total=total)
         for step in steps:
             bar.update(task, advance=1, description=label(step))
