@@ -37,7 +37,10 @@ def book(
     prompt: Annotated[
         str, typer.Option(help="What the model goes on from after every epoch.")
     ] = "Every effort moves you",
-    tokenizer: Annotated[str, typer.Option(help="gpt2, or bytes.")] = "gpt2",
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="gpt2, bytes, … (default: book, book-greedy or words where --vocab is of them, else gpt2)."),
+    ] = None,
     vocab: options.Vocab = None,
     threads: options.Threads = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the log (default: none).")] = None,
@@ -49,6 +52,7 @@ def book(
     from common.config import preset as preset_of
     from common.data.corpora import corpus, split
     from common.errors import UserError
+    from common.tokenizers import kept as kinds_in
     from common.tokenizers import tokenizer as of_name
 
     positive = {"--epochs": epochs, "--eval-every": eval_every, "--eval-batches": eval_batches, "--length": length}
@@ -72,6 +76,10 @@ def book(
         clip_from=warmup_steps,
     )
     execution = options.execution("torch", "cpu", None, threads=threads)
+    if tokenizer is None:
+        held = [] if vocab is None else kinds_in(vocab)
+        other = ("bpe", "hf")  # which also read what GPT-2's own folder holds
+        tokenizer = next((kind for kind in held if kind not in other), "gpt2")
     encoder = of_name(tokenizer, vocab)
     rates = dict.fromkeys(("dropout_embed", "dropout_attn", "dropout_shortcut"), dropout)
     config = preset_of(preset).with_(vocab_size=encoder.vocab_size, context_length=length, **rates)
