@@ -75,3 +75,5 @@ class Shown:
 
         yield report
         report("done", 1.0)
+        if task is not None:
+            self._bars.update(task, completed=1.0)

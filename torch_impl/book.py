@@ -22,12 +22,14 @@ ORDER = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.
 
 
 class Line(NamedTuple):
-    """What the book prints every few steps: mean losses in nats over the first batches, in evaluation."""
+    """What the book prints every few steps: mean losses in nats over the first batches, in evaluation. Epochs and steps
+    are counted anew where `more` epochs begin, `at` is the step of the whole run."""
 
     epoch: int
     step: int
     loss: float
     held_out: float
+    at: int
 
 
 class Stream(NamedTuple):
@@ -93,6 +95,7 @@ def run(config, execution, kept, held_out, train, *, epochs, more=0, every, batc
 def _trained(model, loaders, train, parts, every, batches):
     config, weights = model.config, list(model.net.parameters())
     optimizer = torch.optim.AdamW(weights, lr=train.learning_rate, weight_decay=train.weight_decay)
+    before = 0  # steps of the part that is over
     for part, epochs in enumerate(parts):
         step = 0
         if part:
@@ -108,9 +111,10 @@ def _trained(model, loaders, train, parts, every, batches):
                 optimizer.step()
                 model.served = None
                 if step % every == 0:
-                    yield Line(epoch, step, *(_mean(model, loader, batches) for loader in loaders))
+                    yield Line(epoch, step, *(_mean(model, loader, batches) for loader in loaders), before + step)
                 step += 1
             yield None
+        before = step
 
 
 def _loader(ids, length, batch_size, shuffle):

@@ -1,6 +1,6 @@
 """`parallax book`"""
 
-import json
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -37,19 +37,22 @@ def book(
     prompt: Annotated[
         str, typer.Option(help="What the model goes on from after every epoch.")
     ] = "Every effort moves you",
-    tokenizer: Annotated[str, typer.Option(help="gpt2, or bytes.")] = "gpt2",
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="gpt2, bytes, … (default: book, book-greedy or words where --vocab is of them, else gpt2)."),
+    ] = None,
     vocab: options.Vocab = None,
     threads: options.Threads = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the log (default: none).")] = None,
 ) -> None:
     """The book's training runs (chapter 5, appendix D) with PyTorch's own random numbers, in the book's order."""
     from common import backend as door
-    from common import files
+    from common import run as runs
     from common.config import SamplingConfig, TrainConfig
     from common.config import preset as preset_of
     from common.data.corpora import corpus, split
     from common.errors import UserError
-    from common.run import HELD_OUT
+    from common.tokenizers import kept as kinds_in
     from common.tokenizers import tokenizer as of_name
 
     positive = {"--epochs": epochs, "--eval-every": eval_every, "--eval-batches": eval_batches, "--length": length}
@@ -73,6 +76,10 @@ def book(
         clip_from=warmup_steps,
     )
     execution = options.execution("torch", "cpu", None, threads=threads)
+    if tokenizer is None:
+        held = [] if vocab is None else kinds_in(vocab)
+        other = ("bpe", "hf")  # which also read what GPT-2's own folder holds
+        tokenizer = next((kind for kind in held if kind not in other), "gpt2")
     encoder = of_name(tokenizer, vocab)
     rates = dict.fromkeys(("dropout_embed", "dropout_attn", "dropout_shortcut"), dropout)
     config = preset_of(preset).with_(vocab_size=encoder.vocab_size, context_length=length, **rates)
@@ -82,10 +89,13 @@ def book(
         )
     if not len(encoder.encode(prompt)):
         raise UserError("The --prompt is empty; give a text to go on from.")
-    kept, held_out = map(encoder.encode, split(corpus(data).text, HELD_OUT))
-    log = []
+    kept, held_out = map(encoder.encode, split(corpus(data).text, runs.HELD_OUT))
+    log, folder = [], None
     if out is not None:
-        out = files.output_folder(out)
+        runs.check_folder(out)
+        folder = runs.RunFolder(out)
+        if folder.checkpoint.exists():
+            raise UserError(f"{out} already holds a run, whose log is its own; choose another --out.")
     options.show(f"{len(kept):,} tokens to train on, {len(held_out):,} held out")
     model, lines = door.load("torch").book_run(
         config,
@@ -100,15 +110,20 @@ def book(
         shuffle=shuffle,
     )
     start = encoder.encode(prompt)[-length:].tolist()
-    for line in lines:
-        if line is None:  # an epoch is over
-            (row,) = model.generate([start], SamplingConfig(_SAMPLE, overflow="crop"))
-            print(prompt + encoder.decode(row).replace("\n", " "), flush=True)
-            continue
-        print(
-            f"Ep {line.epoch} (Step {line.step:06d}): Train loss {line.loss:.3f}, Val loss {line.held_out:.3f}",
-            flush=True,
-        )
-        log.append(json.dumps(line._asdict()) + "\n")
-    if out is not None:
-        files.write_text(out / "log.jsonl", "".join(log))
+    alone = folder.alone() if folder is not None else contextlib.nullcontext()
+    logged = folder.logged(log, options.show) if folder is not None else contextlib.nullcontext()
+    over = 0  # epochs
+    with alone, logged:
+        for line in lines:
+            if line is None:  # an epoch is over
+                over += 1
+                (row,) = model.generate([start], SamplingConfig(_SAMPLE, overflow="crop"))
+                print(prompt + encoder.decode(row).replace("\n", " "), flush=True)
+                continue
+            print(
+                f"Ep {line.epoch} (Step {line.step:06d}): Train loss {line.loss:.3f}, Val loss {line.held_out:.3f}",
+                flush=True,
+            )
+            log.append({"epoch": over + 1, "step": line.at, "loss": line.loss, "held_out": line.held_out})
+        if folder is not None:
+            folder.write_log(log)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from common.weights.formats import Loaded
 
 T = TypeVar("T")
+BY_SIZE = {256: "bytes", PRESETS["gpt2-124m"].vocab_size: "gpt2"}  # tokenizers of models that say nothing else
 
 Backend = Annotated[str, typer.Option(help="Implementation: torch, jax, or numpy (the float64 oracle, small models).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
@@ -135,20 +136,26 @@ def tokenizer_of(record: Mapping[str, Any], where: Path) -> str | None:
     return name
 
 
+def kind_in(places: Iterable[Path], vocab_size: int) -> str | None:
+    """The tokenizer whose vocabulary lies in the first of these folders that holds one, for a model of that size; None
+    where there is none, and for GPT-2's size: a folder of GPT-2 may hold its vocabulary in several forms."""
+    from common.tokenizers import kept
+
+    if BY_SIZE.get(vocab_size) == "gpt2":
+        return None
+    return next((kind for place in places for kind in kept(place)), None)
+
+
 def tokenizer_for(name: str | None, vocab: Path | None, vocab_size: int, near: Path | None = None):
     """The tokenizer by name, or whose vocabulary lies in the folder that is given or that of the weights, or has the
     model's size; it must fit into the model."""
-    from common.tokenizers import FROM_FILES, holds, tokenizer
+    from common.tokenizers import holds, tokenizer
 
     if name is None:
-        by_size = {256: "bytes", PRESETS["gpt2-124m"].vocab_size: "gpt2"}
-        places = [one for one in (vocab, near) if one is not None]
-        kept = [kind for place in places for kind in FROM_FILES if holds(place, kind)]
-        if kept and by_size.get(vocab_size) != "gpt2":  # a folder of GPT-2 may hold its vocabulary in several forms
-            name = kept[0]
-        elif vocab_size in by_size:
-            name = by_size[vocab_size]
-        else:
+        name = kind_in([one for one in (vocab, near) if one is not None], vocab_size)
+        if name is None and vocab_size in BY_SIZE:
+            name = BY_SIZE[vocab_size]
+        elif name is None:
             raise UserError(f"No tokenizer has {vocab_size} tokens as this model does; name one with --tokenizer.")
     if vocab is None and near is not None and holds(near, name):
         vocab = near
@@ -183,8 +190,10 @@ def progress(steps: Iterable[T], total: int, label: Callable[[T], str] | None) -
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+    watched = {"disable": not console.is_terminal, "redirect_stdout": False}
+    with Progress(*columns, console=console, transient=True, **watched) as bar:
         task = bar.add_task("starting", total=total)
         for step in steps:
             bar.update(task, advance=1, description=label(step))

@@ -162,6 +162,8 @@ class Running:
                 config = config.with_(num_heads=asked.heads)
             if variant is not None:
                 _, config = variations.varied(config, variant)
+            if tokenizer is None and vocab is not None:
+                tokenizer = options.kind_in([vocab], config.vocab_size)
             if tokenizer in FROM_FILES:
                 config = config.with_(vocab_size=of_name(tokenizer, vocab).vocab_size)
             start = runs.Start(config, params.initialise(config, seed))

@@ -23,7 +23,9 @@ def tokenizer(
     ],
     kind: Annotated[
         str,
-        typer.Option(help="bpe (byte-level, as GPT-2), book (its simpler one), words; to look at, any other."),
+        typer.Option(
+            help="bpe (byte-level, as GPT-2), book (its simpler one), book-greedy, words; to look at, any other."
+        ),
     ] = "bpe",
     vocab_size: Annotated[int, typer.Option(help="Tokens of the vocabulary, special ones among them.")] = 8192,
     special: Annotated[
@@ -57,18 +59,18 @@ def tokenizer(
 
 def _train(source: str, kind: str, vocab_size: int, special: list[str] | None, out: Path) -> None:
     from common.errors import unknown
-    from common.tokenizers import TRAINED, words
+    from common.tokenizers import LEARNERS, words
 
-    if kind not in TRAINED:
-        raise unknown("kind of tokenizer to train", kind, TRAINED)
+    if kind not in LEARNERS:
+        raise unknown("kind of tokenizer to train", kind, LEARNERS)
     origin, texts = _texts(source)
     named = {} if special is None else {"specials": tuple(special)}
     if kind == "words":  # as many as there are
-        made = words.train("\n\n".join(texts()), **named)
+        made = LEARNERS[kind]("\n\n".join(texts()), **named)
     else:
         with options.bar("merges") as report:
             several = texts() if kind == "bpe" else "\n\n".join(texts())
-            made = TRAINED[kind].train(several, vocab_size, report=report, **named)
+            made = LEARNERS[kind](several, vocab_size, report=report, **named)
     sizes = [(len(text), len(made.encode(text, special=True))) for text in texts()]
     characters, ids = map(sum, zip(*sizes, strict=True))
     made.save(out)

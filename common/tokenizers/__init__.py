@@ -11,7 +11,18 @@ from common.tokenizers.bytes import Bytes
 from common.tokenizers.gpt2 import GPT2
 from common.tokenizers.huggingface import FILE, HuggingFace
 
-__all__ = ["FROM_FILES", "NAMES", "TRAINED", "Stream", "Tokenizer", "holds", "tokenizer", "vocabulary_files"]
+__all__ = [
+    "FROM_FILES",
+    "LEARNERS",
+    "NAMES",
+    "TRAINED",
+    "Stream",
+    "Tokenizer",
+    "holds",
+    "kept",
+    "tokenizer",
+    "vocabulary_files",
+]
 
 
 def _bytes(vocab: Path | str | None) -> Tokenizer:
@@ -34,6 +45,8 @@ def _of_files(
 
 GREEDY = book.NAMES["left to right"]  # the same vocabulary, merged as the book's encoder merges
 TRAINED = {"bpe": bpe, "book": book, "words": words}  # modules with `train` and `load`
+LEARNERS = {name: module.train for name, module in TRAINED.items()}
+LEARNERS[GREEDY] = partial(book.train, order="left to right")
 _MAKERS: dict[str, Callable[[Path | str | None], Tokenizer]] = {"bytes": _bytes, "gpt2": GPT2}
 _MAKERS |= {name: _of_files(name, module.load, name) for name, module in TRAINED.items()}
 _MAKERS[GREEDY] = _of_files(GREEDY, partial(book.load, order="left to right"), "book")
@@ -54,6 +67,14 @@ _ALL_FILES = (bpe.ENCODER, bpe.MERGES, *bpe.OTHER_NAMES, book.VOCABULARY, book.M
 def holds(folder: Path, name: str) -> bool:
     """Whether a folder (of weights, of a run) brings the vocabulary of that tokenizer along."""
     return name in _FILES and (folder / _FILES[name]).is_file()
+
+
+def kept(folder: Path) -> list[str]:
+    """The tokenizers whose vocabularies a folder holds; of the book's two the one that it was written by."""
+    found = [name for name in FROM_FILES if holds(folder, name)]
+    book_names = set(book.NAMES.values())
+    own = book.kept_as(folder) if book_names & set(found) else None
+    return [name for name in found if name == own or name not in book_names]
 
 
 def vocabulary_files(folder: Path) -> list[Path]:

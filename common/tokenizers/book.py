@@ -84,10 +84,10 @@ class Book:
         return {**sizes, "sha256": fingerprint(self.tokens, self.merges)}
 
     def save(self, folder: Path | str) -> None:
-        """Write {id: token} and the list of {pair, new_id} into a folder."""
+        """Write {id: token}, the order of merging, and the list of {pair, new_id} into a folder."""
         folder, first = files.output_folder(Path(folder)), self.vocab_size - len(self.merges)
         listed = [{"pair": list(pair), "new_id": first + rank} for rank, pair in enumerate(self.merges)]
-        told = {"tokens": dict(enumerate(self.tokens)), "specials": self.specials}
+        told = {"tokens": dict(enumerate(self.tokens)), "specials": self.specials, "order": self.order}
         files.write_text(folder / MERGES, json.dumps(listed) + "\n")
         files.write_text(folder / VOCABULARY, json.dumps(told) + "\n")
 
@@ -111,8 +111,10 @@ def train(
     vocab_size: int,
     specials: Sequence[str] = (END_OF_TEXT,),
     report: Report = lambda learnt, wanted: None,
+    order: str = "rank",
 ) -> Book:
-    """A vocabulary of that size; of equally frequent pairs the first one in the text is merged."""
+    """A vocabulary of that size; of equally frequent pairs the first one in the text is merged. Both orders learn the
+    same."""
     if not text:
         raise UserError("There is no text to learn a vocabulary from.")
     words = Counter(split(text))
@@ -133,11 +135,22 @@ def train(
         learnt.append(pair)
         tokens.append(tokens[pair[0]] + tokens[pair[1]])
         report(len(learnt), wanted)
-    return Book(tokens, learnt, named)
+    return Book(tokens, learnt, named, order)
+
+
+def kept_as(folder: Path | str) -> str:
+    """The name of the tokenizer that wrote a vocabulary: it says how its merges are applied where nobody else does."""
+    try:
+        told = json.loads((Path(folder) / VOCABULARY).read_text(encoding="utf-8"))
+        return NAMES[told.get("order", "rank")]  # older ones do not say it
+    except OSError as error:
+        raise UserError(f"{folder} holds no vocabulary of the book's kind ({VOCABULARY}, {MERGES}).") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"The vocabulary in {folder} is damaged ({type(error).__name__}: {error}).") from error
 
 
 def load(folder: Path | str, order: str = "rank") -> Book:
-    """What `save` wrote. Raises UserError for files that are missing or damaged."""
+    """What `save` wrote, in the order that is asked for. Raises UserError for files that are missing or damaged."""
     folder = Path(folder).expanduser()
     try:
         told, listed = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (VOCABULARY, MERGES))

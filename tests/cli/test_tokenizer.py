@@ -1,12 +1,15 @@
 """`parallax tokenizer`: a vocabulary from a text, a model that is trained with it, and what is refused."""
 
+import json
+
 import pytest
 
 from common import params
 from common.config import PRESETS
 from common.data import gutenberg
 from common.data.corpora import corpus
-from common.tokenizers import TRAINED, tokenizer
+from common.tokenizers import TRAINED, kept, tokenizer
+from common.weights.checkpoint import load_checkpoint
 
 GREEDY = ("book", "book-greedy")
 
@@ -70,6 +73,46 @@ def test_a_run_by_the_books_own_encoder_goes_on_by_it(call, tmp_path, text):
     code, _, err = call("train", "--data", tokens, "--tokenizer", "book", "--vocab", own, *how[:-1], tmp_path / "other")
     assert code == 2
     assert "are of tokenizer 'book-greedy', not of 'book'" in err
+
+
+@pytest.mark.parametrize("kind", GREEDY)
+def test_a_vocabulary_says_how_the_books_merges_are_applied(call, tmp_path, text, kind):
+    """So its folder alone chooses the tokenizer, of `train` and `book`; a name that is given goes before it."""
+    own, other = tmp_path / "vocabulary", GREEDY[1 - GREEDY.index(kind)]
+    code, out, _ = call("tokenizer", "train", text, "--kind", kind, "--vocab-size", 400, "--out", own)
+    assert (code, f"--tokenizer {kind} --vocab {own}" in out) == (0, True)
+    short = ["--data", text, "--batch-size", 2, "--length", 16]
+    for name, words in ((kind, []), (other, ["--tokenizer", other])):
+        run, again = tmp_path / name, tmp_path / f"{name} again"
+        few = [*short, "--steps", 1, "--vocab"]
+        code, _, err = call("train", *few, own, *words, "--out", run)
+        assert code == 0, err
+        assert load_checkpoint(run / "checkpoint").training["tokenizer"] == name
+        assert call("train", *few, run, "--out", again)[0] == 0  # that of a run is its own, too
+        assert load_checkpoint(again / "checkpoint").training["tokenizer"] == name
+    small = PRESETS["book-124m"].with_(embed_dim=12, num_heads=2, ff_dim=20, num_layers=1)
+    counts = {}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(PRESETS, "book-124m", small)
+        for name, words in (("default", []), *((name, ["--tokenizer", name]) for name in GREEDY)):
+            few = [*short, "--epochs", 1, "--eval-every", 1000, "--eval-batches", 1, "--prompt", "the"]
+            code, _, err = call("book", *few, "--vocab", own, *words)
+            assert code == 0, err
+            counts[name] = err.splitlines()[0]
+    assert counts["default"] == counts[kind] != counts[other]
+
+
+def test_a_vocabulary_that_does_not_say_how_it_merges(call, tmp_path, text):
+    """One that is older merges by rank; one that says nonsense is damaged."""
+    own = tmp_path / "vocabulary"
+    assert call("tokenizer", "train", text, "--kind", "book", "--vocab-size", 400, "--out", own)[0] == 0
+    told = json.loads((own / "book-vocab.json").read_text())
+    assert told.pop("order") == "rank"
+    (own / "book-vocab.json").write_text(json.dumps(told))
+    assert kept(own) == ["book"]
+    (own / "book-vocab.json").write_text(json.dumps({**told, "order": "sideways"}))
+    code, _, err = call("train", "--data", text, "--vocab", own, "--out", tmp_path / "run")
+    assert (code, "is damaged (KeyError: 'sideways')" in err, err.count("\n")) == (2, True, 1)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "book", "words"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from common import run as runs
 from common.config import PRESETS, Execution, TrainConfig, dumps, model_to_dict, preset
 from common.data.corpora import corpus, split
 from common.run import perplexity
@@ -107,6 +108,59 @@ def test_a_run_of_appendix_d_has_its_rates_and_clips_once_it_is_warmed_up(call, 
     assert sum(line.startswith("ab") for line in out.splitlines()) == 16
 
 
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """The words of a run of two epochs of seven steps, by a model as small as can be."""
+    config = PRESETS["book-124m"].with_(embed_dim=12, num_heads=2, ff_dim=20, num_layers=1)
+    monkeypatch.setitem(PRESETS, "book-124m", config)
+    (tmp_path / "text.txt").write_text("She sells sea shells by the sea shore. " * 7)  # 245 to train on: 15 windows
+    asked = ["--data", tmp_path / "text.txt", "--tokenizer", "bytes", "--length", 16, "--batch-size", 2]
+    return ["book", *asked, "--prompt", "She", "--epochs", 2, "--eval-every", 3]
+
+
+def test_the_log_of_a_run_that_goes_on_has_every_step_once(call, tmp_path, small):
+    """What is printed counts anew, as exercise 5.4 does; the log counts on, so its curve is one line."""
+    assert call(*small, "--out", tmp_path / "short")[0] == 0
+    short = runs.read_log(tmp_path / "short" / "log.jsonl")
+    assert [line["step"] for line in short] == [0, 3, 6, 9, 12]
+    for _ in range(2):  # who begins again in that folder does not find the lines of before
+        code, out, err = call(*small, "--more-epochs", 2, "--out", tmp_path / "long")
+        assert code == 0, err
+        log = runs.read_log(tmp_path / "long" / "log.jsonl")
+        assert [line["step"] for line in log] == [0, 3, 6, 9, 12, 14, 17, 20, 23, 26]
+        assert [line["epoch"] for line in log] == [1, 1, 1, 2, 2, 3, 3, 3, 4, 4]
+        assert log[:5] == short
+    printed = [line.split(":")[0] for line in out.splitlines() if line.startswith("Ep ")]
+    counted = [f"Ep {1 + step // 7} (Step {step:06d})" for step in range(0, 14, 3)]
+    assert printed == 2 * counted
+    code, said, _ = call("curves", tmp_path / "long")
+    assert (code, "long: 27 steps" in said) == (0, True)
+
+
+def test_a_run_that_is_interrupted_leaves_its_log(call, tmp_path, small, monkeypatch):
+    real, asked = book._mean, []
+
+    def mean(*rest):
+        asked.append(rest)
+        if len(asked) == 2 * 6 + 1:  # of two parts each time: the second line of the epoch more
+            raise KeyboardInterrupt
+        return real(*rest)
+
+    monkeypatch.setattr(book, "_mean", mean)
+    code, _, err = call(*small, "--more-epochs", 1, "--out", tmp_path / "run")
+    assert (code, f"parallax curves {tmp_path / 'run'}" in err) == (130, True)
+    assert [line["step"] for line in runs.read_log(tmp_path / "run" / "log.jsonl")] == [0, 3, 6, 9, 12, 14]
+
+
+def test_the_log_of_another_run_is_not_written_over(call, tmp_path, small):
+    asked = ["--preset", "nano", "--length", 16, "--batch-size", 2, "--steps", 2, "--eval-every", 2]
+    assert call("train", *asked, "--out", tmp_path / "run")[0] == 0
+    before = (tmp_path / "run" / "log.jsonl").read_bytes()
+    code, out, err = call(*small, "--out", tmp_path / "run")
+    assert (code, out, "already holds a run, whose log is its own" in err) == (2, "", True)
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == before
+
+
 def test_what_is_no_run_of_the_books_is_refused(call, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text("She sells sea shells by the sea shore. " * 30)
@@ -148,16 +202,17 @@ def test_a_run_is_reproduced():
     ids = torch.frombuffer(bytearray(corpus("pydoc").text[:2000].encode()), dtype=torch.uint8).int().numpy()
     settings = {"epochs": 2, "every": 10, "batches": 3}
     train = TRAIN.with_(seed=3, batch_size=4, learning_rate=1e-2)
-    runs = [lines_of(book.run(config, Execution(), ids, ids[:200], train, **settings)) for _ in range(2)]
-    assert runs[0] == runs[1]
-    assert runs[0][-1].loss < runs[0][0].loss - 1
-    assert [line.step for line in runs[0]] == list(range(0, 2 * (2000 - 16) // 16 // 4, 10))
+    both = [lines_of(book.run(config, Execution(), ids, ids[:200], train, **settings)) for _ in range(2)]
+    assert both[0] == both[1]
+    assert both[0][-1].loss < both[0][0].loss - 1
+    assert [line.step for line in both[0]] == list(range(0, 2 * (2000 - 16) // 16 // 4, 10))
     other = lines_of(book.run(config, Execution(), ids, ids[:200], train.with_(seed=4), **settings))
-    assert other != runs[0]
+    assert other != both[0]
     more = lines_of(book.run(config, Execution(), ids, ids[:200], train, **settings | {"more": 1}))
-    assert more[: len(runs[0])] == runs[0]
-    assert [line.step for line in more[len(runs[0]) :]] == list(range(0, (2000 - 16) // 16 // 4, 10))
-    assert more[-1].loss < runs[0][-1].loss
+    assert more[: len(both[0])] == both[0]
+    assert [line.at for line in more] == sorted({line.at for line in more})
+    assert [line.step for line in more[len(both[0]) :]] == list(range(0, (2000 - 16) // 16 // 4, 10))
+    assert more[-1].loss < both[0][-1].loss
 
 
 def test_rows_of_a_count_to_thousand():
