@@ -92,19 +92,25 @@ def site(path: str, adapter: str) -> int:
 
 def check(config: "GPTConfig", execution) -> None:
     """Refuse ways to run that multiply by a matrix itself, where an adapter changes it."""
+    for path, field in unseen(config, execution.to_dict()):
+        chosen = f"{field}={getattr(execution, field)!r}"
+        raise UserError(
+            f"An adapter changes {path}, whose matrix {chosen} multiplies by itself; merge it, or leave it out."
+        )
+
+
+def unseen(config: "GPTConfig", ways: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(path, field) of the linear maps whose adapters ways to run, fields of an execution, would not see: they multiply
+    by the matrix itself."""
     if not config.adapters:
         return
     from common.accounting import parts
 
     for path in sorted({base_of(name) for name in names(config)}):
         layer, inside = parts.holder(config, path), path.rpartition(".")[2]
-        for field, ways in ({} if layer is None else layer.bare).items():
-            chosen = getattr(execution, field)
-            if any(fnmatchcase(inside, pattern) for pattern in ways.get(chosen, ())):
-                raise UserError(
-                    f"An adapter changes {path}, whose matrix {field}={chosen!r} multiplies by itself;"
-                    " merge it, or leave it out."
-                )
+        for field, known in ({} if layer is None else layer.bare).items():
+            if any(fnmatchcase(inside, pattern) for pattern in known.get(ways.get(field), ())):
+                yield path, field
 
 
 def names(config: "GPTConfig", adapter: str | None = None) -> list[str]:

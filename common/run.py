@@ -246,7 +246,7 @@ class RunFolder:
             if len(log) > self.lines:
                 with contextlib.suppress(UserError):  # what ended the run is what is told
                     self.write_log(log)
-                    show(f"The log of {len(log)} steps is written; see it with: parallax curves {self.path}")
+                    show(f"The log of {len(log)} lines is written; see it with: parallax curves {self.path}")
             raise
 
     def keep_as_best(self, checkpoint: Path) -> None:

@@ -113,7 +113,7 @@ class Cell:
     def line(self) -> dict[str, Any]:
         """The cell as its line of the record has it: what it is, its `work`, the bytes that it must keep (`ideal`), and
         where it lies on an axis along which the cells of a group are compared. `own` is what differs for contenders
-        with a precision or model of their own, by name."""
+        with a precision, model or form of their own, by name."""
         axis = None if self.axis is None else {"name": self.axis[0], "value": self.axis[1]}
         return {
             "cell": self.name,
@@ -128,16 +128,18 @@ class Cell:
             "cached": self.cached,
             "dtype": self.dtype,
             **work(self),
-            "own": {one.name: self._own(self.of(one)) for one in self.contenders if self.of(one) != self},
+            "own": {one.name: own for one in self.contenders if (own := self._own(one))},
             "ideal": ideal(self),
             "axis": axis,
         }
 
-    def _own(self, other: Self) -> dict[str, Any]:
-        """What is to be done otherwise in another precision, or by another model."""
-        mine, found = work(self), work(other)
+    def _own(self, one: Contender) -> dict[str, Any]:
+        """What a contender does otherwise than the cell says: in another precision, by another model, or in forms that
+        others do not have."""
+        other = self.of(one)
+        mine, found = work(self), work(replace(other, contenders=(one,)))
         changed = {name: value for name, value in found.items() if value != mine[name]}
-        return {"dtype": other.dtype, "bytes": found["bytes"]} | changed
+        return {"dtype": other.dtype, "bytes": found["bytes"]} | changed if changed or other != self else {}
 
 
 @functools.lru_cache(maxsize=1)

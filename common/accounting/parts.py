@@ -37,10 +37,12 @@ def holder(config: ModelConfig, path: str) -> Part | None:
 
 def decoding(config: ModelConfig, execution: Execution | None = None) -> dict[str, str]:
     """The fields of an execution that are not plain where a model's layers are to decode: as it is best, or as this
-    execution does, whose plain way to decode is in the forms that it reads texts with."""
+    execution does, whose plain way to decode is in the forms that it reads texts with. None that passes adapters by."""
     if execution is not None and execution.decode == "plain":
         return {}
-    return {field: form for layer in config.attention for field, form in layer.decodes.items()}
+    forms = {field: form for layer in config.attention for field, form in layer.decodes.items()}
+    passed = {field for _, field in adapters.unseen(config, forms)}
+    return {field: form for field, form in forms.items() if field not in passed}
 
 
 def times(config: ModelConfig, path: str) -> int:

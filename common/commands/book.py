@@ -48,11 +48,10 @@ def book(
     """The book's training runs (chapter 5, appendix D) with PyTorch's own random numbers, in the book's order."""
     from common import backend as door
     from common import run as runs
-    from common.config import SamplingConfig, TrainConfig
+    from common.config import PRESETS, SamplingConfig, TrainConfig
     from common.config import preset as preset_of
     from common.data.corpora import corpus, split
     from common.errors import UserError
-    from common.tokenizers import kept as kinds_in
     from common.tokenizers import tokenizer as of_name
 
     positive = {"--epochs": epochs, "--eval-every": eval_every, "--eval-batches": eval_batches, "--length": length}
@@ -77,9 +76,8 @@ def book(
     )
     execution = options.execution("torch", "cpu", None, threads=threads)
     if tokenizer is None:
-        held = [] if vocab is None else kinds_in(vocab)
-        other = ("bpe", "hf")  # which also read what GPT-2's own folder holds
-        tokenizer = next((kind for kind in held if kind not in other), "gpt2")
+        size = PRESETS["gpt2-124m"].vocab_size  # unless another one is named, it is GPT-2's
+        tokenizer = options.kind_in([] if vocab is None else [vocab], size) or "gpt2"
     encoder = of_name(tokenizer, vocab)
     rates = dict.fromkeys(("dropout_embed", "dropout_attn", "dropout_shortcut"), dropout)
     config = preset_of(preset).with_(vocab_size=encoder.vocab_size, context_length=length, **rates)

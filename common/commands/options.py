@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 BY_SIZE = {256: "bytes", PRESETS["gpt2-124m"].vocab_size: "gpt2"}  # tokenizers of models that say nothing else
+OTHER_FORMS = ("bpe", "hf")  # tokenizers that also read the files of GPT-2's vocabulary
 
 Backend = Annotated[str, typer.Option(help="Implementation: torch, jax, or numpy (the float64 oracle, small models).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
@@ -138,12 +139,12 @@ def tokenizer_of(record: Mapping[str, Any], where: Path) -> str | None:
 
 def kind_in(places: Iterable[Path], vocab_size: int) -> str | None:
     """The tokenizer whose vocabulary lies in the first of these folders that holds one, for a model of that size; None
-    where there is none, and for GPT-2's size: a folder of GPT-2 may hold its vocabulary in several forms."""
+    where there is none. For GPT-2's size it is none that reads GPT-2's own vocabulary too, which a folder may hold in
+    several forms."""
     from common.tokenizers import kept
 
-    if BY_SIZE.get(vocab_size) == "gpt2":
-        return None
-    return next((kind for place in places for kind in kept(place)), None)
+    left = OTHER_FORMS if BY_SIZE.get(vocab_size) == "gpt2" else ()
+    return next((kind for place in places for kind in kept(place) if kind not in left), None)
 
 
 def tokenizer_for(name: str | None, vocab: Path | None, vocab_size: int, near: Path | None = None):

@@ -79,6 +79,7 @@ class Running:
         self.free = self.free | {"vocab"} | groups.names(groups.Run, groups.How)
         self.out, self.start, self.automatic = run.out, None, False
         self.origin: dict[str, Any] = {}  # the record of the run that the weights at the start are from
+        self.found: str | None = None  # the tokenizer whose vocabulary a new run is given without its name
         self.again = layouts.restarted()
         self.lenient = run.auto_resume or self.again  # a run that is done is no mistake
 
@@ -163,9 +164,10 @@ class Running:
             if variant is not None:
                 _, config = variations.varied(config, variant)
             if tokenizer is None and vocab is not None:
-                tokenizer = options.kind_in([vocab], config.vocab_size)
-            if tokenizer in FROM_FILES:
-                config = config.with_(vocab_size=of_name(tokenizer, vocab).vocab_size)
+                self.found = options.kind_in([vocab], config.vocab_size)
+            sized = tokenizer or (self.found if asked.config is None else None)  # the file of a config says its size
+            if sized in FROM_FILES:
+                config = config.with_(vocab_size=of_name(sized, vocab).vocab_size)
             start = runs.Start(config, params.initialise(config, seed))
         elif variant is not None:
             raise UserError("--variant is for a new model, and --weights has one; leave one of them out.")
@@ -178,10 +180,10 @@ class Running:
         return start
 
     def tokenizer(self, asked: groups.Model) -> str | None:
-        """The tokenizer of a new run, once its model is there: by its name, or that of the run that the weights are
-        from, which is told."""
+        """The tokenizer of a new run, once its model is there: by its name, that of the vocabulary that is given, or
+        that of the run that the weights are from, which is told."""
         if asked.tokenizer is not None or asked.weights is None:
-            return asked.tokenizer
+            return asked.tokenizer or self.found
         name = options.tokenizer_of(self.origin, asked.weights)
         if name is not None:
             self.show(f"{asked.weights} was trained with the tokenizer {name}, and so is this (--tokenizer names one).")

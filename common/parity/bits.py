@@ -263,8 +263,9 @@ def _gpt_sites(config: GPTConfig) -> list[Site]:
         layer = f"model.layers.{index}"
         sites.append(Site(index + 1, 1, config.dropout_shortcut, (1, 1, embed), f"{layer}.self_attn.o_proj.bias"))
         sites.append(Site(index + 1, 2, config.dropout_shortcut, (1, 1, embed), f"{layer}.mlp.down_proj.bias"))
-        values = f"{layer}.self_attn.{config.attention_of(index).values(config)}.weight"
-        sites.append(Site(index + 1, 0, config.dropout_attn, (1, heads, 1, 1), values))
+        if values := config.attention_of(index).values(config):
+            shown_by = f"{layer}.self_attn.{values}.weight"
+            sites.append(Site(index + 1, 0, config.dropout_attn, (1, heads, 1, 1), shown_by))
     for path, adapter, _, inputs, address in adapters.placed(config):
         layer = int(path.split(".")[2]) + 1 if path.startswith("model.layers.") else 0
         shown_by = f"{path}.lora_A.{adapter.name}.weight"

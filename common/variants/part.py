@@ -103,7 +103,7 @@ class Attention(Part):
 
     bare: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "attention": dict.fromkeys(("module", "module_weights"), ("*",)),
-        "projections": dict.fromkeys(("joined", "einsum"), ("*",)),
+        "projections": dict.fromkeys(("joined", "einsum"), ("q_proj", "k_proj", "v_proj")),
     }
 
     free_order: ClassVar[bool] = False

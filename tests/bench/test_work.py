@@ -1,11 +1,15 @@
 """What a cell's call has to do, in closed form: by hand for a small model, and against the accounts it is made of."""
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.harness.cells import Cell, work
+from benchmarks.suites.scope import wing
 from common import params
 from common.accounting import flops
 from common.config import GPTConfig
+from common.variants import Latent
 
 CONFIG = GPTConfig(31, 16, 12, 2, 3, ff_dim=20)
 BATCH, LENGTH = 3, 8
@@ -45,6 +49,25 @@ def test_passes_count_tokens_and_both_kinds_of_flops(task, counted):
     assert (found["unit"], found["work"]) == ("tokens", BATCH * LENGTH)
     assert found["flops_full"] == flops.flops_full(CONFIG, counted, BATCH, LENGTH)
     assert found["flops_causal"] == flops.flops_causal(CONFIG, counted, BATCH, LENGTH)
+
+
+def test_forms_that_not_all_have_are_counted_for_those_who_have_them():
+    """Absorbed, a step makes no keys and values of all latents anew; a cell of one of them says its own."""
+    config = CONFIG.with_(attention=(Latent(rank=4),))
+    chosen = tuple(wing("torch", how) for how in ("default", "absorbed"))
+    cell = Cell("ablation", "continue", "tiny", config, 1, LENGTH, "float32", chosen, 4)
+    line, seen = cell.line(), LENGTH + 3
+    assert set(line["own"]) == {"torch absorbed"}
+    forms = {"default": {}, "absorbed": {"latent": "absorbed"}}
+    due = {
+        how: sum(
+            sum(flops.decode_step(config, 1, seen, visible=LENGTH + step, forms=own).values()) for step in range(1, 4)
+        )
+        for how, own in forms.items()
+    }
+    assert (line["flops_full"], line["own"]["torch absorbed"]["flops_full"]) == (due["default"], due["absorbed"])
+    assert due["absorbed"] < due["default"]
+    assert all(set(Cell.line(alone)["own"]) == set() for alone in (replace(cell, contenders=(one,)) for one in chosen))
 
 
 def test_decoding_is_a_prefill_and_steps():

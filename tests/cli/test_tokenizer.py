@@ -5,7 +5,8 @@ import json
 import pytest
 
 from common import params
-from common.config import PRESETS
+from common.commands import options
+from common.config import PRESETS, model_to_dict
 from common.data import gutenberg
 from common.data.corpora import corpus
 from common.tokenizers import TRAINED, kept, tokenizer
@@ -100,6 +101,23 @@ def test_a_vocabulary_says_how_the_books_merges_are_applied(call, tmp_path, text
             assert code == 0, err
             counts[name] = err.splitlines()[0]
     assert counts["default"] == counts[kind] != counts[other]
+
+
+def test_a_vocabulary_alone_chooses_whatever_the_size_of_the_model(call, tmp_path, text):
+    """A config's file says its own size, with room to spare; of GPT-2's size are those that do not read its files."""
+    greedy, bpe = tmp_path / "greedy", tmp_path / "bpe"
+    for own, kind in ((greedy, "book-greedy"), (bpe, "bpe")):
+        assert call("tokenizer", "train", text, "--kind", kind, "--vocab-size", 400, "--out", own)[0] == 0
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(model_to_dict(PRESETS["nano"].with_(vocab_size=448, embed_dim=12, num_heads=2))))
+    short = ["--data", text, "--batch-size", 2, "--length", 16, "--steps", 1, "--config", file]
+    for own, kind in ((greedy, "book-greedy"), (bpe, "bpe")):
+        code, _, err = call("train", *short, "--vocab", own, "--out", tmp_path / f"{kind} run")
+        assert code == 0, err
+        made = load_checkpoint(tmp_path / f"{kind} run" / "checkpoint")
+        assert (made.config.vocab_size, made.training["tokenizer"]) == (448, kind)
+    large = PRESETS["gpt2-124m"].vocab_size
+    assert [options.kind_in([own], large) for own in (greedy, bpe)] == ["book-greedy", None]
 
 
 def test_a_vocabulary_that_does_not_say_how_it_merges(call, tmp_path, text):

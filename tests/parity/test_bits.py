@@ -92,6 +92,7 @@ def test_a_mask_that_a_wing_takes_from_elsewhere_is_noticed(site, monkeypatch):
 @pytest.mark.parametrize("who", ["numpy", "torch", "jax"])
 @pytest.mark.parametrize("attention", [
     MultiHead(), GroupedQuery(2, sinks=True, gate=True, out_bias=True), Latent(rank=6, out_bias=True),
+    Sparse(2, out_bias=True),
 ], ids=lambda one: one.kind)  # fmt: skip
 def test_masks_that_are_seen_are_those_that_are_drawn(attention, who):
     """The oracle shows the same masks in its complex-step gradients, which know nothing of sites; so do the wings, of

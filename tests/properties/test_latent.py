@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common import compare, params
-from common.accounting import flops, memory
+from common.accounting import flops, memory, parts
 from common.accounting.work import Work
 from common.adapters import Adapter
 from common.backend import load
@@ -64,6 +64,19 @@ def test_adapters_of_what_is_not_absorbed_are_seen(model_of, texts, wing):
     close(got, want)
     plain = model_of(wing, CONFIGS["deepseek"]).forward(ids, positions).logits[there]
     assert np.abs(want - plain).max() > 1e-3 * np.abs(plain).max()
+
+
+@pytest.mark.parametrize("target", ["k_up_proj", "v_up_proj", "q_up_proj"])
+def test_streamed_decoding_sees_adapters(model_of, wing, target):
+    """Where an adapter changes what would be absorbed, nothing is absorbed."""
+    config = CONFIGS["deepseek"].with_(adapters=Adapter(targets=(f"*.{target}",), rank=2, alpha=30.0))
+    prompts, sampling = [[3, 1, 4, 1, 5], [9, 2, 6]], SamplingConfig(max_new_tokens=8)
+    want = model_of(wing, config).generate(prompts, sampling)
+    eager = {"compile": False} if wing == "torch" else {}
+    assert model_of(wing, config, decode="streamed", **eager).generate(prompts, sampling) == want
+    assert model_of(wing, CONFIGS["deepseek"]).generate(prompts, sampling) != want
+    absorbed = parts.decoding(config, Execution(decode="streamed"))
+    assert absorbed == ({"latent": "absorbed"} if target == "q_up_proj" else {})
 
 
 def test_absorbed_equals_expanded_in_every_intermediate_value(model_of, texts, wing, config):

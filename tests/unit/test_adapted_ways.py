@@ -18,10 +18,12 @@ REFUSED = [
 ]
 TAKEN = [
     (MultiHead(), "*.q_proj", {"attention": "blockwise"}),
+    (MultiHead(), "*.o_proj", {"projections": "joined"}),
     (MultiHead(), "*.mlp.*_proj", {"attention": "module", "projections": "joined"}),
     (MultiHead(), "*.mlp.up_proj", {"latent": "absorbed"}),
     (Latent(rank=6, query_rank=5), "*.q_up_proj", {"latent": "absorbed"}),
     (Latent(rank=6), "*.kv_down_proj", {"latent": "absorbed"}),
+    (Latent(rank=6), "*.v_up_proj", {"decode": "streamed"}),
     (Latent(rank=6), "*.k_up_proj", {"latent": "expanded"}),
 ]
 

@@ -163,7 +163,7 @@ def test_a_bar_ends_before_a_run_says_that_it_met_no_number(call, tmp_path, scre
     assert f"{steps}/50" in screen.frames[-1]
     assert screen.ended()
     written, told = err.splitlines()[-2:]
-    assert written.startswith(f"The log of {steps} steps is written")
+    assert written.startswith(f"The log of {steps} lines is written")
     assert told.startswith("parallax: ")
     assert f" of step {steps} is " in told
     assert "lower the learning rate" in told
