@@ -4,8 +4,6 @@ from collections.abc import Iterator
 
 from benchmarks.harness.cells import Cell
 from benchmarks.suites.scope import FASTEST, Scope, wing
-from common import params
-from common.accounting import parts
 from common.cases import CASES, Case
 
 SIZES = {"nano": (8, 128), "gpt2-124m": (4, 256)}
@@ -52,14 +50,11 @@ def cases(scope: Scope) -> Iterator[Cell]:
 
 def components(scope: Scope) -> Iterator[Cell]:
     """Every registered component forwards and backwards at its own size: what calling and differentiating cost. Of what
-    "fast" turns on there are norms in it, or nothing."""
-    for case in CASES.values():
-        if case.path:
-            own = any("norm" in name for name in params.table(case.config) if parts.inside(case.path, name))
-            yield _cell("components", "component", case, "fused norm" if own else None, path=case.path)
+    "fast" turns on there is hardly anything in one."""
+    return (_cell("components", "component", case, ("default",), case.path) for case in CASES.values() if case.path)
 
 
-def _cell(suite: str, task: str, case: Case, fast: str | None = FASTEST, path: str = "") -> Cell:
-    chosen = tuple(wing(name, how) for name in ("torch", "jax") for how in ("default", fast) if how)
+def _cell(suite: str, task: str, case: Case, modes: tuple[str, ...] = ("default", FASTEST), path: str = "") -> Cell:
+    chosen = tuple(wing(name, how) for name in ("torch", "jax") for how in modes)
     size, more = (case.batch, case.length), {"weights": "randomised", "path": path}
     return Cell(suite, task, case.name, case.config, *size, "float32", chosen, **more)
