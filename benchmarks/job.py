@@ -1,5 +1,6 @@
 """From what was asked for to a record and its report: what can be refused is refused before anything is timed."""
 
+import functools
 import hashlib
 import itertools
 import re
@@ -8,6 +9,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,16 @@ from typing import Any
 from benchmarks.harness import abreast, contest, fresh, machine
 from benchmarks.harness.cells import FRESH, Cell
 from benchmarks.harness.contenders import Contender
-from benchmarks.harness.groups import grouped, in_turn
+from benchmarks.harness.groups import Group, grouped, in_turn
 from benchmarks.harness.process import Rules, sentence
 from benchmarks.harness.record import RAW, Line, Record, now, of, read
+from benchmarks.harness.together import at_once
 from benchmarks.harness.worker import Worker, WorkerFault, environment, usable_cores
 from benchmarks.room import check_memory, need, processes, room
 from benchmarks.suites import DEFAULT, SUITES, Scope
 from common import allocator, files, gpu
 from common.accounting import counters, peaks
-from common.config import PRESETS
+from common.config import PRESETS, ModelConfig
 from common.errors import UserError, unknown
 from common.stopping import stoppable
 
@@ -31,6 +34,7 @@ INTERRUPTED = "interrupted"
 NOBODY = "not a single contender could be timed"
 SECONDS = {False: 20.0, True: 2.0}
 LEAST = {False: 6, True: 6}
+AT_ONCE = 4  # processes that count FLOPs side by side where contenders begin so: each has both frameworks
 MANY = 1  # processes for each core that begin at once: with more, imports and compilations hold each other up
 
 
@@ -279,7 +283,7 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
     report("What this machine can do", 0.0)
     _known(work, record)
     _peaks(work, record)
-    groups, ahead = _groups(work), 0.0
+    batches, ahead = _batches(work), 0.0
 
     def late() -> bool:
         """Whether nothing new begins: time is over, or would be before anything is timed."""
@@ -293,19 +297,20 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
         left_out(work, record, why)
         return why
 
-    for number, group in enumerate(groups):
+    for number, batch in enumerate(batches):
         if why := over():
             return why
         ahead = 0.0
 
         def told(what: str, share: float, number=number) -> None:
-            report(what, (number + share) / len(groups))
+            report(what, (number + share) / len(batches))
 
+        group = batch[0]
         if group[0].task in FRESH:
             fresh.run(group[0], work.rules, record, told)
         elif work.rules.together:
             patience = (60 * limit - (time.monotonic() - begun)) / 2
-            ahead = abreast.run(group, work.rules, record, told, late, patience)
+            ahead = abreast.run(batch, work.rules, record, told, late, patience)
         else:
             hasty = work.asked.quick or limit is not None
             contest.run(group, work.rules, record, told, 1 if hasty else processes(group, work.asked.device))
@@ -319,15 +324,16 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
     return None
 
 
-def _groups(work: Work) -> list[list[Cell]]:
-    """Cells that are measured together, in their order."""
+def _batches(work: Work) -> list[list[Group]]:
+    """Groups of cells in their order, those together that begin side by side: without a limit of minutes each is by
+    itself, on a CPU with one each cell."""
     if work.asked.minutes is None:
-        return list(grouped(work.cells))
-    cells = in_turn(work.cells, "float32" if work.asked.device == "cpu" else "bfloat16")
+        return [[group] for group in grouped(work.cells)]
     if not work.rules.together:
-        return [[cell] for cell in cells]
+        return [[group] for group in in_turn([cell] for cell in work.cells)]
     there = min(free for free in room(work.asked.device).values() if free is not None)
-    return list(abreast.batches(cells, need, there // 2, MANY * len(usable_cores())))
+    turns = in_turn(grouped(work.cells), "bfloat16")
+    return list(abreast.batches(turns, need, there // 2, MANY * len(usable_cores())))
 
 
 def left_out(work: Work, record: Record, why: str) -> None:
@@ -346,30 +352,41 @@ def _flops(work: Work, record: Record) -> None:
     for cell in work.cells:
         if cell.task in counters.TASKS and cell.dtype == "float32":
             sizes.setdefault((cell.config, cell.batch, cell.length), []).append(cell)
-    for same in sizes.values():
+
+    def counted(config: ModelConfig, batch: int, length: int) -> list[dict[str, Any]]:
         with Worker("torch", threads=work.rules.threads, device=work.rules.device) as worker:
-            try:
-                worker.ask("start")
-                rows = worker.ask("counted", same[0].config, same[0].batch, same[0].length, work.rules.device)
-            except (UserError, WorkerFault) as error:
-                record.add("skipped", what=f"FLOPs of {same[0].title}", reason=sentence(error))
-                continue
-        for cell in same:
-            for row in rows:
-                if row["task"] == cell.task:
-                    record.add("flops", cell=cell.name, **row)
+            worker.ask("start")
+            return worker.ask("counted", config, batch, length, work.rules.device)
+
+    asked = {size: [functools.partial(counted, *size)] for size in sizes}
+    answers = at_once(asked, AT_ONCE if work.rules.together else 1)
+    for size, same in sizes.items():
+        rows = answers[size]
+        if isinstance(rows, Exception):
+            record.add("skipped", what=f"FLOPs of {same[0].title}", reason=sentence(rows))
+            continue
+        for cell, row in itertools.product(same, rows[0]):
+            if row["task"] == cell.task:
+                record.add("flops", cell=cell.name, **row)
 
 
 def _peaks(work: Work, record: Record) -> None:
     allocators = ("plain", "kept") if work.device["kind"] == "cpu" and allocator.available() else ("plain",)
-    for wing, kept in itertools.product(("torch", "jax"), allocators):
-        with Worker(wing, threads=work.rules.threads, device=work.rules.device, memory=kept) as worker:
+    with ExitStack() as stack:
+        workers = {}
+        for wing, kept in itertools.product(("torch", "jax"), allocators):
+            own = Worker(wing, threads=work.rules.threads, device=work.rules.device, memory=kept)
+            workers[wing, kept] = stack.enter_context(own)
+        started = at_once({who: [functools.partial(worker.ask, "start")] for who, worker in workers.items()})
+        for (wing, kept), worker in workers.items():
             try:
-                worker.ask("start")
+                if isinstance(started[wing, kept], Exception):
+                    raise started[wing, kept]
                 for found in worker.ask("peaks", work.rules.device, work.rules.quick or work.rules.together):
                     record.add("peak", wing=wing, memory=kept, **found)
             except (UserError, WorkerFault) as error:
                 record.add("skipped", what=f"peaks by {wing}", reason=sentence(error))
+            worker.close()
 
 
 def _known(work: Work, record: Record) -> None:

@@ -3,10 +3,10 @@
 import functools
 from dataclasses import replace
 
-from benchmarks.harness import contest, fresh, gate
+from benchmarks.harness import fresh, gate, judging, process
 from benchmarks.harness.cells import DECODING, FRESH, Cell
 from benchmarks.harness.contenders import Contender
-from benchmarks.harness.contest import MODEL
+from benchmarks.harness.process import MODEL
 from benchmarks.harness.recipe import Recipe, on_disk
 from benchmarks.harness.service import Service
 from common.config import Execution
@@ -37,14 +37,14 @@ def _new_judge(source: str, recipe: Recipe) -> Here:
 
 @functools.lru_cache(maxsize=8)
 def _wanted(cell: Cell) -> dict[str, gate.Digest]:
-    judge = (_new_judge if cell.task in contest.CHANGING else _judge)(contest.judge(cell), recipe(cell))
-    contest.prepare(judge, cell)
-    return judge.ask("begin", MODEL, cell.task, contest.GATE_CALLS.get(cell.task, 1))[1]
+    judge = (_new_judge if cell.task in process.CHANGING else _judge)(judging.judge(cell), recipe(cell))
+    process.prepare(judge, cell)
+    return judge.ask("begin", MODEL, cell.task, judging.GATE_CALLS.get(cell.task, 1))[1]
 
 
 @functools.lru_cache(maxsize=8)
 def _beginning(cell: Cell) -> dict[str, gate.Digest]:
-    return fresh.outputs(_judge(contest.ORACLE, recipe(cell)), cell)
+    return fresh.outputs(_judge(judging.ORACLE, recipe(cell)), cell)
 
 
 def recipe(cell: Cell) -> Recipe:
@@ -61,16 +61,16 @@ def check(cell: Cell, one: Contender) -> None:
             own.ask("build", MODEL, stored, here)
             fresh.prepare(own, cell)
             _, shown = own.ask("begin", MODEL, fresh.TASKS[cell.task], 1)
-        refusal = gate.refusal(contest.verdicts(mine, one, shown, _beginning(cell)), mine.dtype, "the oracle")
+        refusal = gate.refusal(judging.verdicts(mine, one, shown, _beginning(cell)), mine.dtype, "the oracle")
         assert refusal is None, refusal
         return
     own.ask("build", MODEL, recipe(mine), here)
-    contest.prepare(own, cell)
-    _, shown = own.ask("begin", MODEL, cell.task, contest.GATE_CALLS.get(cell.task, 1))
+    process.prepare(own, cell)
+    _, shown = own.ask("begin", MODEL, cell.task, judging.GATE_CALLS.get(cell.task, 1))
     if cell.task in DECODING:
-        judge, ids = _judge(contest.ORACLE, recipe(mine)), cell.tokens()[0]
-        found = contest.choice(mine, shown["tokens"], lambda tokens: judge.ask("regret", MODEL, ids, tokens))
+        judge, ids = _judge(judging.ORACLE, recipe(mine)), cell.tokens()[0]
+        found = judging.choice(mine, shown["tokens"], lambda tokens: judge.ask("regret", MODEL, ids, tokens))
     else:
-        found = contest.verdicts(mine, one, shown, _wanted(replace(cell, config=mine.config)))
-    refusal = gate.refusal(found, mine.dtype, contest.judge_title(cell))
+        found = judging.verdicts(mine, one, shown, _wanted(replace(cell, config=mine.config)))
+    refusal = gate.refusal(found, mine.dtype, judging.judge_title(cell))
     assert refusal is None, refusal

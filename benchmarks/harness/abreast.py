@@ -1,34 +1,36 @@
-"""Cells side by side: all that comes before the clock at once, and then one contest after the other.
+"""Groups of cells side by side: all that comes before the clock at once, and then one contest after the other.
 
 For a run of a few minutes on a GPU, where most of the time is the host's: importing, building, compiling, judging.
-Nothing else is done while contenders are timed. Seconds of beginnings are upper bounds then, and a compiler that tries
-kernels out has not had the device to itself.
+Cells that share model and contenders share their processes, and memory is asked of these once a cell is timed. Nothing
+else is done while contenders are timed. Seconds of beginnings are upper bounds then, and a compiler that tries kernels
+out has not had the device to itself.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from time import monotonic
 from typing import Any
 
 from benchmarks.harness import contest
 from benchmarks.harness.cells import FRESH, Cell
-from benchmarks.harness.contest import Report
+from benchmarks.harness.groups import Group
+from benchmarks.harness.judging import Report
 from benchmarks.harness.process import Rules
 from benchmarks.harness.record import Line, Record
 from benchmarks.harness.worker import end_all, owner
 
 
-def batches(cells: Sequence[Cell], need: Callable[[Cell], int], room: int, processes: int) -> Iterator[list[Cell]]:
-    """Cells in their order, as many at once as have room in memory (bytes, by what each of them needs) and have no more
-    contenders than `processes`, at least one; beginnings, which are timed, alone."""
-    batch: list[Cell] = []
-    for cell in cells:
-        together = [*batch, cell]
-        count = sum(len(one.contenders) for one in together)
-        apart = cell.task in FRESH or (batch and batch[0].task in FRESH)
-        if batch and (apart or count > processes or sum(map(need, together)) > room):
+def batches(groups: Iterable[Group], need: Callable[[Cell], int], room: int, processes: int) -> Iterator[list[Group]]:
+    """Groups in their order, as many at once as have room in memory (bytes, by what the cells of each need) and have no
+    more contenders than `processes`, at least one; beginnings, which are timed, alone."""
+    batch: list[Group] = []
+    for group in groups:
+        together = [*batch, group]
+        count = sum(len(one[0].contenders) for one in together)
+        apart = group[0].task in FRESH or (batch and batch[0][0].task in FRESH)
+        if batch and (apart or count > processes or sum(max(map(need, one)) for one in together) > room):
             yield batch
-            together = [cell]
+            together = [group]
         batch = together
     if batch:
         yield batch
@@ -57,12 +59,13 @@ class Held:
 
 
 class Begun:
-    """A cell whose contenders begin in a thread of its own."""
+    """A group of cells whose contenders begin in a thread of its own."""
 
-    def __init__(self, cell: Cell, rules: Rules, record: Record, pool: ThreadPoolExecutor):
-        self.cell, self.record, self._pool = cell, Held(record), pool
-        self.record.add("cell", **cell.line(), processes=1)
-        self._stages = contest.stages([cell], rules, self.record, lambda what, share: None, 1)
+    def __init__(self, group: Group, rules: Rules, record: Record, pool: ThreadPoolExecutor, late: Callable[[], bool]):
+        self.group, self.record, self._pool = group, Held(record), pool
+        for cell in group:
+            self.record.add("cell", **cell.line(), processes=1)
+        self._stages = contest.stages(group, rules, self.record, lambda what, share: None, 1, late)
         self.stage = pool.submit(self._next)
 
     def _next(self) -> None:
@@ -84,37 +87,27 @@ class Begun:
 
 
 def run(
-    cells: Sequence[Cell], rules: Rules, record: Record, report: Report, late: Callable[[], bool], patience: float
+    groups: Sequence[Group], rules: Rules, record: Record, report: Report, late: Callable[[], bool], patience: float
 ) -> float:
-    """Time cells of one process a contender: those that are ready after `patience` seconds, for the others are dropped,
-    and nothing more once it is `late`. Returns the seconds of all beginnings."""
+    """Time groups of cells, of one process a contender: those that are ready after `patience` seconds, for the others
+    are dropped, and nothing more once it is `late`. Returns the seconds of all beginnings."""
     start = monotonic()
-    report(" · ".join(cell.title for cell in cells), 0.0)
-    with ThreadPoolExecutor(len(cells)) as pool:
+    report(" · ".join(cell.title for group in groups for cell in group), 0.0)
+    with ThreadPoolExecutor(len(groups)) as pool:
         begun = []
         try:
-            begun += [Begun(cell, rules, record, pool) for cell in cells]
+            begun += [Begun(group, rules, record, pool, late) for group in groups]
             wait([one.stage for one in begun], timeout=patience)
             ready = monotonic() - start
-            timed = list(_timed(begun, record, report, late, ready))
-            report("Memory", 1.0)
-            for one in timed:
-                if one.cell.memory and late():
-                    record.add("skipped", what=f"memory in {one.cell.title}", reason="there was no time left")
-                elif one.cell.memory:
-                    one.go_on()
-            for one in timed:
-                one.stage.result()
+            _time(begun, record, report, late, ready)
         finally:
             for one in begun:
                 one.close()
     return ready
 
 
-def _timed(
-    begun: Sequence[Begun], record: Record, report: Report, late: Callable[[], bool], ready: float
-) -> Iterator[Begun]:
-    """Those that were timed, one after the other. Who is not ready ends before, for it would disturb them."""
+def _time(begun: Sequence[Begun], record: Record, report: Report, late: Callable[[], bool], ready: float) -> None:
+    """One after the other. Who is not ready ends before, for it would disturb them."""
     there = []
     for one in begun:
         if one.stage.done():
@@ -122,11 +115,11 @@ def _timed(
             there.append(one)
         else:
             one.close()
-            record.add("skipped", what=one.cell.title, reason=f"it was not ready after {ready:.0f} s")
+            for cell in one.group:
+                record.add("skipped", what=cell.title, reason=f"it was not ready after {ready:.0f} s")
     for number, one in enumerate(there):
         if late():
             return
-        report(one.cell.title, number / len(there))
+        report(" · ".join(cell.title for cell in one.group), number / len(there))
         one.record.open()
         one.go_on().result()
-        yield one

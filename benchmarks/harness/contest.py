@@ -5,7 +5,6 @@ fails at anything is refused with a sentence, and the others go on.
 """
 
 import functools
-import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,19 +15,26 @@ from benchmarks.harness import following, footprint, gate, timing
 from benchmarks.harness.cells import DECODING, FRESH, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.contending import Refusals, Turn, contend
-from benchmarks.harness.judging import ORACLE, choice, chosen_keys, judge, judge_title, verdicts
-from benchmarks.harness.process import CHANGING, MODEL, Rules, prepare, process, sentence
+from benchmarks.harness.judging import (
+    GATE_CALLS,
+    ORACLE,
+    Recipes,
+    Report,
+    Wanted,
+    choice,
+    chosen_keys,
+    judge_title,
+    verdicts,
+    wanted_of,
+)
+from benchmarks.harness.process import CHANGING, MODEL, Beginning, Rules, prepare, process, sentence
 from benchmarks.harness.recipe import Recipe, on_disk
 from benchmarks.harness.record import Record
 from benchmarks.harness.together import at_once
 from benchmarks.harness.worker import Worker, WorkerFault
-from common.config import Execution, ModelConfig
+from common.config import Execution
 from common.errors import UserError
 
-Report = Callable[[str, float], None]
-Recipes = Mapping[ModelConfig, Recipe]  # of every model of a cell
-Wanted = dict[tuple[str, ModelConfig], dict[str, gate.Digest]]  # by a cell's name and a model of it
-GATE_CALLS = {"train": 2}  # the second loss depends on the first step's update
 WARM_CALLS, ANY = 10, 1_000_000
 _judging = threading.Lock()  # a judge takes all cores, also where cells begin side by side
 
@@ -57,17 +63,25 @@ def run(cells: Sequence[Cell], rules: Rules, record: Record, report: Report, pro
         continue
 
 
-def stages(cells: Sequence[Cell], rules: Rules, record: Record, report: Report, processes: int) -> Iterator[None]:
-    """The same in three: all is ready to time the first cell; all are timed; memory is measured."""
+def stages(
+    cells: Sequence[Cell],
+    rules: Rules,
+    record: Record,
+    report: Report,
+    processes: int,
+    late: Callable[[], bool] = lambda: False,
+) -> Iterator[None]:
+    """The same in three: all is ready to time the first cell; all are timed, unless it is `late` before one begins;
+    memory is measured, of which those that are `together` ask the processes that were timed."""
     first = cells[0]
     with ExitStack() as stack, TemporaryDirectory() as folder:
         made = {config: Recipe(first.weights, config, first.seed) for config in first.configs}
         recipes = {config: stack.enter_context(on_disk(recipe)) for config, recipe in made.items()}
         places = {one.name: f"{folder}/{number}" for number, one in enumerate(first.contenders)}
-        yield from _stages(cells, recipes, rules, record, report, processes, places)
+        yield from _stages(cells, recipes, rules, record, report, processes, places, late)
 
 
-def _stages(cells, recipes: Recipes, rules: Rules, record: Record, report: Report, processes: int, places):
+def _stages(cells, recipes: Recipes, rules: Rules, record: Record, report: Report, processes: int, places, late):
     first = cells[0]
     with workers(first.contenders, rules, processes, places) as own:
         try:
@@ -77,15 +91,21 @@ def _stages(cells, recipes: Recipes, rules: Rules, record: Record, report: Repor
                 unjudged(cell, error, record)
             return
         for number, cell in enumerate(cells):
+            if number and late():
+                break
             report(cell.title, number / len(cells))
             mine = {name: own[name] for name in begun}
             shown = _admitted(cell, mine, begun, wanted, recipes, rules, record)
             if not number:
                 yield
             _timed(cell, {name: own[name] for name in shown}, shown, wanted, rules, record)
+            if rules.together and cell.memory and late():
+                record.add("skipped", what=f"memory in {cell.title}", reason="there was no time left")
+            elif rules.together and cell.memory:
+                footprint.ask(cell, {name: own[name][0] for name in shown}, begun, record)
     yield
     for cell in cells:
-        if cell.task not in FRESH and (cell.memory or rules.all_memory):
+        if not rules.together and cell.task not in FRESH and (cell.memory or rules.all_memory):
             report(f"{cell.title}: memory", 1.0)
             footprint.measure(cell, recipes, rules, record, places)
 
@@ -95,9 +115,9 @@ def _judged_and_begun(cells, own, recipes: Recipes, rules: Rules, record: Record
 
     def judged() -> Wanted:
         with _judging:
-            return _judged(cells, recipes, rules, report)
+            return wanted_of(cells, recipes, rules, report)
 
-    def begun() -> dict[str, dict[str, float]]:
+    def begun() -> dict[str, Beginning]:
         return _begin(cells[0], own, recipes, rules, cells, record)
 
     if not rules.together:
@@ -118,16 +138,17 @@ def unjudged(cell: Cell, error: Exception, record: Record) -> None:
         Refusals(cell, record).add(one.name, f"there is nobody to judge it: {sentence(error)}")
 
 
-def _begin(first: Cell, own, recipes: Recipes, rules: Rules, cells, record: Record) -> dict[str, dict[str, float]]:
-    """Start every contender and build its model: seconds by contender, of its first process. Who cannot is refused in
-    all cells."""
-    begun: dict[str, dict[str, float]] = {}
+def _begin(first: Cell, own, recipes: Recipes, rules: Rules, cells, record: Record) -> dict[str, Beginning]:
+    """Start every contender and build its model: what that took, by contender, of its first process. Who cannot is
+    refused in all cells."""
+    begun: dict[str, Beginning] = {}
 
-    def built(one: Contender, worker: Worker) -> tuple[dict[str, Any], float, dict[str, Any]]:
+    def built(one: Contender, worker: Worker) -> tuple[dict[str, Any], float, int | None, dict[str, Any]]:
         started = worker.ask("start")
         execution = one.execution(first.dtype, rules.device, rules.threads)
         build = worker.ask("build", MODEL, recipes[first.config_of(one)], execution)
-        return started, build, worker.ask("settings", MODEL)
+        resident = worker.ask("resident") if rules.together else None
+        return started, build, resident, worker.ask("settings", MODEL)
 
     def refuse(name: str, error: Exception) -> None:
         begun.pop(name, None)
@@ -142,8 +163,9 @@ def _begin(first: Cell, own, recipes: Recipes, rules: Rules, cells, record: Reco
             started, settings = {"versions": {}}, {}
             refuse(one.name, found)
         else:
-            ((started, build, settings),) = found
-            begun[one.name] = {"import": started["import_seconds"], "build": build}
+            ((started, build, resident, settings),) = found
+            seconds = {"import": started["import_seconds"], "build": build}
+            begun[one.name] = Beginning(seconds, started["bytes_after_import"], resident)
         if one.name in begun and started["threads"] not in (None, rules.threads):
             told = f"it computes with {started['threads']} threads where {rules.threads} are asked for."
             refuse(one.name, UserError(told))
@@ -158,28 +180,6 @@ def _begin(first: Cell, own, recipes: Recipes, rules: Rules, cells, record: Reco
         if isinstance(found, Exception):
             refuse(name, found)
     return begun
-
-
-def _judged(cells: Sequence[Cell], recipes: Recipes, rules: Rules, report: Report) -> Wanted:
-    """What the float64 judge says of every cell and model, before anybody else takes memory."""
-    found: Wanted = {}
-    for name in dict.fromkeys(map(judge, cells)):
-        with Worker(name, threads=rules.threads) as worker:
-            worker.ask("start")
-            for cell, (config, recipe) in itertools.product(cells, recipes.items()):
-                if judge(cell) == name and cell.task not in DECODING:
-                    worker.ask("build", MODEL, recipe, Execution(dtype="float64"))
-                    report(f"{cell.title}: the judge", 0.0)
-                    prepare(worker, cell)
-                    _, found[cell.name, config] = worker.ask("begin", MODEL, cell.task, GATE_CALLS.get(cell.task, 1))
-    for cell, (config, recipe) in itertools.product(cells, recipes.items()):
-        if cell.task == "train":  # its judge is a wing: the loss that all begin with is the oracle's word
-            with Worker(ORACLE, threads=rules.threads) as worker:
-                worker.ask("start")
-                worker.ask("build", MODEL, recipe, Execution(dtype="float64"))
-                worker.ask("prepare", MODEL, "loss", *cell.tokens())
-                found[cell.name, config] |= worker.ask("begin", MODEL, "loss", 1)[1]
-    return found
 
 
 def _admitted(cell: Cell, own, begun, wanted: Wanted, recipes: Recipes, rules: Rules, record: Record):
@@ -295,7 +295,7 @@ def _first_calls(cell: Cell, own, begun, refuse: Refusals, rules: Rules, record:
             continue
         ((phases, outputs),) = found
         shown[name] = [outputs]
-        record.add("phase", cell=cell.name, name=name, **begun[name], **phases)
+        record.add("phase", cell=cell.name, name=name, **begun[name].seconds, **phases)
     more = {name: [functools.partial(begin, worker) for worker in own[name][1:]] for name in shown}
     for name, found in at_once(more).items():
         if isinstance(found, Exception):

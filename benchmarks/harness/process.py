@@ -1,7 +1,7 @@
 """A contender's process: how it is started, and what it gets ready."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.harness import timing
@@ -18,7 +18,8 @@ NAMED = re.compile(r"[\w.]*(Error|Exception|Warning|Failed|Violation|Exit|Interr
 class Rules:
     """How long and on what: seconds and least blocks of a cell, threads, device; `quick` takes fewer and shorter.
     Memory is measured in all cells, or where it is drawn. `together`: contenders begin side by side, which is soon
-    over; what their beginnings take are upper bounds then."""
+    over; what their beginnings take are upper bounds then. `judged` is what judges have said in this run, for cells
+    whose work is the same."""
 
     threads: int
     device: str = "cpu"
@@ -28,6 +29,17 @@ class Rules:
     seed: int = 0
     all_memory: bool = True
     together: bool = False
+    judged: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What it took a contender to begin: seconds, and the bytes of its process in memory after them (None where they
+    are measured in another one)."""
+
+    seconds: dict[str, float]  # "import" and "build"
+    imported: int
+    built: int | None
 
 
 def process(one: Contender, rules: Rules, compiled: str | None = None) -> Worker:

@@ -18,8 +18,8 @@ PARTS = ("PyTorch", "PyTorch compiled", "JAX")
 
 def cells(scope: Scope) -> Iterator[Cell]:
     """All ways of both wings at once; PyTorch's also compiled, as JAX's always are. On a GPU at the book's size too,
-    and in both precisions."""
-    for size in (SMALLER,) if _kind(scope) == "cpu" or scope.quick else (SMALLER, BOOK):
+    first, and in both precisions."""
+    for size in (SMALLER,) if _kind(scope) == "cpu" or scope.quick else (BOOK, SMALLER):
         for dtype, (task, part) in itertools.product(_dtypes(scope), TASKS.items()):
             those = sum(_contenders(scope, task, dtype).values(), ())
             yield _cell(scope, "attention", size, dtype, task, part, those)

@@ -9,10 +9,13 @@ JAX's own function less exactly.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 from benchmarks.harness.cells import Cell
 from benchmarks.harness.contenders import Contender
+from benchmarks.room import need
 from benchmarks.suites.scope import TITLES, Scope, kept, wing
+from common import gpu
 from common.config import ModelConfig
 from common.weights.grow import padded_size
 
@@ -47,12 +50,14 @@ RUNGS = {
 ASIDE = {("torch", "checkpointed"), ("jax", "JAX's GELU")}
 ROUND = 64  # a padded vocabulary is a multiple of it
 SIZES = {"nano": (8, 128), "gpt2-124m": (2, 128)}
-LARGE, TOGETHER = (8, 1024), 3  # on a GPU: the size of a large model, and how many hold its whole depth in 78 GiB
+LARGE = (4, 1024)  # on a GPU: the size of a large model
+HELD, TOGETHER = 0.8, 4  # share of a GPU's free memory that rungs may need at once, and how many where it is not told
 
 
 def cells(scope: Scope) -> Iterator[Cell]:
     """In float32, with a padded vocabulary, and in fewer bits at the end; then the last rungs at twice the batch. On a
-    GPU a large model has all its layers, three rungs at a time, of which the last are the first of the next three."""
+    GPU a large model has all its layers, as many rungs at a time as its memory holds, of which the last is the first of
+    the next ones."""
     model, config = scope.main, scope.config(scope.main)
     large = model != scope.small
     if large and scope.device == "cpu":  # everybody's state is in memory at once
@@ -64,12 +69,27 @@ def cells(scope: Scope) -> Iterator[Cell]:
         along = {"part": name, "mixed": True, "memory": True}
         if large and scope.device != "cpu":
             size = LARGE[0], min(LARGE[1], config.context_length)
-            for at in range(0, len(rungs) - 1, TOGETHER - 1):
-                along["part"] = f"{name} from {at}"
-                yield Cell("ladder", "train", model, config, *size, "float32", rungs[at : at + TOGETHER], **along)
+            whole = Cell("ladder", "train", model, config, *size, "float32", rungs, **along)
+            for at, some in _flights(rungs, _at_once(scope, whole)):
+                yield replace(whole, contenders=some, part=f"{name} from {at}")
             continue
         yield Cell("ladder", "train", model, config, batch, length, "float32", rungs, **along)
         yield Cell("ladder", "train", model, config, 2 * batch, length, "float32", rungs[-3:], **along)
+
+
+def _at_once(scope: Scope, whole: Cell) -> int:
+    """How many rungs a GPU has memory for, two at least."""
+    free = gpu.free_gpu_bytes(int(scope.device.partition(":")[2] or 0))
+    return TOGETHER if free is None else max(2, int(HELD * free * len(whole.contenders) / need(whole)))
+
+
+def _flights(rungs: tuple[Contender, ...], most: int) -> Iterator[tuple[int, tuple[Contender, ...]]]:
+    """Rungs in flights of at most so many, about equally long, each from the last of the one before; and where they
+    begin."""
+    steps = len(rungs) - 1
+    count = -(-steps // (most - 1))
+    ends = [steps * number // count for number in range(count + 1)]
+    yield from ((low, rungs[low : high + 1]) for low, high in pairwise(ends))
 
 
 def _numbered(name: str, rungs: Iterator[tuple[str, Contender]]) -> Iterator[Contender]:

@@ -3,14 +3,16 @@
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from benchmarks.harness import abreast, contest, record
+from benchmarks.harness import abreast, contest, judging, record
 from benchmarks.harness.cells import Cell
 from benchmarks.harness.contenders import Contender
+from benchmarks.harness.groups import grouped
 from benchmarks.harness.process import Rules
 from benchmarks.harness.record import Record
 from benchmarks.harness.summary import summarise
@@ -24,6 +26,7 @@ CELLS = [
     Cell("forward", "forward", name, CONFIG, 3, 8, "float32", ONES, memory=name == "second")
     for name in ("first", "second")
 ]
+APART = [[cell] for cell in CELLS]
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +58,7 @@ def told(kept):
 
 
 def test_everybody_is_judged_and_timed_as_alone(kept):
-    assert abreast.run(CELLS, RULES, kept, quiet, lambda: False, 60.0) > 0
+    assert abreast.run(APART, RULES, kept, quiet, lambda: False, 60.0) > 0
     found = told(kept)
     assert found["together"]
     for cell in found["cells"]:
@@ -69,9 +72,49 @@ def test_everybody_is_judged_and_timed_as_alone(kept):
     assert not workers()
 
 
+def test_cells_that_share_their_contenders_share_processes_and_what_the_judge_says(kept, monkeypatch):
+    """Of the same work too: their processes begin once, the judge of the second cell is not asked, and each cell has
+    what it would have by itself. After the time is over the next cell of a group is not timed."""
+    started, worker = [], contest.process
+    monkeypatch.setattr(contest, "process", lambda one, *rest: started.append(one.name) or worker(one, *rest))
+    asked, judge = [], judging.Worker
+    monkeypatch.setattr(judging, "Worker", lambda name, **more: asked.append(name) or judge(name, **more))
+    third = replace(CELLS[0], model="third")
+    rules, late = replace(RULES, judged={}), iter([False, False, False, True])
+    abreast.run([[*CELLS, third]], rules, kept, quiet, lambda: next(late), 60.0)
+    assert sorted(started) == sorted(one.name for one in ONES)
+    assert asked == ["numpy"]
+    assert {line["cell"] for line in record.of(kept.lines, "block")} == {cell.name for cell in CELLS}
+    of_cell = {cell.name: list(record.of(kept.lines, "gate", cell=cell.name)) for cell in CELLS}
+    for one, other in zip(*of_cell.values(), strict=True):
+        assert {**one, "cell": ""} == {**other, "cell": ""}
+    assert {line["name"] for line in record.of(kept.lines, "memory")} == {"honest", "slow"}
+    assert all(0 < line["import"] <= line["peak"] for line in record.of(kept.lines, "memory"))
+    found = told(kept)
+    assert [cell["blocks"] > 0 for cell in found["cells"]] == [True, True, False]
+    assert not workers()
+
+
+def test_a_judge_is_asked_again_for_any_other_work():
+    cell = CELLS[0]
+    others = [
+        replace(cell, task="loss"),
+        replace(cell, batch=4),
+        replace(cell, length=9),
+        replace(cell, seed=1),
+        replace(cell, weights="initial"),
+        replace(cell, path="model.norm"),
+        replace(cell, config=CONFIG.with_(num_heads=2)),
+    ]
+    same = judging._same_work(cell, CONFIG)
+    assert same == judging._same_work(replace(cell, model="another name", dtype="bfloat16"), CONFIG)
+    found = [judging._same_work(other, CONFIG) for other in others] + [judging._same_work(cell, others[-1].config)]
+    assert len({same, *found}) == len(found) + 1
+
+
 @pytest.mark.full
 def test_while_one_cell_is_timed_nothing_else_is_done(kept, monkeypatch):
-    """All beginnings come before the first contest, one contest after the other, and memory last."""
+    """All beginnings come before the first contest, then one contest after the other, each with its memory."""
     events = []
 
     def logged(module, name):
@@ -87,17 +130,17 @@ def test_while_one_cell_is_timed_nothing_else_is_done(kept, monkeypatch):
 
     logged(contest, "_admitted")
     logged(contest, "_timed")
-    logged(contest.footprint, "measure")
-    abreast.run(CELLS, RULES, kept, quiet, lambda: False, 60.0)
+    logged(contest.footprint, "ask")
+    abreast.run(APART, RULES, kept, quiet, lambda: False, 60.0)
     assert sorted(events[:4]) == ["_admitted begins"] * 2 + ["_admitted ends"] * 2
-    assert events[4:] == [*["_timed begins", "_timed ends"] * 2, "measure begins", "measure ends"]
+    assert events[4:] == [*["_timed begins", "_timed ends"] * 2, "ask begins", "ask ends"]
     kept.finish(None, None)
 
 
 @pytest.mark.full
 def test_when_time_is_over_what_is_ready_is_not_timed(kept):
-    late = iter([False, True])
-    abreast.run(CELLS, RULES, kept, quiet, lambda: next(late), 60.0)
+    late = iter([False, True, True])
+    abreast.run(APART, RULES, kept, quiet, lambda: next(late), 60.0)
     assert {line["cell"] for line in kept.lines if "cell" in line} == {CELLS[0].name}
     assert not workers()
     kept.finish(None, None)
@@ -106,7 +149,7 @@ def test_when_time_is_over_what_is_ready_is_not_timed(kept):
 @pytest.mark.full
 def test_when_time_is_over_memory_is_not_measured_and_that_is_told(kept):
     late = iter([False, False, True])
-    abreast.run(CELLS, RULES, kept, quiet, lambda: next(late), 60.0)
+    abreast.run(APART, RULES, kept, quiet, lambda: next(late), 60.0)
     (skipped,) = record.of(kept.lines, "skipped")
     assert (skipped["what"], skipped["reason"]) == (f"memory in {CELLS[1].title}", "there was no time left")
     assert not list(record.of(kept.lines, "memory"))
@@ -125,7 +168,7 @@ def test_who_is_not_ready_in_time_is_dropped_and_the_others_are_timed(kept, monk
         return first(cell, own, *rest)
 
     monkeypatch.setattr(contest, "_first_calls", late)
-    abreast.run(CELLS, RULES, kept, quiet, lambda: False, 12.0)
+    abreast.run(APART, RULES, kept, quiet, lambda: False, 12.0)
     (skipped,) = record.of(kept.lines, "skipped")
     assert skipped["what"] == CELLS[0].title
     assert skipped["reason"].startswith("it was not ready after 12 s")
@@ -158,26 +201,26 @@ def test_an_interruption_leaves_no_process(kept, monkeypatch, when):
 
         monkeypatch.setattr(contest.footprint, "_planned", stays)
     else:
-        judged = contest._judged
+        judged = contest.wanted_of
 
         def first_stops(cells, *rest):
             return stops() if cells[0] == CELLS[0] else judged(cells, *rest)
 
-        monkeypatch.setattr(contest, "_judged", first_stops)
+        monkeypatch.setattr(contest, "wanted_of", first_stops)
     with pytest.raises(KeyboardInterrupt):
-        abreast.run(CELLS, RULES, kept, quiet, lambda: False, 60.0)
+        abreast.run(APART, RULES, kept, quiet, lambda: False, 60.0)
     assert not workers()
     assert threading.active_count() == before
     kept.finish("interrupted", None)
 
 
 def test_as_many_as_memory_and_cores_allow_begin_together():
-    cells = [cell for name in DEFAULT for cell in SUITES[name](Scope("cuda"))]
-    batches = list(abreast.batches(cells, lambda cell: 10, 30, 12))
-    assert [cell for batch in batches for cell in batch] == cells
+    groups = list(grouped([cell for name in DEFAULT for cell in SUITES[name](Scope("cuda"))]))
+    batches = list(abreast.batches(groups, lambda cell: 10, 30, 12))
+    assert [group for batch in batches for group in batch] == groups
     for batch in batches:
         assert len(batch) <= 3
-        assert len(batch) == 1 or sum(len(cell.contenders) for cell in batch) <= 12
-        assert len(batch) == 1 or not {cell.task for cell in batch} & {"compile", "start-up", "load"}
+        assert len(batch) == 1 or sum(len(group[0].contenders) for group in batch) <= 12
+        assert len(batch) == 1 or not {group[0].task for group in batch} & {"compile", "start-up", "load"}
     assert max(map(len, batches)) == 3
-    assert [len(batch) for batch in abreast.batches(cells[:3], lambda cell: 50, 30, 0)] == [1, 1, 1]
+    assert [len(batch) for batch in abreast.batches(groups[:3], lambda cell: 50, 30, 0)] == [1, 1, 1]
