@@ -37,16 +37,19 @@ def batches(groups: Iterable[Group], need: Callable[[Cell], int], room: int, pro
 
 
 class Held:
-    """A record whose lines wait until it is opened; those of a cell that is dropped never come into the record."""
+    """A record whose lines wait until it is opened; those of a cell that is dropped never come into the record, nor
+    what its contenders say of being ended."""
 
     def __init__(self, record: Record):
-        self._record, self._waiting = record, []
+        self._record, self._waiting, self._closed = record, [], False
 
     @property
     def lines(self) -> list[Line]:
         return [*self._record.lines, *({"kind": kind, **values} for kind, values in self._waiting or ())]
 
     def add(self, kind: str, **values: Any) -> None:
+        if self._closed:
+            return
         if self._waiting is None:
             self._record.add(kind, **values)
         else:
@@ -56,6 +59,10 @@ class Held:
         waiting, self._waiting = self._waiting, None
         for kind, values in waiting:
             self._record.add(kind, **values)
+
+    def close(self) -> None:
+        """Take nothing more."""
+        self._closed = True
 
 
 class Begun:
@@ -79,6 +86,7 @@ class Begun:
 
     def close(self) -> None:
         """End its thread, whatever process that waits for or starts, and then its processes."""
+        self.record.close()
         self.stage.cancel()
         while not self.stage.done():
             end_all(self)

@@ -14,10 +14,9 @@ from itertools import pairwise
 from benchmarks.harness.cells import Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.room import need
-from benchmarks.suites.scope import TITLES, Scope, kept, wing
+from benchmarks.suites.scope import TITLES, Scope, kept, padded, wing
 from common import gpu
 from common.config import ModelConfig
-from common.weights.grow import padded_size
 
 # the first rungs by what they add: a mode of their own, for the plain one has more than they
 BARE = {
@@ -48,7 +47,6 @@ RUNGS = {
 }
 # a compiled block chooses by itself what it keeps; what is less exact is no ground for the next rung
 ASIDE = {("torch", "checkpointed"), ("jax", "JAX's GELU")}
-ROUND = 64  # a padded vocabulary is a multiple of it
 SIZES = {"nano": (8, 128), "gpt2-124m": (2, 128)}
 LARGE = (4, 1024)  # on a GPU: the size of a large model
 HELD, TOGETHER = 0.8, 4  # share of a GPU's free memory that rungs may need at once, and how many where it is not told
@@ -72,9 +70,10 @@ def cells(scope: Scope) -> Iterator[Cell]:
             whole = Cell("ladder", "train", model, config, *size, "float32", rungs, **along)
             for at, some in _flights(rungs, _at_once(scope, whole)):
                 yield replace(whole, contenders=some, part=f"{name} from {at}")
-            continue
-        yield Cell("ladder", "train", model, config, batch, length, "float32", rungs, **along)
-        yield Cell("ladder", "train", model, config, 2 * batch, length, "float32", rungs[-3:], **along)
+        else:
+            whole = Cell("ladder", "train", model, config, batch, length, "float32", rungs, **along)
+            yield whole
+        yield replace(whole, batch=2 * whole.batch, contenders=rungs[-3:])
 
 
 def _at_once(scope: Scope, whole: Cell) -> int:
@@ -114,8 +113,7 @@ def _rungs(scope: Scope, name: str, config: ModelConfig) -> Iterator[tuple[str, 
     for one in kept(scope, **{name: how}):
         how = one.mode
         yield "kept memory", one
-    padded = config.with_(vocab_size=padded_size(config.vocab_size, ROUND))
-    model = None if padded == config else ("padded vocabulary", padded)
+    model = padded(config)
     if model is not None:
         yield "padded vocabulary", wing(name, how, model=model)
     if scope.device != "cpu":

@@ -3,27 +3,22 @@
 from collections.abc import Iterator
 
 from benchmarks.harness.cells import Cell
-from benchmarks.suites.scope import FASTEST, Scope, wing
+from benchmarks.suites.scope import FASTEST, Scope, padded, wing
 from common.cases import CASES, Case
 
 SIZES = {"nano": (8, 128), "gpt2-124m": (4, 256)}
 
 
 def losses(scope: Scope) -> Iterator[Cell]:
-    """Head and cross-entropy of a model of one layer, forward and backward, with whole logits and in chunks."""
-    model = scope.main
+    """Head and cross-entropy of a model of one layer, forward and backward, with whole logits, in chunks, and with a
+    vocabulary padded where it is no round number."""
+    model, config = scope.main, scope.config(scope.main).with_(num_layers=1)
     ours = tuple(wing(name, mode) for name in ("torch", "jax") for mode in ("default", "chunked loss"))
+    wider = padded(config)
+    more = tuple(wing(name, model=wider) for name in ("torch", "jax")) if wider else ()
     size = SIZES.get(model, (4, 256))
-    yield Cell(
-        "loss",
-        "gradients",
-        f"{model} × 1 layer",
-        scope.config(model).with_(num_layers=1),
-        *size,
-        "float32",
-        ours,
-        memory=True,
-    )
+    name = f"{model} × 1 layer"
+    yield Cell("loss", "gradients", name, config, *size, "float32", (*ours, *more), memory=True)
 
 
 def optimizers(scope: Scope) -> Iterator[Cell]:

@@ -7,7 +7,9 @@ from benchmarks.harness import machine
 from benchmarks.harness.contenders import Contender
 from common import allocator
 from common.config import ModelConfig, mode, preset
+from common.weights.grow import padded_size
 
+ROUND = 64  # a padded vocabulary is a multiple of it
 TITLES = {"torch": "PyTorch", "jax": "JAX"}
 FASTEST = "fast"
 # PyTorch's own clipping adds the squares of a tensor one after the other: off by 2.7e-3 for 4e7 numbers in float32
@@ -89,6 +91,12 @@ def plain() -> tuple[Contender, ...]:
         )
         for name, title in TITLES.items()
     )
+
+
+def padded(config: ModelConfig) -> tuple[str, ModelConfig] | None:
+    """The same model with a padded vocabulary, by name; None where there is nothing to pad."""
+    found = config.with_(vocab_size=padded_size(config.vocab_size, ROUND))
+    return None if found == config else ("padded vocabulary", found)
 
 
 def kept(scope: Scope, **modes: str) -> tuple[Contender, ...]:

@@ -1,5 +1,6 @@
 """Cells that begin side by side: the same verdicts as one after the other, timed alone, and nothing is left running."""
 
+import functools
 import os
 import signal
 import threading
@@ -211,6 +212,25 @@ def test_an_interruption_leaves_no_process(kept, monkeypatch, when):
         abreast.run(APART, RULES, kept, quiet, lambda: False, 60.0)
     assert not workers()
     assert threading.active_count() == before
+    kept.finish("interrupted", None)
+
+
+def test_who_is_ended_by_an_interruption_is_not_refused(kept, monkeypatch):
+    """Its processes are ended while they are timed, which is no fault of a contender."""
+    contend = contest.contend
+
+    def interrupted(cell, arms, *rest):
+        def turn(copy, own):
+            os.kill(os.getpid(), signal.SIGINT)
+            while True:  # until its process is ended
+                own(copy)
+
+        return contend(cell, {name: functools.partial(turn, own=own) for name, own in arms.items()}, *rest)
+
+    monkeypatch.setattr(contest, "contend", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        abreast.run(APART[:1], RULES, kept, quiet, lambda: False, 60.0)
+    assert [line["name"] for line in record.of(kept.lines, "refused")] == ["wrong"]
     kept.finish("interrupted", None)
 
 
