@@ -84,11 +84,24 @@ def ablations(scope: Scope) -> Iterator[Cell]:
         chosen = tuple(wing(who, form) for who in ("torch", "jax") for form in ("default", how))
         new = SHORT if task == "continue" else 0
         yield Cell("ablation", task, name, config, 1, length, "float32", chosen, new, memory=True)
+    yield from _choosing(quick)
+
+
+def _choosing(quick: bool) -> Iterator[Cell]:
+    """What a token saves that reads the keys which an indexer chose, and not all, of as many heads."""
+    own = {"top_k": CHOSEN[quick], "index_heads": 4, "index_dim": 32}
+    some = base(quick).with_(attention=(Sparse(HEADS, rotary=Rotary(), **own),))
+    dense = base(quick).with_(attention=(GroupedQuery(HEADS, rotary=Rotary()),))
+    wings = ("torch", "jax")
+    chosen = (*(wing(who, FASTEST) for who in wings), *(wing(who, FASTEST, model=("dense", dense)) for who in wings))
+    for length in CONTEXTS[quick][1:]:
+        yield Cell("ablation", "continue", "sparse", some, 1, length, "float32", chosen, SHORT, memory=True)
 
 
 def experts(scope: Scope) -> Iterator[Cell]:
-    """Experts of which every token takes two against a dense layer of the same active size: forward in the forms for
-    many tokens, and decoding, where what streams gathers the matrices of a token (of a thousand tokens 9 GB).
+    """Experts of which every token takes two against a dense layer of the same active size: forward and with gradients
+    in the forms for many tokens, and decoding, where what streams gathers the matrices of a token (of a thousand tokens
+    9 GB).
     """
     dense, wings = base(scope.quick).with_(num_layers=2 * LAYERS), ("torch", "jax")
     mixed = dense.with_(feed_forward=MixtureOfExperts(EXPERTS, TOP, expert_dim=dense.ff_dim // TOP))
@@ -96,5 +109,6 @@ def experts(scope: Scope) -> Iterator[Cell]:
     many, one = (FASTEST, f"{FASTEST}+grouped experts"), (FASTEST, "default", "grouped experts")
     whole, steps = ((*(wing(who, how) for who in wings for how in forms), *rivals) for forms in (many, one))
     name, (batch, length) = f"{EXPERTS} experts, {TOP} taken", (2, 64) if scope.quick else (4, 256)
-    yield Cell("experts", "forward", name, mixed, batch, length, "float32", whole, memory=True)
+    for task, part in (("forward", ""), ("gradients", "backward")):
+        yield Cell("experts", task, name, mixed, batch, length, "float32", whole, part=part, memory=True)
     yield Cell("experts", "continue", name, mixed, 1, length, "float32", steps, SHORT, memory=True)

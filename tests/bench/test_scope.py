@@ -124,6 +124,19 @@ def test_forms_of_kinds_meet_their_plain_ones(monkeypatch):
         assert modes == [(wing, how) for wing in ("torch", "jax") for how in ("default", mode)]
 
 
+def test_choosing_keys_meets_attention_to_all_of_them(monkeypatch):
+    """Of as many heads, at texts far longer than what is chosen: fewer operations and bytes by the closed form."""
+    cells = [cell for cell in found("ablation", monkeypatch=monkeypatch) if cell.model == "sparse"]
+    assert [cell.length for cell in cells] == [1024, 4096]
+    for cell in cells:
+        lines = {one.name: {**cell.line(), **cell.line()["own"].get(one.name, {})} for one in cell.contenders}
+        assert list(lines) == ["torch fast", "jax fast", "torch fast dense", "jax fast dense"]
+        for who in ("torch", "jax"):
+            some, dense = lines[f"{who} fast"], lines[f"{who} fast dense"]
+            assert some["flops_full"] < dense["flops_full"]
+            assert some["bytes"] < dense["bytes"]
+
+
 @pytest.mark.parametrize("flags", ["avx2", "avx512_bf16"])
 def test_decoding_over_contexts_and_batches_meets_transformers(flags, monkeypatch):
     swept = [cell for cell in found("decode", "cpu", flags, monkeypatch) if cell.axis]
