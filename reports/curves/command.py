@@ -20,7 +20,7 @@ def curves(
     folders = {plots.label(folder, run): folder for folder in dict.fromkeys(run)}
     runs = {name: plots.read(folder) for name, folder in folders.items()}
     matrices = {name: found for name, folder in folders.items() if (found := plots.confusion(folder))}
-    sizes = {plots.examples(folder) for folder in folders.values()}
+    sizes = {plots.counted(folder) for folder in folders.values()}
     folder = output_folder(out or run[0])
     for kind, data in plots.drawn(runs, matrices, sizes.pop() if len(sizes) == 1 else None).items():
         with replacing(folder / f"curves.{kind}") as temporary:

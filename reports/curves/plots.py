@@ -10,8 +10,11 @@ from typing import Any
 from common import run as runs
 from common.commands import settings
 from common.commands.running import RESULTS
+from common.config import TrainConfig
 from common.errors import UserError
 from common.files import read_toml
+from common.weights.checkpoint import TRAINING
+from common.weights.damage import read_json
 from reports.perf.ink import DASHES, LETTER, Ink, on_paper
 
 PANELS = {  # a number of the log, and what it is
@@ -28,7 +31,7 @@ TRAINED = {  # what is beside a held-out number that evaluations give
     "epoch_accuracy": "epoch_train_accuracy",
     "margin": "train_margin",
 }
-COUNTED = ("loss", "accuracy", "epoch_accuracy")  # panels that also say how many examples have been seen
+COUNTED = ("loss", "accuracy", "epoch_accuracy")  # panels that also say how many tokens or examples have been seen
 HEIGHT = 2.7  # inches of a panel
 SMOOTHED = 0.9  # of the mean before, where a step's own loss has the rest
 
@@ -47,13 +50,22 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def examples(folder: Path) -> int | None:
-    """How many examples a step of a run sees, if its folder says so."""
+def counted(folder: Path) -> tuple[int, str] | None:
+    """What a step of a run sees, if its folder says so: how many tokens where it pretrains, else how many examples."""
+    record = folder / runs.CHECKPOINT / TRAINING
+    found = read_json(record, "training record") if record.is_file() else {}
+    if (
+        found.get("kind") == "pretrain"
+        and isinstance(found.get("train"), dict)
+        and isinstance(found.get("length"), int)
+    ):
+        train = TrainConfig.from_dict(found["train"])
+        return train.batch_size * train.accumulate * found["length"], "tokens seen"
     if not (folder / settings.FILE).is_file():
         return None
     found = read_toml(folder / settings.FILE)
     sizes = [found.get(name) for name in ("batch-size", "accumulate")]
-    return sizes[0] * sizes[1] if all(isinstance(size, int) for size in sizes) else None
+    return (sizes[0] * sizes[1], "examples seen") if all(isinstance(size, int) for size in sizes) else None
 
 
 def confusion(folder: Path) -> Confusion | None:
@@ -76,9 +88,9 @@ def label(folder: Path, every: Sequence[Path]) -> str:
 
 
 def drawn(
-    found: Mapping[str, Log], confused: Mapping[str, Confusion] | None = None, seen: int | None = None
+    found: Mapping[str, Log], confused: Mapping[str, Confusion] | None = None, seen: tuple[int, str] | None = None
 ) -> dict[str, bytes]:
-    """{"svg": …, "png": …} of runs by name; `seen` is how many examples a step of all of them sees."""
+    """{"svg": …, "png": …} of runs by name; `seen` is what a step of all of them sees: how many, of what."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -92,13 +104,14 @@ def drawn(
         figure = Figure(figsize=(11, HEIGHT * rows + 0.5), layout="constrained", facecolor=paper)
         FigureCanvasAgg(figure)
         grid = figure.add_gridspec(rows, 2)
+        many, what = seen or (1, "")
         for number, name in enumerate(panels):
             axes = figure.add_subplot(grid[number // 2, number % 2])
             _panel(axes, name, found, ink)
             if seen and name in COUNTED:
-                top = axes.secondary_xaxis("top", functions=(lambda x: x * seen, lambda x: x / seen))
+                top = axes.secondary_xaxis("top", functions=(lambda x: x * many, lambda x: x / many))
                 top.tick_params(labelsize=LETTER)
-                top.set_xlabel("examples seen", fontsize=LETTER)
+                top.set_xlabel(what, fontsize=LETTER)
             if not number:
                 axes.legend(fontsize=LETTER, loc="upper right")
         for number, (run, matrix) in enumerate(confused.items(), len(panels)):

@@ -101,7 +101,10 @@ def test_curves_of_several_runs(call, tmp_path, file):
     assert out.startswith("one: 6 steps, loss ")
     assert "\ntwo: 6 steps" in out
     assert (tmp_path / "plots" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert ">two<" in (tmp_path / "plots" / "curves.svg").read_text()
+    drawn = (tmp_path / "plots" / "curves.svg").read_text()
+    assert ">two<" in drawn
+    assert ">tokens seen<" in drawn
+    assert ">examples seen<" not in drawn
     code, _, err = call("curves", tmp_path / "plots")
     assert (code, "holds no run" in err) == (2, True)
 
