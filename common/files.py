@@ -177,6 +177,23 @@ def write_text(target: Path | str, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def append(target: Path | str, text: str) -> None:
+    """Write `text` (UTF-8) behind what `target` holds, all or nothing; nobody waits for the disk."""
+    left = text.encode("utf-8")
+    try:
+        with open(target, "ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                while left:  # a disk that fills up takes a part
+                    left = left[file.write(left) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
+                raise
+    except OSError as error:
+        raise _explain(error, Path(target)) from error
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -12,6 +12,7 @@ from common.config import Execution, ModelConfig, TrainConfig
 
 LATEST = 20  # steps that a rate is the mean of
 SIZE, CALLS = 1024, 5  # of the matrix product whose best time is a CPU's peak
+WIDER = {"bfloat16": "float32"}  # in which wide products multiply
 
 
 @dataclass
@@ -57,16 +58,26 @@ def of_run(config: ModelConfig, train: TrainConfig, length: int, execution: Exec
     return Meter(batch * length, work, most(execution, device))
 
 
+def multiplies(execution: Execution) -> str:
+    """The format in which matrices are multiplied, whose peak holds: that of the numbers, of short products "tf32", of
+    wide ones in 16 bits float32."""
+    found = execution.dtype
+    if execution.products == "wide":
+        found = WIDER.get(found, found)
+    return "tf32" if execution.products == "tf32" else found
+
+
 def most(execution: Execution, device: str | None) -> float | None:
     """The device's peak in FLOP/s: a GPU's data sheet, or what NumPy's matrix product reaches on this CPU, in float32
     or float64; None for what has neither."""
+    kind = multiplies(execution)
     if execution.device != "cpu":
         sheet = peaks.peak(device or "")
-        one = sheet.flops.get(execution.dtype) if sheet else None
+        one = sheet.flops.get(kind) if sheet else None
         return None if one is None else one * execution.spread.devices
-    if execution.dtype not in ("float32", "float64"):
+    if kind not in ("float32", "float64"):
         return None
-    a = np.random.default_rng(0).normal(size=(SIZE, SIZE)).astype(execution.dtype)
+    a = np.random.default_rng(0).normal(size=(SIZE, SIZE)).astype(kind)
     best = float("inf")
     for _ in range(CALLS):
         begun = time.perf_counter()

@@ -1,8 +1,8 @@
 """A training run behind the door: data, steps, evaluation, log, checkpoints; the same code drives either wing.
 
 A run lives in a folder: `checkpoint/` (a Parallax checkpoint with optimizer and data state), older ones in
-`checkpoints/step-…/` and the best in `best/` if they are kept, and `log.jsonl` (a line a step). Any backend can take up
-what any other has left.
+`checkpoints/step-…/` and the best in `best/` if they are kept, and `log.jsonl` (a line a step, once it is done). Any
+backend can take up what any other has left.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from common.data import gutenberg, tokens
 from common.data.corpora import NAMED, Corpus, corpus, split
 from common.data.windows import Batches, Windows
 from common.errors import UserError
-from common.files import alone, output_folder, replacing_folder, write_text
+from common.files import alone, append, output_folder, replacing_folder, write_text
 from common.weights import formats
 from common.weights.checkpoint import FROZEN, freeze, frozen_of, load_checkpoint, save_checkpoint
 
@@ -188,7 +188,8 @@ class RunFolder:
         is is kept as it was given, whatever the precision of a run."""
         self.path, self.keep, self.keep_best = output_folder(path), keep, keep_best
         self.checkpoint, self.older, self.best = self.path / CHECKPOINT, self.path / OLDER, self.path / BEST
-        self.log_path, self.lines = self.path / LOG, 0  # so many are written
+        self.log_path, self.lines = self.path / LOG, 0  # so many are written for good
+        self.follows = False  # whether the lines in the file are those of this run
         self.weights, self.frozen = weights, None  # what identifies the weights that stay, once that is known
         if resumed is not None:
             if (resumed / FROZEN).is_dir() and not (self.path / FROZEN).is_dir():
@@ -214,8 +215,8 @@ class RunFolder:
         """Write log and checkpoint, each all or nothing; the checkpoint before stays where that many are kept, and
         `best` says that this is the best one until now.
 
-        The log is first: lines behind the checkpoint are not read by who goes on (`resume`), but nobody could have
-        lines before it again. Who is killed before the best is kept finds it by `best_of`.
+        The log is first, whole: lines behind the checkpoint are not read by who goes on (`resume`), but nobody could
+        have lines before it again. Who is killed before the best is kept finds it by `best_of`.
         """
         if self.keep > 1 and self.checkpoint.is_dir():
             _link(self.checkpoint, self.older / f"step-{load_checkpoint(self.checkpoint).training['step']:08d}")
@@ -233,8 +234,17 @@ class RunFolder:
 
     def write_log(self, log: Sequence[dict]) -> None:
         """Write the log alone, which may be ahead of the checkpoint."""
-        write_text(self.log_path, "".join(json.dumps(line) + "\n" for line in log))
-        self.lines = len(log)
+        write_text(self.log_path, "".join(map(_line, log)))
+        self.lines, self.follows = len(log), True
+
+    def follow(self, log: Sequence[dict]) -> None:
+        """Write the newest line of the log, for who follows it; all of them where the file may have others, as that of
+        a run that goes on has behind its checkpoint. On a full disk no half of a line stays."""
+        if self.follows:
+            append(self.log_path, _line(log[-1]))
+        else:
+            write_text(self.log_path, "".join(map(_line, log)))
+            self.follows = True
 
     @contextlib.contextmanager
     def logged(self, log: Sequence[dict], show: Callable[[str], None]) -> Iterator[None]:
@@ -253,6 +263,10 @@ class RunFolder:
         """Keep a checkpoint, this run's or the one's that it goes on with, as the best."""
         if checkpoint != self.best:
             _link(checkpoint, self.best)
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    return json.dumps(entry) + "\n"
 
 
 def _link(source: Path, target: Path) -> None:
@@ -317,14 +331,19 @@ RECORD = {"step": int, "train": dict, "data": dict, "source": str, "tokenizer": 
 
 
 def read_log(path: Path, until: float = math.inf) -> tuple[dict, ...]:
-    """The lines of the steps before `until`; a damaged line is named."""
-    entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    """The lines of the steps before `until`; a damaged line is named. A last line that has no end is being written, or
+    who wrote it was killed: it is none, if the steps that are asked for stand before it."""
+    entries, after = [], 0
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
+            after = entry["step"] + 1
             if entry["step"] < until:
                 entries.append(entry)
         except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines) > 1 and not line.endswith("\n") and (until == math.inf or after >= until):
+                break
             raise UserError(f"Line {number} of {path} is damaged; mend it, or move the log away.") from error
     return tuple(entries)
 

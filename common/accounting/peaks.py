@@ -14,16 +14,31 @@ class Peak:
     bandwidth: float
 
 
-def _peak(bfloat16: float, tf32: float, float32: float, gigabytes: float) -> Peak:
-    return Peak({"bfloat16": bfloat16 * 1e12, "tf32": tf32 * 1e12, "float32": float32 * 1e12}, gigabytes * 1e9)
+def _peak(gigabytes: float, float32: float, tf32: float | None = None, bfloat16: float | None = None) -> Peak:
+    formats = {"bfloat16": bfloat16, "tf32": tf32, "float32": float32}
+    return Peak({name: rate * 1e12 for name, rate in formats.items() if rate}, gigabytes * 1e9)
 
 
-# By the name that the driver gives (nvidia-smi, torch.cuda.get_device_name). TFLOP/s without sparsity, GB/s.
-# Source: NVIDIA's data sheets "A100 Tensor Core GPU" (June 2021), "H100 Tensor Core GPU", "H200 Tensor Core GPU".
+# By the name that the driver gives (nvidia-smi, torch.cuda.get_device_name). GB/s; TFLOP/s without sparsity, of 16 bits
+# those that sum in float32. Source: NVIDIA's data sheets of the V100 (January 2020; it multiplies neither format), A10,
+# A100 (June 2021), L4, L40S, H100 and H200; of the GeForce RTX 3090 and 4090 the white papers "Ampere GA102 GPU
+# Architecture" and "Ada GPU Architecture".
 PEAKS: dict[str, Peak] = {
-    "NVIDIA A100-SXM4-80GB": _peak(312, 156, 19.5, 2039),
-    "NVIDIA H100 80GB HBM3": _peak(989, 495, 67, 3350),
-    "NVIDIA H200": _peak(989, 495, 67, 4800),
+    "Tesla V100-PCIE-16GB": _peak(900, 14),
+    "Tesla V100-PCIE-32GB": _peak(900, 14),
+    "Tesla V100-SXM2-16GB": _peak(900, 15.7),
+    "Tesla V100-SXM2-32GB": _peak(900, 15.7),
+    "NVIDIA A10": _peak(600, 31.2, 62.5, 125),
+    "NVIDIA A100-PCIE-40GB": _peak(1555, 19.5, 156, 312),
+    "NVIDIA A100-SXM4-40GB": _peak(1555, 19.5, 156, 312),
+    "NVIDIA A100 80GB PCIe": _peak(1935, 19.5, 156, 312),
+    "NVIDIA A100-SXM4-80GB": _peak(2039, 19.5, 156, 312),
+    "NVIDIA L4": _peak(300, 30.3, 60, 121),
+    "NVIDIA L40S": _peak(864, 91.6, 183, 362),
+    "NVIDIA H100 80GB HBM3": _peak(3350, 67, 495, 989),
+    "NVIDIA H200": _peak(4800, 67, 495, 989),
+    "NVIDIA GeForce RTX 3090": _peak(936, 35.6, 35.6, 71),
+    "NVIDIA GeForce RTX 4090": _peak(1008, 82.6, 82.6, 165.2),
 }
 
 

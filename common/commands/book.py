@@ -123,5 +123,7 @@ def book(
                 flush=True,
             )
             log.append({"epoch": over + 1, "step": line.at, "loss": line.loss, "held_out": line.held_out})
+            if folder is not None:
+                folder.follow(log)
         if folder is not None:
             folder.write_log(log)

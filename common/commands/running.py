@@ -294,6 +294,8 @@ class Running:
                         line["sample"] = task.sample(model)
                         show(f"step {done:>6}  {line['sample']!r}")
                     log.append({name: value for name, value in line.items() if value is not None})
+                    if folder is not None:
+                        folder.follow(log)
                     if shown is not None:
                         shown(done, log[-1])
                     better = step.held_out is not None and step.held_out < best

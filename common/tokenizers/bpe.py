@@ -22,6 +22,7 @@ from common.tokenizers.base import check_special, checked_ids, fingerprint, utf8
 
 ENCODER, MERGES = "encoder.json", "vocab.bpe"
 OTHER_NAMES = ("vocab.json", "merges.txt")
+WANTED = f"{ENCODER} and {MERGES}, or {' and '.join(OTHER_NAMES)}"
 END_OF_TEXT = "<|endoftext|>"
 # contractions, words, numbers, other signs, each with a space before it; and spaces, of which the last goes with a word
 SPLIT = regex.compile(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
@@ -93,11 +94,11 @@ class BPE:
 
     def grown(self, more: Sequence[str]) -> "BPE":
         """The same with more special tokens behind all others. Raises UserError for one that cannot be."""
-        check_special(more, self._spelt())
+        check_special(more, self.spelt())
         named = self.specials | {spelt: number for number, spelt in enumerate(more, self.vocab_size)}
         return BPE([*self.tokens, *map(str.encode, more)], self.merges, named)
 
-    def _spelt(self) -> dict[str, int]:
+    def spelt(self) -> dict[str, int]:
         """All tokens as the files spell them, and their ids."""
         named = set(self.specials.values())
         return {_letters(token): n for n, token in enumerate(self.tokens) if n not in named} | self.specials
@@ -107,7 +108,7 @@ class BPE:
         folder = files.output_folder(Path(folder))
         lines = ["#version: 0.2", *(" ".join(_letters(self.tokens[one]) for one in pair) for pair in self.merges)]
         files.write_text(folder / MERGES, "\n".join(lines) + "\n")
-        files.write_text(folder / ENCODER, json.dumps(self._spelt()) + "\n")
+        files.write_text(folder / ENCODER, json.dumps(self.spelt()) + "\n")
 
 
 def train(
@@ -150,11 +151,18 @@ def load(folder: Path | str) -> BPE:
     """The vocabulary in a folder, under OpenAI's names of the files or Hugging Face's. Raises UserError for files that
     are missing or damaged."""
     folder = Path(folder).expanduser()
+    files_there = found_in(folder)
+    if files_there is None:
+        raise UserError(f"{folder} holds no vocabulary; expected are {WANTED}.")
+    return of_files(*files_there)
+
+
+def found_in(folder: Path) -> tuple[Path, Path] | None:
+    """The two files of a vocabulary in a folder, under either pair of names; None where there are none."""
     for names in ((ENCODER, MERGES), OTHER_NAMES):
         if all((folder / name).is_file() for name in names):
-            return of_files(*(folder / name for name in names))
-    wanted = f"{ENCODER} and {MERGES}, or {' and '.join(OTHER_NAMES)}"
-    raise UserError(f"{folder} holds no vocabulary; expected are {wanted}.")
+            return folder / names[0], folder / names[1]
+    return None
 
 
 def of_files(encoder: Path, lines: Path) -> BPE:

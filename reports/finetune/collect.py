@@ -24,11 +24,13 @@ MODEL = ("num_layers", "embed_dim", "num_heads", "ff_dim", "context_length", "vo
 SHOWN = 6  # answers that are kept
 
 
-def collected(folders: Sequence[Path], about: str) -> dict[str, Any]:
-    """{"device", "about", "runs": {name: …}, "pairs": […]} of runs by the names of their folders."""
+def collected(folders: Sequence[Path], about: str, prepared: Sequence[str] = ()) -> dict[str, Any]:
+    """{"device", "about", "prepared": […], "runs": {name: …}, "pairs": […]} of runs by the names of their folders;
+    `prepared` are the commands that made their data, if that is told."""
     found = {plots.label(folder, folders): one(folder) for folder in dict.fromkeys(folders)}
     logs = {plots.label(folder, folders): plots.read(folder) for folder in dict.fromkeys(folders)}
-    return {"device": device(), "about": about, "runs": found, "pairs": pairs(found, logs)}
+    told = {"prepared": list(prepared)} if prepared else {}
+    return {"device": device(), "about": about, **told, "runs": found, "pairs": pairs(found, logs)}
 
 
 def device() -> str:

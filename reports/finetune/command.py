@@ -84,6 +84,10 @@ def report(
     run: Annotated[list[Path], typer.Argument(help="Folders of runs that are done.")],
     out: Annotated[Path, typer.Option(help="Folder for the page, the plot and the numbers.")] = Path("out/report"),
     about: Annotated[str, typer.Option(help="A sentence that stands at the head of the page.")] = "",
+    prepared: Annotated[
+        list[str] | None,
+        typer.Option(help="A command by which the runs' data were made, as the page has it (may be given again)."),
+    ] = None,
 ) -> None:
     """Put what several runs found out onto one page; its numbers are kept beside it, and the page follows from them."""
     import json
@@ -95,7 +99,7 @@ def report(
     from reports.finetune import collect, page
 
     kept = [one for one in run if one.name == collect.FILE]
-    if kept and len(run) > 1:
+    if kept and (len(run) > 1 or about or prepared):
         raise UserError(f"{kept[0]} is a page's numbers already; give it alone, to draw that page anew.")
     if kept:
         try:
@@ -103,7 +107,7 @@ def report(
         except (OSError, ValueError) as error:
             raise UserError(f"{kept[0]} cannot be read ({error}).") from error
     else:
-        found, folder = collect.collected(run, about), output_folder(out)
+        found, folder = collect.collected(run, about, prepared or ()), output_folder(out)
         write_text(folder / collect.FILE, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     try:
         page.write(folder, found)

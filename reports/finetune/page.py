@@ -38,6 +38,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     kinds = {kind: {name: run for name, run in runs.items() if run.kind == kind and run.results} for kind in KINDS}
     page = environment.from_string(text).render(
         about=found["about"],
+        prepared=found.get("prepared", ()),
         device=found["device"],
         runs=runs,
         title="Fine-tuning" if any(run.kind in KINDS for run in runs.values()) else "Pretraining",

@@ -139,7 +139,6 @@ class Trying:
         shutil.rmtree(self.folder, ignore_errors=True)
         output_folder(self.folder)
         own = {"eval-every": 50, **values}
-        own["save-every"] = own["eval-every"]  # that is when the log is written
         file = self.folder / "asked.toml"
         write_text(file, "".join(f"{name} = {json.dumps(value)}\n" for name, value in own.items()))
         words = [sys.executable, "-m", "common.cli", "train", "--settings", str(file), "--out", str(self.folder)]

@@ -76,6 +76,31 @@ def test_a_run_by_the_books_own_encoder_goes_on_by_it(call, tmp_path, text):
     assert "are of tokenizer 'book-greedy', not of 'book'" in err
 
 
+def test_a_run_by_the_books_class_on_openais_files_keeps_them_as_its_own(call, tmp_path, text, monkeypatch):
+    """Their folder alone still chooses `bpe`; the run's chooses `book`."""
+    small = PRESETS["nano"].with_(num_layers=1, embed_dim=32, context_length=32, ff_dim=64)
+    monkeypatch.setitem(PRESETS, "nano", small)
+    own, run = tmp_path / "vocabulary", tmp_path / "run"
+    text.write_text("the value, the values\nof a value " * 100, encoding="utf-8")
+    assert call("tokenizer", "train", text, "--vocab-size", 270, "--out", own)[0] == 0
+    code, out, err = call("tokenizer", "encode", "the\n value", "--kind", "book", "--vocab", own)
+    assert code == 0, err
+    ids = out.splitlines()[0]
+    assert ids == call("tokenizer", "encode", "the\n value", "--vocab", own)[1].splitlines()[0]
+    assert call("tokenizer", "decode", ids, "--kind", "book", "--vocab", own)[:2] == (0, "the\n value\n")
+    how = ["--data", text, "--batch-size", 2, "--length", 16, "--steps", 1, "--out", run]
+    code, _, err = call("train", "--tokenizer", "book", "--vocab", own, *how)
+    assert code == 0, err
+    assert (kept(own), kept(run)) == (["bpe"], ["book"])
+    assert tokenizer("book", run).encode("the\n value").tolist() == list(map(int, ids.split()))
+    code, _, err = call("generate", "--weights", run, "--prompt", "the", "--max-new-tokens", 2)
+    assert code == 0, err
+    refused = (("book-greedy", "a", "merges OpenAI's vocabularies by rank"), ("book", "東", "has no token"))
+    for kind, string, told in refused:
+        code, _, err = call("tokenizer", "encode", string, "--kind", kind, "--vocab", own)
+        assert (code, told in err, err.count("\n")) == (2, True, 1)
+
+
 @pytest.mark.parametrize("kind", GREEDY)
 def test_a_vocabulary_says_how_the_books_merges_are_applied(call, tmp_path, text, kind):
     """So its folder alone chooses the tokenizer, of `train` and `book`; a name that is given goes before it."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from common import run as runs
 from common.config import GPTConfig, TrainConfig, model_to_dict
 
 FOLLOW = Path(__file__).with_name("follow.py")
@@ -108,7 +109,7 @@ def losing_a_worker(*words, out):
         try:
             end = time.monotonic() + 200
             while running.poll() is None and time.monotonic() < end:
-                if (out / "log.jsonl").is_file() and len(log_of(out)) >= 4:
+                if (out / runs.CHECKPOINT).is_dir() and len(log_of(out)) >= 4:
                     break
                 time.sleep(0.05)
             workers = [
@@ -126,4 +127,4 @@ def losing_a_worker(*words, out):
 
 
 def log_of(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").open()]
+    return list(runs.read_log(folder / runs.LOG))

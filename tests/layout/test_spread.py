@@ -113,10 +113,11 @@ def test_pytorchs_fast_forms_follow_one_in_float32(layout, train):
     check(follow("torch", layout, processes, execution=FAST["torch"], train=train, dtype="float32"), SINGLE)
 
 
-@pytest.mark.full
+@pytest.mark.full_for("data=8", "tensor", "eight", "four", "own")  # what is left compiles least
 @pytest.mark.parametrize(
     ("layout", "model", "execution", "train"),
     [
+        ("data=2,shard=2", {"num_layers": 1}, {}, {}),
         ("data=8", DROPPING, {}, {"batch_size": 8}),
         ("shard=4,tensor=2", TODAY, {"layers": "loop"}, {"batch_size": 8}),
         ("data=2,tensor=4", {}, FAST["jax"], {"optimizer": "muon"}),
@@ -125,7 +126,7 @@ def test_pytorchs_fast_forms_follow_one_in_float32(layout, train):
         ("shard=2,tensor=2", TODAY, OWN, {"optimizer": "muon"}),
         ("data=2,shard=2", {}, {"layers": "scan", **OWN}, {}),
     ],
-    ids=["data=8", "shard=4,tensor=2", "data=2,tensor=4", "eight", "four", "own and muon", "own"],
+    ids=["data=2,shard=2", "data=8", "shard=4,tensor=2", "data=2,tensor=4", "eight", "four", "own and muon", "own"],
 )
 def test_devices_of_jax_follow_one(layout, model, execution, train):
     check(follow("jax", layout, model=model, execution=execution, train=train))

@@ -15,12 +15,20 @@ from tiktoken_ext.openai_public import r50k_pat_str
 
 from common.data.corpora import corpus
 from common.errors import UserError
-from common.tokenizers import book, bpe, merges, tokenizer, words
+from common.tokenizers import book, bpe, kept, merges, tokenizer, words
 
 TEXT = corpus("pydoc").text[:120_000]
 ODD = "naïve café: 東京は 42 мир 👩‍👩‍👧 \t x  = {'a':1}\n\n  don't we'll\r\n\x00 ﷽ e\u0301"
 CODE = Path(inspect.__file__).read_text(encoding="utf-8")
 NOISE = random.Random(7).randbytes(1 << 16).decode("latin-1")
+LINES = ("a\nb", "a\n\nb", "\nHello", "Hello\n", "a\r\nb", "Hello \nworld", "Hello\n world")
+GPT2_IDS = {
+    "This is some text": [1212, 318, 617, 2420],
+    "Implementations": [3546, 26908, 602],
+    "asdf asdfasdf a!!, @aba 9asdf90asdfk": [
+        292, 7568, 355, 7568, 292, 7568, 257, 3228, 11, 2488, 15498, 860, 292, 7568, 3829, 292, 7568, 74,
+    ],
+}  # fmt: skip
 SENTENCE = "Jack embraced beauty through art and life."
 
 
@@ -150,17 +158,9 @@ def test_counts_kept_up_to_date_are_counts_taken_anew():
 def test_gpt2s_own_vocabulary(gpt2_files):
     made, fast = bpe.load(gpt2_files), tokenizer("gpt2", gpt2_files)
     assert (made.vocab_size, made.specials) == (50257, {bpe.END_OF_TEXT: 50256})
-    known = {
-        "This is some text": [1212, 318, 617, 2420],
-        "Implementations": [3546, 26908, 602],
-        "asdf asdfasdf a!!, @aba 9asdf90asdfk": [
-            292, 7568, 355, 7568, 292, 7568, 257, 3228, 11, 2488, 15498, 860, 292, 7568, 3829, 292, 7568, 74,
-        ],
-    }  # fmt: skip
-    for text, ids in known.items():
+    for text, ids in GPT2_IDS.items():
         assert made.encode(text).tolist() == ids
-    lines = ("a\nb", "a\n\nb", "\nHello", "Hello\n", "a\r\nb", "Hello \nworld", "Hello\n world")
-    for text in (TEXT, ODD, CODE, NOISE, *lines):
+    for text in (TEXT, ODD, CODE, NOISE, *LINES):
         assert np.array_equal(made.encode(text), fast.encode(text))
         assert made.decode(made.encode(text)) == text
 
@@ -264,6 +264,63 @@ def test_the_books_words_take_one_space_each():
     assert made.encode(f"a{bpe.END_OF_TEXT}", special=True).tolist()[1] == made.end_token
     with pytest.raises(UserError, match="Unknown order 'ranks': did you mean 'rank'"):
         book.Book(made.tokens, made.merges, made.specials, "ranks")
+
+
+def test_the_book_reads_openais_files(trained, tmp_path):
+    """Of a vocabulary of ours in their form: the ids of `bpe`, where its pattern parts no word either; no bytes."""
+    trained.save(tmp_path)
+    made = tokenizer("book", tmp_path)
+    assert (made.vocab_size, made.end_token, made.specials) == (1500, trained.end_token, trained.specials)
+    assert len(made.merges) == len(trained.merges) == 1243
+    for text in ("the value of an object", "  two  spaces ", *LINES, "a\tb"):
+        assert made.encode(text).tolist() == trained.encode(text).tolist(), text
+        assert made.decode(made.encode(text)) == text
+    left = book.Book(trained.spelt(), made.merges, made.specials, "left to right", made.new)
+    assert left.encode("information").tolist() != made.encode("information").tolist()  # the order can be seen
+    assert made.encode("é").tolist() == [trained.spelt()["é"]] != trained.encode("é").tolist()  # no byte map
+    assert made.decode(made.encode("é")) == "é"
+    assert made.encode(f"a{bpe.END_OF_TEXT}", special=True).tolist()[1] == made.end_token
+    with pytest.raises(UserError, match="spells out the special token"):
+        made.encode(bpe.END_OF_TEXT)
+    with pytest.raises(UserError, match="The character '東' has no token: the book reads bytes as characters"):
+        made.encode("東")
+    with pytest.raises(UserError, match="The character 'č' stands for white space in OpenAI's files"):
+        made.encode("ečo")
+    with pytest.raises(UserError, match="merges OpenAI's vocabularies by rank: name the tokenizer 'book'"):
+        tokenizer("book-greedy", tmp_path)
+
+
+def test_openais_files_are_kept_in_the_books_form(trained, tmp_path):
+    """Hugging Face's names of them will do; what a run keeps is the book's, and says so."""
+    trained.save(tmp_path)
+    for theirs, own in zip(("encoder.json", "vocab.bpe"), bpe.OTHER_NAMES, strict=True):
+        (tmp_path / theirs).rename(tmp_path / own)
+    made, run = tokenizer("book", tmp_path), tmp_path / "run"
+    made.save(run)
+    assert kept(run) == ["book"]
+    again = tokenizer("book", run)
+    assert again.describe() == made.describe()
+    plain = TEXT[:5000].encode("ascii", "ignore").decode()
+    assert again.encode(plain).tolist() == made.encode(plain).tolist()
+    told = json.loads((run / book.VOCABULARY).read_text())
+    (run / book.VOCABULARY).write_text(json.dumps({**told, "spelling": "runes"}))
+    with pytest.raises(UserError, match=r"is damaged \(KeyError: 'runes'\)"):
+        tokenizer("book", run)
+    with pytest.raises(UserError, match=r"\(book-vocab.json, book-merges.json\), nor OpenAI's \(encoder.json and"):
+        tokenizer("book", tmp_path / "nowhere")
+
+
+def test_the_book_reads_gpt2s_vocabulary(gpt2_files):
+    made = tokenizer("book", gpt2_files)
+    assert (made.vocab_size, made.end_token, len(made.merges)) == (50257, 50256, 50000)
+    for text, ids in {**GPT2_IDS, "Hello,": [15496, 11]}.items():
+        assert made.encode(text).tolist() == ids
+    whole = tokenizer("gpt2", gpt2_files)
+    for text in LINES:
+        assert np.array_equal(made.encode(text), whole.encode(text))
+        assert made.decode(made.encode(text)) == text
+    assert [made.encode(text).tolist() for text in ("\n", "\r", " ")] == [[198], [201], [220]]
+    assert made.decode([198, 201, 262]) == "\n\r the"
 
 
 def test_the_books_vocabularies_of_words(verdict, tmp_path):

@@ -46,6 +46,25 @@ def test_a_full_disk_is_told_in_a_sentence(tmp_path, writer):
     assert names(tmp_path) == []
 
 
+def test_what_is_appended_is_there_whole_or_not_at_all(tmp_path):
+    """A file that may not grow so far takes a part of what it is given, as one on a full disk does."""
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "x"
+    for text in ("one\n", "zwölf\n"):
+        files.append(path, text)
+    assert path.read_text(encoding="utf-8") == "one\nzwölf\n"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 3, hard))
+    try:
+        with pytest.raises(UserError, match=r"Cannot write .*x: File too large\. What was there before is unchanged"):
+            files.append(path, "three\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text(encoding="utf-8") == "one\nzwölf\n"
+    with pytest.raises(UserError, match="Cannot write"):
+        files.append(tmp_path, "text")
+
+
 def test_a_failed_rename_brings_the_old_folder_back(tmp_path, monkeypatch):
     target, rename = tmp_path / "folder", os.rename
     with files.replacing_folder(target) as temporary:

@@ -27,6 +27,24 @@ def test_the_meter_leaves_out_the_first_step_and_never_shows_more_than_all():
     assert meter.most(Execution(device="cuda"), "NVIDIA H100 80GB HBM3") == 67e12
 
 
+def test_the_peak_is_that_of_the_format_that_is_multiplied_in():
+    """TF32's numbers are stored as float32, and have another peak; wide products have that of float32."""
+    h100 = "NVIDIA H100 80GB HBM3"
+    for settings, peak in (
+        ({"products": "tf32"}, 495e12),
+        ({"products": "wide"}, 67e12),
+        ({"dtype": "bfloat16"}, 989e12),
+        ({"dtype": "bfloat16", "products": "wide"}, 67e12),
+        ({"dtype": "float64", "products": "wide"}, None),
+        ({"products": "tf32", "layout": "data=2"}, 990e12),
+    ):
+        assert meter.most(Execution(device="cuda", **settings), h100) == peak
+    assert meter.most(Execution(device="cuda"), "Tesla V100-SXM2-16GB") == 15.7e12
+    for short in ({"products": "tf32"}, {"dtype": "bfloat16"}):  # it has no such products
+        assert meter.most(Execution(device="cuda", **short), "Tesla V100-SXM2-16GB") is None
+    assert meter.most(Execution(dtype="bfloat16", products="wide"), None) > 1e9
+
+
 def test_the_meter_counts_what_a_run_multiplies():
     """Of a run that trains a part: what is frozen has no gradient, so the same speed is less of what the device can."""
     adapted = BYTES.with_(adapters=Adapter(rank=2))

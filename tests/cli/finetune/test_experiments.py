@@ -196,7 +196,9 @@ def test_a_page_of_pretraining_shows_what_was_held_out_and_written(call, tmp_pat
     text.write_text("She sells sea shells by the sea shore. " * 30)
     asked = ["--length", 16, "--batch-size", 2, "--steps", 4, "--eval-every", 2, "--sample-every", 4, "--prompt", "She"]
     assert call("train", "--weights", weights, "--data", text, *asked, "--out", tmp_path / "run")[0] == 0
-    code, _, err = call("finetune", "report", tmp_path / "run", "--out", tmp_path / "page")
+    made = ["parallax corpus prepare books", "parallax corpus tokens out/shards"]
+    own = [word for command in made for word in ("--prepared", command)]
+    code, _, err = call("finetune", "report", tmp_path / "run", "--out", tmp_path / "page", *own)
     assert code == 0, err
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
     told = (tmp_path / "page" / page.PAGE).read_text()
@@ -204,6 +206,9 @@ def test_a_page_of_pretraining_shows_what_was_held_out_and_written(call, tmp_pat
     assert f"{log[1]['held_out']:.4f} (step 2) | {log[3]['held_out']:.4f} (step 4)" in told
     assert log[3]["sample"].split()[0] in told.split("writes after 4 steps")[1]
     assert (tmp_path / "page" / "finetune.png").stat().st_size > 5000
+    assert "```\n{}\n{}\nparallax train --out ".format(*made) in told
+    code, _, err = call("finetune", "report", tmp_path / "page" / "runs.json", *own)
+    assert (code, "is a page's numbers already" in err) == (2, True)
 
 
 def test_numbers_that_no_report_has_kept_are_refused(call, tmp_path):

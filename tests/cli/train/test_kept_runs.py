@@ -13,6 +13,7 @@ from bytes_of_runs import BYTES
 from common import params
 from common import run as runs
 from common.compare import difference
+from common.errors import UserError
 from common.files import take_place
 from common.tokenizers import bpe
 from common.weights.checkpoint import load_checkpoint
@@ -147,6 +148,76 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(call, tmp_path, file, fir
             assert np.array_equal(whole[name], split[name]), name
         elif not parameter.dead:  # the claim of C5 about runs that change framework, as of Muon's in test_learning.py
             assert difference(name, split[name], whole[name]).relative <= 1e-11, name
+
+
+def told(log):
+    """A log without what the clock says."""
+    return [{name: one[name] for name in one.keys() - {"seconds", "tokens_per_second"}} for one in log]
+
+
+def test_the_log_has_every_step_once_it_is_done(call, tmp_path, file, monkeypatch):
+    """Before there is a checkpoint, and in a run that goes on with fewer lines than the file had."""
+    out, path, follow, seen = tmp_path / "run", file(**{"save-every": 4}), runs.RunFolder.follow, []
+
+    def followed(self, log):
+        follow(self, log)
+        there = runs.read_log(out / runs.LOG)
+        assert list(there) == log
+        seen.append((len(there), (out / runs.CHECKPOINT).exists()))
+
+    monkeypatch.setattr(runs.RunFolder, "follow", followed)
+    assert call("train", "--settings", path, "--until", 5, "--out", out)[0] == 0
+    assert seen == [(1, False), (2, False), (3, False), (4, False), (5, True)]
+    with (out / runs.LOG).open("a") as log:  # as it is if somebody was killed behind the checkpoint
+        log.write('{"step": 5, "loss": 1.0}\n{"step": 6, "lo')
+    assert call("train", "--resume", out)[0] == 0
+    assert seen[5:] == [(6, True)]
+
+
+FOLLOWED = """
+import os, signal, sys
+from common import run
+from common.cli import main
+
+def dies(path, text):
+    with open(path, "a") as file:
+        file.write(text if '"step": 4' not in text else text[: len(text) // 2])
+    if '"step": 4' in text:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run.append = dies
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.full_for("without one")
+@pytest.mark.parametrize("every", [2, 50], ids=["behind a checkpoint", "without one"])
+def test_a_run_that_is_killed_while_it_writes_a_line_has_the_log_of_one_that_nobody_killed(call, tmp_path, file, every):
+    """SIGKILL in the middle of the line of the fifth step: half of it is none, for who looks at it and who goes on."""
+    out, path = tmp_path / "run", file(**{"save-every": every})
+    words = ["train", "--settings", str(path), "--out", str(out)]
+    assert subprocess.run([sys.executable, "-c", FOLLOWED, *words], capture_output=True).returncode == -9
+    assert (out / runs.LOG).read_text().count("\n") == 4
+    assert not (out / runs.LOG).read_text().endswith("\n")
+    code, said, err = call("curves", out, "--out", tmp_path / "plots")
+    assert (code, "run: 4 steps" in said) == (0, True), err
+    assert (out / "checkpoint").is_dir() == (every == 2)
+    assert call(*(["train", "--resume", out] if every == 2 else words))[0] == 0
+    assert call("train", "--settings", path, "--out", tmp_path / "whole")[0] == 0
+    assert told(runs.read_log(out / runs.LOG)) == told(runs.read_log(tmp_path / "whole" / runs.LOG))
+
+
+def test_a_line_that_is_damaged_is_not_taken_for_one_that_is_being_written(tmp_path):
+    path = tmp_path / runs.LOG
+    path.write_text('{"step": 0}\n{"step": 1}\n{"st')
+    assert [line["step"] for line in runs.read_log(path)] == [0, 1]
+    assert [line["step"] for line in runs.read_log(path, 2)] == [0, 1]
+    with pytest.raises(UserError, match=r"Line 3 of .* is damaged"):  # that of a step that was saved
+        runs.read_log(path, 3)
+    for text, number in (('{"step": 0}\n{"st\n', 2), ('{"step": 0}\n{"st\n{"step": 2}\n', 2), ('{"st', 1)):
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"Line {number} of .* is damaged"):
+            runs.read_log(path)
 
 
 KILLED = """
