@@ -174,6 +174,19 @@ def test_outputs_and_states_of_the_oracle(case):
     close(inputs, their_inputs)
 
 
+def test_every_setting_counts(case):
+    """With any one setting moved, we are far from theirs: the bound tells. All of the layer's own shape parameters; one
+    head of queries and keys, as wide as theirs together, has parameters of the same shapes.
+    """
+    (entry,) = case.config.attention
+    _, keys, dim = entry.heads(case.config)
+    one = entry.with_(num_key_heads=1, key_dim=keys * dim)
+    for config in (case.config.with_(attention=one), case.config.with_(norm_eps=1.1 * case.config.norm_eps)):
+        other = SimpleNamespace(**{**vars(case), "config": config})
+        output, _, _ = through_oracle(other, np.arange(LENGTH, dtype=np.int32)[None], [LENGTH])
+        assert np.abs(output - case.output).max() > 10 * BOUND * np.abs(case.output).max(), config
+
+
 def test_rows_padded_on_the_left(case):
     """Theirs sets their inputs to zero, which leaves an empty state empty; ours must not look at them."""
     positions = np.stack([np.arange(LENGTH), np.maximum(np.arange(LENGTH) - 40, -1)]).astype(np.int32)

@@ -7,11 +7,12 @@ alone gives its output and the gradient of its input. The maps of names and sett
 import copy
 import functools
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from moved import moved
 
 from common import backend, params
 from common.config import Execution, GPTConfig
@@ -364,34 +365,6 @@ def test_angles(name, layer):
 
 
 # --- power ------------------------------------------------------------------------------------------------------------
-
-OTHER = {
-    "window": lambda keys: keys + 1,
-    "softcap": lambda cap: 1.1 * cap,
-    "scale": lambda scale: 1.1 * scale,
-    "base": lambda base: 1.1 * base,
-    "fraction": lambda share: share + 0.1,
-    "scaling": lambda scaling: "none",
-    "truncate": lambda rounded: not rounded,
-    "factor": lambda factor: 1.1 * factor,
-    "original": lambda length: 2 * length,
-    "low": lambda low: 1.2 * low,
-    "high": lambda high: 1.2 * high,
-    "fast": lambda turns: turns / 3,
-    "slow": lambda turns: turns / 3,
-    "attention_factor": lambda factor: 1.1 * factor,
-}
-
-
-def moved(entry):
-    """(name, entry) with one setting moved, of all that are not at their defaults and shape no parameter."""
-    for name in ("window", "softcap", "scale"):
-        if getattr(entry, name) is not None:
-            yield name, entry.with_(**{name: OTHER[name](getattr(entry, name))})
-    for field in () if entry.rotary is None else fields(entry.rotary):
-        value = getattr(entry.rotary, field.name)
-        if value != field.default:
-            yield field.name, entry.with_(rotary=entry.rotary.with_(**{field.name: OTHER[field.name](value)}))
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from moved import moved
 
 from common import backend, params
 from common.config import Execution, GPTConfig
@@ -188,7 +189,17 @@ def test_outputs_and_gradients(case, wing, dtype, form):
         close(gradients.grads[name], want)
 
 
-def test_outputs_of_the_oracle(case):
+def by_oracle(case):
     attention = built(case, "numpy", "float64").net.at(PATH)
-    output, _ = attention(case.x.astype(np.float64), np.arange(LENGTH, dtype=np.int32)[None])
-    close(output, case.output)
+    return attention(case.x.astype(np.float64), np.arange(LENGTH, dtype=np.int32)[None])[0]
+
+
+def test_outputs_of_the_oracle(case):
+    close(by_oracle(case), case.output)
+
+
+def test_every_setting_counts(case):
+    """With any one setting moved, we are far from theirs: the bound tells."""
+    for what, entry in moved(case.config.attention[0]):
+        other = SimpleNamespace(**{**vars(case), "config": case.config.with_(attention=entry)})
+        assert np.abs(by_oracle(other) - case.output).max() > 10 * BOUND * np.abs(case.output).max(), what

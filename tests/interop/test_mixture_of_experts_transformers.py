@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from moved import moved
 
 from common import backend, compare, params
 from common.config import Execution, GPTConfig
@@ -23,6 +24,7 @@ PATH = "model.layers.1.mlp"
 CONFIG = GPTConfig(31, 96, EMBED, 2, 2, ff_dim=16, activation="silu", tie_embeddings=False)
 LIMIT = 1.5
 ENTRY = MixtureOfExperts(EXPERTS, TOP_K, expert_dim=WIDTH)
+BOUND = 1e-4  # far above the rounding of float32 and below every mistake of routing
 
 
 def qwen3(normalise):
@@ -39,7 +41,7 @@ def qwen3(normalise):
     return Qwen3MoeSparseMoeBlock(config), ENTRY.with_(normalise=normalise)
 
 
-def qwen3_next():
+def qwen3_next(normalise):
     from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextSparseMoeBlock
 
     config = transformers.Qwen3NextConfig(
@@ -48,13 +50,13 @@ def qwen3_next():
         num_experts_per_tok=TOP_K,
         moe_intermediate_size=WIDTH,
         shared_expert_intermediate_size=SHARED,
-        norm_topk_prob=True,
+        norm_topk_prob=normalise,
         hidden_act="silu",
     )
-    return Qwen3NextSparseMoeBlock(config), ENTRY.with_(shared_dim=SHARED, shared_gate=True)
+    return Qwen3NextSparseMoeBlock(config), ENTRY.with_(normalise=normalise, shared_dim=SHARED, shared_gate=True)
 
 
-def deepseek_v3():
+def deepseek_v3(normalise):
     from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 
     config = transformers.DeepseekV3Config(
@@ -65,12 +67,12 @@ def deepseek_v3():
         n_shared_experts=2,
         n_group=4,
         topk_group=2,
-        norm_topk_prob=True,
-        routed_scaling_factor=2.5,
+        norm_topk_prob=normalise,
+        routed_scaling_factor=1.7,  # 2.5 is the default
         hidden_act="silu",
     )
-    groups = {"choice_bias": True, "num_groups": 4, "top_groups": 2}
-    return DeepseekV3MoE(config), ENTRY.with_(routing="top_k_then_sigmoid", scale=2.5, shared_dim=2 * WIDTH, **groups)
+    groups = {"choice_bias": True, "num_groups": 4, "top_groups": 2, "shared_dim": 2 * WIDTH}
+    return DeepseekV3MoE(config), ENTRY.with_(routing="top_k_then_sigmoid", normalise=normalise, scale=1.7, **groups)
 
 
 def gpt_oss():
@@ -91,8 +93,10 @@ def gpt_oss():
 BLOCKS = {
     "qwen3 normalised": lambda: qwen3(True),
     "qwen3 not normalised": lambda: qwen3(False),
-    "qwen3-next": qwen3_next,
-    "deepseek-v3": deepseek_v3,
+    "qwen3-next normalised": lambda: qwen3_next(True),
+    "qwen3-next not normalised": lambda: qwen3_next(False),
+    "deepseek-v3 normalised": lambda: deepseek_v3(True),
+    "deepseek-v3 not normalised": lambda: deepseek_v3(False),
     "gpt-oss": gpt_oss,
 }
 
@@ -203,13 +207,12 @@ def component(case, name, **how):
     ids=lambda value: value if isinstance(value, str) else "-".join(value.values()) or "loop",
 )
 def test_outputs_and_gradients_in_float32(case, name, how):
-    """1e-4 is far above the rounding of float32 and below every mistake of routing."""
     want, grads = run(case.block.float(), case.x, case.cotangent)
     got, found = component(case, name, **how)
-    assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
+    assert np.abs(got - want).max() < BOUND * np.abs(want).max()
     assert set(found) == (set(grads) if name != "numpy" else set())
     for key, value in found.items():
-        assert np.abs(value - grads[key]).max() <= 1e-4 * np.abs(grads[key]).max(), key
+        assert np.abs(value - grads[key]).max() <= BOUND * np.abs(grads[key]).max(), key
 
 
 @pytest.mark.full_for("jax")
@@ -221,6 +224,17 @@ def test_outputs_in_float64(case, name):
     got, _ = component(case, name, dtype="float64")
     bound = 1e-6 if hasattr(case.block, "gate") else 1e-10
     assert compare.difference("output", got, want).relative < bound
+
+
+def test_every_setting_counts(case):
+    """With any one setting moved, we are far from theirs: the bound tells."""
+    (entry,), (want, _) = case.config.feed_forward, run(case.block.float(), case.x, case.cotangent)
+    others = {what: case.config.with_(feed_forward=other) for what, other in moved(entry)}
+    if entry.routing == "top_k_then_softmax":  # whose sum is 1 anyway
+        del others["normalise"]
+    for what, config in {**others, "activation": case.config.with_(activation="gelu_tanh")}.items():
+        got, _ = component(SimpleNamespace(**{**vars(case), "config": config}), "numpy", dtype="float64")
+        assert np.abs(got - want).max() > 10 * BOUND * np.abs(want).max(), what
 
 
 @pytest.mark.parametrize("name", ["torch", "jax", "numpy"])

@@ -109,31 +109,6 @@ def test_a_padded_batch_equals_its_rows(slots, split, filler, seed, causal_case,
                     close(got[row, where], alone[row])
 
 
-def test_a_write_past_the_end_is_refused_and_the_cache_lives_on(model_of, tokens, name):
-    """Also: the last slot can be used, one more cannot."""
-    model, ids = model_of(name), tokens(2, 10)
-    cache = model.new_cache(2, CAPACITY)
-    parts = [model.extend(cache, ids[:, :5])]
-    with pytest.raises(UserError, match="holds 5 of 10 tokens; 6 more do not fit"):
-        model.extend(cache, ids[:, :6])
-    assert cache.used == 5
-    parts += [model.extend(cache, ids[:, a:b]) for a, b in ((5, 8), (8, 9), (9, 10))]
-    close(np.concatenate(parts, axis=1), model.forward(ids).logits)
-    with pytest.raises(UserError, match="holds 10 of 10"):
-        model.extend(cache, ids[:, :1])
-
-
-@pytest.mark.full_for("jax")
-def test_a_position_past_the_context_is_refused_and_the_cache_lives_on(model_of, tokens, name, small):
-    model, ids = model_of(name), tokens(1, small.context_length)
-    cache = model.new_cache(1, small.context_length + 5)
-    first = model.extend(cache, ids[:, :-1])
-    with pytest.raises(UserError, match="context of 24"):
-        model.extend(cache, ids[:, :2])
-    last = model.extend(cache, ids[:, -1:])
-    close(np.concatenate([first, last], axis=1), model.forward(ids).logits)
-
-
 def test_a_batch_of_another_size_is_refused_and_the_cache_lives_on(model_of, tokens, name):
     """A cache of two rows takes two rows: one would be spread over both, three would not fit."""
     model, ids = model_of(name), tokens(3, LENGTH)
@@ -169,10 +144,29 @@ def in_parts(model, cache, ids, positions, cuts=(0, 4, 6, CAPACITY)):
 
 
 OTHERS = ("balance", "sharing", "experts", "sparse", "latent", "wide", "untied", "dropout", "muon", "long")
+OF_JAX = (*(f"{name}-jax" for name in OTHERS), "gpt_lora-jax", "gpt_classifier-jax", "gpt_dpo-jax")
 
 
-@pytest.mark.full_for("gpt_lora-jax", "gpt_classifier-jax", "gpt_dpo-jax")
-@pytest.mark.full_for(*(f"{name}-jax" for name in OTHERS))  # what is kept, rings and states stay
+@pytest.mark.full_for(*OF_JAX)  # what is kept, rings and states stay
+def test_what_does_not_fit_is_refused_and_the_cache_lives_on(causal_case, case_model, late, name):
+    """Into the slots, or into the context: filled past its windows, a cache refuses it, and goes on as if nothing had
+    been asked. The last slot can be used, one more cannot.
+    """
+    model, (ids, positions) = case_model(name, causal_case), late(causal_case, 2, CAPACITY)
+    cache = model.new_cache(2, CAPACITY)
+    parts = [in_parts(model, cache, ids, positions, (0, 4, 6))]
+    with pytest.raises(UserError, match="holds 6 of 10 tokens; 5 more do not fit"):
+        model.extend(cache, ids[::-1, 5:], positions[:, 5:])
+    with pytest.raises(UserError, match=f"do not fit in the context of {causal_case.config.context_length}"):
+        model.extend(cache, ids[::-1, 6:], positions[:, 6:] + 1)
+    assert (cache.used, cache.capacity) == (6, CAPACITY)
+    parts.append(model.extend(cache, ids[:, 6:], positions[:, 6:]))
+    close(np.concatenate(parts, axis=1), case_model("numpy", causal_case).forward(ids, positions).logits)
+    with pytest.raises(UserError, match="holds 10 of 10 tokens; 1 more do not fit"):
+        model.extend(cache, ids[:, :1])
+
+
+@pytest.mark.full_for(*OF_JAX)
 def test_after_a_reset_a_cache_is_as_new(causal_case, case_model, late, name):
     """To the bit, after it was filled with another text, and rings went round."""
     model, (ids, positions) = case_model(name, causal_case), late(causal_case, 2, CAPACITY)

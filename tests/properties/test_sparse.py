@@ -217,17 +217,6 @@ def test_rows_of_unequal_length(model_of, tokens, config, name, cut):
     np.testing.assert_array_equal(through_cache(other)[positions >= 0], got[positions >= 0])
 
 
-@pytest.mark.full_for("turned-jax")
-def test_what_does_not_fit_is_refused_and_the_cache_lives_on(model_of, tokens, config, name):
-    model, ids = model_of(name, config), tokens(2, 10)
-    cache = model.new_cache(2, 10)
-    parts = [model.extend(cache, ids[:, :8])]
-    with pytest.raises(UserError, match="holds 8 of 10 tokens; 3 more do not fit"):
-        model.extend(cache, ids[:, :3])
-    parts += [model.extend(cache, ids[:, 8:9]), model.extend(cache, ids[:, 9:])]
-    close(np.concatenate(parts, axis=1), model.forward(ids).logits)
-
-
 OFFERED = [("numpy", "float64"), *((wing, d) for wing in ("torch", "jax") for d in memory.ITEM_BYTES)]
 
 
