@@ -1,6 +1,5 @@
 """From what was asked for to a record and its report: what can be refused is refused before anything is timed."""
 
-import functools
 import hashlib
 import itertools
 import re
@@ -9,24 +8,22 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks import beside
 from benchmarks.harness import abreast, contest, fresh, machine
 from benchmarks.harness.cells import FRESH, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.groups import Group, grouped, in_turn
-from benchmarks.harness.process import Rules, sentence
+from benchmarks.harness.process import Rules
 from benchmarks.harness.record import RAW, Line, Record, now, of, read
-from benchmarks.harness.together import at_once
-from benchmarks.harness.worker import Worker, WorkerFault, environment, usable_cores
+from benchmarks.harness.worker import environment, usable_cores
 from benchmarks.room import check_memory, need, processes, room
 from benchmarks.suites import DEFAULT, SUITES, Scope
-from common import allocator, files, gpu
-from common.accounting import counters, peaks
-from common.config import PRESETS, ModelConfig
+from common import files, gpu
+from common.config import PRESETS
 from common.errors import UserError, unknown
 from common.stopping import stoppable
 
@@ -34,7 +31,6 @@ INTERRUPTED = "interrupted"
 NOBODY = "not a single contender could be timed"
 SECONDS = {False: 20.0, True: 2.0}
 LEAST = {False: 6, True: 6}
-AT_ONCE = 4  # processes that count FLOPs side by side where contenders begin so: each has both frameworks
 MANY = 1  # processes for each core that begin at once: with more, imports and compilations hold each other up
 
 
@@ -281,8 +277,8 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
     some are left out, if so."""
     begun, limit = time.monotonic(), work.asked.minutes
     report("What this machine can do", 0.0)
-    _known(work, record)
-    _peaks(work, record)
+    beside.known(work.device, record)
+    beside.peaks(work.device, work.rules, record)
     batches, ahead = _batches(work), 0.0
 
     def late() -> bool:
@@ -318,9 +314,9 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
     if why := over():
         return why
     report("What this machine can do, once more", 1.0)
-    _peaks(work, record)
+    beside.peaks(work.device, work.rules, record)
     report("FLOPs as they are counted", 1.0)
-    _flops(work, record)
+    beside.flops(work.cells, work.rules, record)
     return None
 
 
@@ -344,57 +340,3 @@ def left_out(work: Work, record: Record, why: str) -> None:
     left += [] if any(line["kind"] == "flops" for line in record.lines) else ["FLOPs as they are counted"]
     if left:
         record.add("skipped", what=f"{len(left)} parts", reason=f"{why}: {'; '.join(left)}")
-
-
-def _flops(work: Work, record: Record) -> None:
-    """The closed form of every cell that has one beside the frameworks' own counts."""
-    sizes: dict[Any, list[Cell]] = {}
-    for cell in work.cells:
-        if cell.task in counters.TASKS and cell.dtype == "float32":
-            sizes.setdefault((cell.config, cell.batch, cell.length), []).append(cell)
-
-    def counted(config: ModelConfig, batch: int, length: int) -> list[dict[str, Any]]:
-        with Worker("torch", threads=work.rules.threads, device=work.rules.device) as worker:
-            worker.ask("start")
-            return worker.ask("counted", config, batch, length, work.rules.device)
-
-    asked = {size: [functools.partial(counted, *size)] for size in sizes}
-    answers = at_once(asked, AT_ONCE if work.rules.together else 1)
-    for size, same in sizes.items():
-        rows = answers[size]
-        if isinstance(rows, Exception):
-            record.add("skipped", what=f"FLOPs of {same[0].title}", reason=sentence(rows))
-            continue
-        for cell, row in itertools.product(same, rows[0]):
-            if row["task"] == cell.task:
-                record.add("flops", cell=cell.name, **row)
-
-
-def _peaks(work: Work, record: Record) -> None:
-    allocators = ("plain", "kept") if work.device["kind"] == "cpu" and allocator.available() else ("plain",)
-    with ExitStack() as stack:
-        workers = {}
-        for wing, kept in itertools.product(("torch", "jax"), allocators):
-            own = Worker(wing, threads=work.rules.threads, device=work.rules.device, memory=kept)
-            workers[wing, kept] = stack.enter_context(own)
-        started = at_once({who: [functools.partial(worker.ask, "start")] for who, worker in workers.items()})
-        for (wing, kept), worker in workers.items():
-            try:
-                if isinstance(started[wing, kept], Exception):
-                    raise started[wing, kept]
-                for found in worker.ask("peaks", work.rules.device, work.rules.quick or work.rules.together):
-                    record.add("peak", wing=wing, memory=kept, **found)
-            except (UserError, WorkerFault) as error:
-                record.add("skipped", what=f"peaks by {wing}", reason=sentence(error))
-            worker.close()
-
-
-def _known(work: Work, record: Record) -> None:
-    """The data sheet's peaks; that there is no GPU."""
-    sheet = peaks.peak(work.device["name"])
-    if sheet is not None and not gpu.sliced():  # a slice has the name of the whole
-        record.add(
-            "peak", what="sheet", value={"name": work.device["name"], **sheet.flops, "bandwidth": sheet.bandwidth}
-        )
-    if work.device["kind"] == "cpu" and not gpu.gpus():
-        record.add("skipped", what="GPU", reason="this machine has none")

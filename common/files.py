@@ -194,6 +194,18 @@ def append(target: Path | str, text: str) -> None:
         raise _explain(error, Path(target)) from error
 
 
+def settled(target: Path | str) -> bool:
+    """Wait until the disk has what was appended to `target`; whether there is such a file."""
+    try:
+        with open(target, "rb+") as file:
+            os.fsync(file.fileno())
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _explain(error, Path(target)) from error
+    return True
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -25,7 +25,7 @@ from common.data import gutenberg, tokens
 from common.data.corpora import NAMED, Corpus, corpus, split
 from common.data.windows import Batches, Windows
 from common.errors import UserError
-from common.files import alone, append, output_folder, replacing_folder, write_text
+from common.files import alone, append, output_folder, replacing_folder, settled, write_text
 from common.weights import formats
 from common.weights.checkpoint import FROZEN, freeze, frozen_of, load_checkpoint, save_checkpoint
 
@@ -189,7 +189,7 @@ class RunFolder:
         self.path, self.keep, self.keep_best = output_folder(path), keep, keep_best
         self.checkpoint, self.older, self.best = self.path / CHECKPOINT, self.path / OLDER, self.path / BEST
         self.log_path, self.lines = self.path / LOG, 0  # so many are written for good
-        self.follows = False  # whether the lines in the file are those of this run
+        self.followed = 0  # so many stand in the file, where all in it are of this run
         self.weights, self.frozen = weights, None  # what identifies the weights that stay, once that is known
         if resumed is not None:
             if (resumed / FROZEN).is_dir() and not (self.path / FROZEN).is_dir():
@@ -233,18 +233,21 @@ class RunFolder:
                 shutil.rmtree(old)
 
     def write_log(self, log: Sequence[dict]) -> None:
-        """Write the log alone, which may be ahead of the checkpoint."""
-        write_text(self.log_path, "".join(map(_line, log)))
-        self.lines, self.follows = len(log), True
+        """Write the log alone, which may be ahead of the checkpoint; where all its lines stand there they stay, for those
+        who follow the file."""
+        if not (log and self.followed == len(log) and settled(self.log_path)):
+            write_text(self.log_path, "".join(map(_line, log)))
+        self.lines = self.followed = len(log)
 
     def follow(self, log: Sequence[dict]) -> None:
         """Write the newest line of the log, for who follows it; all of them where the file may have others, as that of
         a run that goes on has behind its checkpoint. On a full disk no half of a line stays."""
-        if self.follows:
+        if self.followed and self.followed == len(log) - 1:
+            self.followed = 0  # until this one is whole
             append(self.log_path, _line(log[-1]))
         else:
             write_text(self.log_path, "".join(map(_line, log)))
-            self.follows = True
+        self.followed = len(log)
 
     @contextlib.contextmanager
     def logged(self, log: Sequence[dict], show: Callable[[str], None]) -> Iterator[None]:

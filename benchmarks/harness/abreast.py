@@ -1,9 +1,10 @@
 """Groups of cells side by side: all that comes before the clock at once, and then one contest after the other.
 
 For a run of a few minutes on a GPU, where most of the time is the host's: importing, building, compiling, judging.
-Cells that share model and contenders share their processes, and memory is asked of these once a cell is timed. Nothing
-else is done while contenders are timed. Seconds of beginnings are upper bounds then, and a compiler that tries kernels
-out has not had the device to itself.
+Cells that share model and contenders share their processes, in which a later one is compiled once those before it are
+timed; memory is asked of these, too, where they have done nothing else. Nothing else is done while contenders are
+timed. Seconds of beginnings are upper bounds then, and a compiler that tries kernels out has not had the device to
+itself.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -84,9 +85,14 @@ class Begun:
         self.stage = self._pool.submit(self._next)
         return self.stage
 
+    def stop(self) -> None:
+        """Have it take nothing more down, and end the processes that it has now."""
+        self.record.close()
+        end_all(self)
+
     def close(self) -> None:
         """End its thread, whatever process that waits for or starts, and then its processes."""
-        self.record.close()
+        self.stop()
         self.stage.cancel()
         while not self.stage.done():
             end_all(self)
@@ -104,27 +110,33 @@ def run(
     with ThreadPoolExecutor(len(groups)) as pool:
         begun = []
         try:
-            begun += [Begun(group, rules, record, pool, late) for group in groups]
+            for group in groups:
+                begun.append(Begun(group, rules, record, pool, late))
             wait([one.stage for one in begun], timeout=patience)
             ready = monotonic() - start
             _time(begun, record, report, late, ready)
         finally:
-            for one in begun:
-                one.close()
+            _close(begun)
     return ready
+
+
+def _close(begun: Sequence[Begun]) -> None:
+    """All are stopped before the first is waited for, which may wait for another one's judge."""
+    for one in begun:
+        one.stop()
+    for one in begun:
+        one.close()
 
 
 def _time(begun: Sequence[Begun], record: Record, report: Report, late: Callable[[], bool], ready: float) -> None:
     """One after the other. Who is not ready ends before, for it would disturb them."""
-    there = []
-    for one in begun:
-        if one.stage.done():
-            one.stage.result()
-            there.append(one)
-        else:
-            one.close()
-            for cell in one.group:
-                record.add("skipped", what=cell.title, reason=f"it was not ready after {ready:.0f} s")
+    there = [one for one in begun if one.stage.done()]
+    others = [one for one in begun if one not in there]
+    _close(others)
+    for cell in (cell for one in others for cell in one.group):
+        record.add("skipped", what=cell.title, reason=f"it was not ready after {ready:.0f} s")
+    for one in there:
+        one.stage.result()
     for number, one in enumerate(there):
         if late():
             return

@@ -36,6 +36,7 @@ from common.config import Execution
 from common.errors import UserError
 
 WARM_CALLS, ANY = 10, 1_000_000
+NO_TIME = "there was no time left"
 _judging = threading.Lock()  # a judge takes all cores, also where cells begin side by side
 
 
@@ -71,8 +72,8 @@ def stages(
     processes: int,
     late: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
-    """The same in three: all is ready to time the first cell; all are timed, unless it is `late` before one begins;
-    memory is measured, of which those that are `together` ask the processes that were timed."""
+    """The same in three: all is ready to time the first cell; all are timed, unless it is `late` before one is, and
+    named; memory is measured. Where contenders begin together there are two: memory is no stage of its own."""
     first = cells[0]
     with ExitStack() as stack, TemporaryDirectory() as folder:
         made = {config: Recipe(first.weights, config, first.seed) for config in first.configs}
@@ -82,7 +83,7 @@ def stages(
 
 
 def _stages(cells, recipes: Recipes, rules: Rules, record: Record, report: Report, processes: int, places, late):
-    first = cells[0]
+    first, told, left = cells[0], set(), cells[:0]
     with workers(first.contenders, rules, processes, places) as own:
         try:
             wanted, begun = _judged_and_begun(cells, own, recipes, rules, record, report)
@@ -92,22 +93,38 @@ def _stages(cells, recipes: Recipes, rules: Rules, record: Record, report: Repor
             return
         for number, cell in enumerate(cells):
             if number and late():
+                left = cells[number:]
                 break
             report(cell.title, number / len(cells))
             mine = {name: own[name] for name in begun}
             shown = _admitted(cell, mine, begun, wanted, recipes, rules, record)
             if not number:
                 yield
+            elif late():  # while it was compiled
+                left = cells[number:]
+                break
             _timed(cell, {name: own[name] for name in shown}, shown, wanted, rules, record)
-            if rules.together and cell.memory and late():
-                record.add("skipped", what=f"memory in {cell.title}", reason="there was no time left")
-            elif rules.together and cell.memory:
+            if rules.together and cell.memory and _did_nothing_else(number, cell) and not late():
                 footprint.ask(cell, {name: own[name][0] for name in shown}, begun, record)
-    yield
-    for cell in cells:
-        if not rules.together and cell.task not in FRESH and (cell.memory or rules.all_memory):
-            report(f"{cell.title}: memory", 1.0)
-            footprint.measure(cell, recipes, rules, record, places)
+                told.add(cell.name)
+    if not rules.together:
+        yield
+    for cell in left:
+        record.add("skipped", what=cell.title, reason=NO_TIME)
+    for cell in cells[: len(cells) - len(left)]:
+        if cell.task in FRESH or not (cell.memory or rules.all_memory) or cell.name in told:
+            continue
+        if late():
+            record.add("skipped", what=f"memory in {cell.title}", reason=NO_TIME)
+            continue
+        report(f"{cell.title}: memory", 1.0)
+        footprint.measure(cell, recipes, rules, record, places)
+
+
+def _did_nothing_else(number: int, cell: Cell) -> bool:
+    """Whether the processes that were timed have had no work but this cell's, so that a peak which cannot be reset is
+    its own: JAX's on a GPU. To show the keys that layers choose takes a pass of its own."""
+    return number == 0 and not any(following.chooses(config) for config in cell.configs)
 
 
 def _judged_and_begun(cells, own, recipes: Recipes, rules: Rules, record: Record, report: Report):

@@ -20,7 +20,7 @@ def measure(
     cell: Cell, recipes: Mapping[ModelConfig, Recipe], rules: Rules, record: Record, places: Mapping[str, str]
 ) -> None:
     """Peak memory of every contender in a process of its own: after import, after building, and in a steady call. On a
-    CPU as many at once as there are cores."""
+    CPU as many at once as there are cores, on a GPU where they begin together: all were in memory together before."""
     gone = refused(cell, record)
     begun: list[Worker] = []
     stopped = threading.Event()
@@ -39,8 +39,9 @@ def measure(
             return {"import": started["bytes_after_import"], "build": built, **_peak(worker, cell)}
 
     work = {one.name: [functools.partial(measured, one)] for one in cell.contenders if one.name not in gone}
+    together = max(1, len(work)) if rules.together else len(usable_cores()) if rules.device == "cpu" else 1
     try:
-        measurements = at_once(work, len(usable_cores()) if rules.device == "cpu" else 1)
+        measurements = at_once(work, together)
     except BaseException:
         stopped.set()
         for worker in begun:
@@ -50,8 +51,8 @@ def measure(
 
 
 def ask(cell: Cell, own: Mapping[str, Worker], begun: Mapping[str, Beginning], record: Record) -> None:
-    """The same of contenders that have just been timed, in their own processes, all at once: on a device each is told
-    its own bytes. The high water of the host's memory is that of two more calls."""
+    """The same of contenders that have just been timed and have done nothing else, in their own processes, all at once:
+    on a device each is told its own bytes. The high water of the host's memory is that of two more calls."""
     gone = refused(cell, record)
 
     def measured(name: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def grouped(cells: Sequence[Cell]) -> Iterator[Group]:
 
     def key(cell: Cell) -> Any:
         own = cell.name if cell.task in (*FRESH, *CHANGING) else ""
-        return own, cell.model, cell.config, cell.dtype, cell.weights, cell.contenders
+        return own, cell.model, cell.config, cell.dtype, cell.weights, cell.seed, cell.contenders
 
     return (list(group) for _, group in itertools.groupby(cells, key))
 

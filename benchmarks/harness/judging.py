@@ -45,7 +45,8 @@ def wanted_of(cells: Sequence[Cell], recipes: Recipes, rules: Rules, report: Rep
     run whose work is the same."""
     pairs = [pair for pair in itertools.product(cells, recipes.items()) if pair[0].task not in DECODING]
     work = {(cell.name, config): _same_work(cell, config) for cell, (config, _) in pairs}
-    new = [pair for pair in pairs if work[pair[0].name, pair[1][0]] not in rules.judged]
+    first = {same: pair for pair in reversed(pairs) if (same := work[pair[0].name, pair[1][0]]) not in rules.judged}
+    new = list(reversed(first.values()))
     told: dict[Any, dict[str, gate.Digest]] = {}
     for name in dict.fromkeys(judge(cell) for cell, _ in new):
         with Worker(name, threads=rules.threads) as worker:

@@ -11,10 +11,10 @@ import numpy as np
 from benchmarks.harness import timing
 from benchmarks.harness.cells import DECODING, FRESH
 from benchmarks.harness.record import Line, of, written
+from common.meter import WIDER
 
 SCHEMA = 1
 TOLD, DERIVED = "as the framework tells it", "first call less a steady one"  # where seconds of compiling are from
-WIDER = {"bfloat16": "float32"}  # in which wide products multiply
 SHORT = ("tf32", "tensorfloat32")  # what the frameworks' flags call products of float32 numbers cut short
 SHARES = {
     **dict.fromkeys(("mfu_full", "mfu_causal", "mbu"), "this machine's measured peak"),

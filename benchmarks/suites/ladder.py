@@ -13,9 +13,8 @@ from itertools import pairwise
 
 from benchmarks.harness.cells import Cell
 from benchmarks.harness.contenders import Contender
-from benchmarks.room import need
+from benchmarks.room import need, room
 from benchmarks.suites.scope import TITLES, Scope, kept, padded, wing
-from common import gpu
 from common.config import ModelConfig
 
 # the first rungs by what they add: a mode of their own, for the plain one has more than they
@@ -49,13 +48,14 @@ RUNGS = {
 ASIDE = {("torch", "checkpointed"), ("jax", "JAX's GELU")}
 SIZES = {"nano": (8, 128), "gpt2-124m": (2, 128)}
 LARGE = (4, 1024)  # on a GPU: the size of a large model
-HELD, TOGETHER = 0.8, 4  # share of a GPU's free memory that rungs may need at once, and how many where it is not told
+LAST = 3  # rungs that are measured at twice the batch
+HELD = 0.8  # share of free memory that rungs may need at once
 
 
 def cells(scope: Scope) -> Iterator[Cell]:
     """In float32, with a padded vocabulary, and in fewer bits at the end; then the last rungs at twice the batch. On a
-    GPU a large model has all its layers, as many rungs at a time as its memory holds, of which the last is the first of
-    the next ones."""
+    GPU a large model has all its layers, as many rungs at a time as memory holds, of which the last is the first of the
+    next ones; and those at twice the batch that it holds."""
     model, config = scope.main, scope.config(scope.main)
     large = model != scope.small
     if large and scope.device == "cpu":  # everybody's state is in memory at once
@@ -68,18 +68,20 @@ def cells(scope: Scope) -> Iterator[Cell]:
         if large and scope.device != "cpu":
             size = LARGE[0], min(LARGE[1], config.context_length)
             whole = Cell("ladder", "train", model, config, *size, "float32", rungs, **along)
-            for at, some in _flights(rungs, _at_once(scope, whole)):
+            for at, some in _flights(rungs, max(2, _at_once(scope, whole))):
                 yield replace(whole, contenders=some, part=f"{name} from {at}")
+            held = min(LAST, _at_once(scope, replace(whole, batch=2 * whole.batch)))
         else:
-            whole = Cell("ladder", "train", model, config, batch, length, "float32", rungs, **along)
+            whole, held = Cell("ladder", "train", model, config, batch, length, "float32", rungs, **along), LAST
             yield whole
-        yield replace(whole, batch=2 * whole.batch, contenders=rungs[-3:])
+        if held:
+            yield replace(whole, batch=2 * whole.batch, contenders=rungs[-held:])
 
 
 def _at_once(scope: Scope, whole: Cell) -> int:
-    """How many rungs a GPU has memory for, two at least."""
-    free = gpu.free_gpu_bytes(int(scope.device.partition(":")[2] or 0))
-    return TOGETHER if free is None else max(2, int(HELD * free * len(whole.contenders) / need(whole)))
+    """How many rungs there is memory for."""
+    there = min(free for free in room(scope.device).values() if free is not None)
+    return int(HELD * there * len(whole.contenders) / need(whole))
 
 
 def _flights(rungs: tuple[Contender, ...], most: int) -> Iterator[tuple[int, tuple[Contender, ...]]]:

@@ -205,7 +205,7 @@ def _largest(x, count):
 
     # [2] from the highest bit down: it is set if enough words are as large as that
     def step(at, least):
-        more = least | (top >> at.astype(word))
+        more = least | (top >> jnp.asarray(at, word))
         return jnp.where((words >= more).sum(-1, keepdims=True) >= count, more, least)
 
     least = jax.lax.fori_loop(0, bits, step, jnp.zeros((*x.shape[:-1], 1), word))

@@ -53,7 +53,9 @@ def read(folder: Path) -> list[dict[str, Any]]:
 def counted(folder: Path) -> tuple[int, str] | None:
     """What a step of a run sees, if its folder says so: how many tokens where it pretrains, else how many examples."""
     record = folder / runs.CHECKPOINT / TRAINING
-    found = read_json(record, "training record") if record.is_file() else {}
+    if not record.is_file():  # it has saved nothing yet
+        return None
+    found = read_json(record, "training record")
     if (
         found.get("kind") == "pretrain"
         and isinstance(found.get("train"), dict)

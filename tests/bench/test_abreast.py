@@ -15,19 +15,25 @@ from benchmarks.harness.cells import Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.groups import grouped
 from benchmarks.harness.process import Rules
+from benchmarks.harness.recipe import Recipe
 from benchmarks.harness.record import Record
 from benchmarks.harness.summary import summarise
 from benchmarks.suites import DEFAULT, SUITES, Scope
 from common.config import GPTConfig
 
 CONFIG = GPTConfig(31, 16, 12, 2, 3, ff_dim=20)
-RULES = Rules(1, seconds=0.5, least=4, together=True)
+RULES = Rules(1, seconds=0.5, least=4, all_memory=False, together=True)
 ONES = tuple(Contender(name, name, f"planted_contenders:{name}_backend", name) for name in ("honest", "slow", "wrong"))
 CELLS = [
     Cell("forward", "forward", name, CONFIG, 3, 8, "float32", ONES, memory=name == "second")
     for name in ("first", "second")
 ]
 APART = [[cell] for cell in CELLS]
+
+
+def alone():
+    """RULES of a run of its own, in which no judge has said anything."""
+    return replace(RULES, judged={})
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +65,7 @@ def told(kept):
 
 
 def test_everybody_is_judged_and_timed_as_alone(kept):
-    assert abreast.run(APART, RULES, kept, quiet, lambda: False, 60.0) > 0
+    assert abreast.run(APART, alone(), kept, quiet, lambda: False, 60.0) > 0
     found = told(kept)
     assert found["together"]
     for cell in found["cells"]:
@@ -73,27 +79,53 @@ def test_everybody_is_judged_and_timed_as_alone(kept):
     assert not workers()
 
 
-def test_cells_that_share_their_contenders_share_processes_and_what_the_judge_says(kept, monkeypatch):
-    """Of the same work too: their processes begin once, the judge of the second cell is not asked, and each cell has
-    what it would have by itself. After the time is over the next cell of a group is not timed."""
+def test_cells_that_share_their_contenders_share_processes(kept, monkeypatch):
+    """These begin once, and each cell has what it would have by itself. Memory is asked of them by the first alone: of
+    the others fresh ones tell. After the time is over the next cell is not timed, and named, also who was refused."""
     started, worker = [], contest.process
     monkeypatch.setattr(contest, "process", lambda one, *rest: started.append(one.name) or worker(one, *rest))
-    asked, judge = [], judging.Worker
-    monkeypatch.setattr(judging, "Worker", lambda name, **more: asked.append(name) or judge(name, **more))
-    third = replace(CELLS[0], model="third")
-    rules, late = replace(RULES, judged={}), iter([False, False, False, True])
-    abreast.run([[*CELLS, third]], rules, kept, quiet, lambda: next(late), 60.0)
+    fresh, measured = [], contest.footprint.measure
+    monkeypatch.setattr(
+        contest.footprint, "measure", lambda cell, *rest: fresh.append(cell.name) or measured(cell, *rest)
+    )
+    own = [replace(cell, memory=True, model=name) for cell, name in zip((*CELLS, CELLS[0]), "abc", strict=True)]
+    late = iter([False] * 4 + [True, False])  # the third cell would begin too late; memory of the second does not
+    abreast.run([own], alone(), kept, quiet, lambda: next(late), 60.0)
     assert sorted(started) == sorted(one.name for one in ONES)
-    assert asked == ["numpy"]
-    assert {line["cell"] for line in record.of(kept.lines, "block")} == {cell.name for cell in CELLS}
-    of_cell = {cell.name: list(record.of(kept.lines, "gate", cell=cell.name)) for cell in CELLS}
+    assert {line["cell"] for line in record.of(kept.lines, "block")} == {cell.name for cell in own[:2]}
+    of_cell = {cell.name: list(record.of(kept.lines, "gate", cell=cell.name)) for cell in own[:2]}
     for one, other in zip(*of_cell.values(), strict=True):
         assert {**one, "cell": ""} == {**other, "cell": ""}
-    assert {line["name"] for line in record.of(kept.lines, "memory")} == {"honest", "slow"}
+    assert fresh == [own[1].name]
+    memory = [(line["cell"], line["name"]) for line in record.of(kept.lines, "memory")]
+    assert sorted(memory) == [(cell.name, name) for cell in own[:2] for name in ("honest", "slow")]
     assert all(0 < line["import"] <= line["peak"] for line in record.of(kept.lines, "memory"))
+    (skipped,) = record.of(kept.lines, "skipped")
+    assert (skipped["what"], skipped["reason"]) == (own[2].title, "there was no time left")
     found = told(kept)
     assert [cell["blocks"] > 0 for cell in found["cells"]] == [True, True, False]
     assert not workers()
+
+
+def test_a_judge_is_asked_once_for_the_same_work(monkeypatch):
+    """By cells of one group and of others; every cell has its word."""
+    asked = []
+
+    class Counted(judging.Worker):
+        def ask(self, method, *args, **options):
+            asked.extend([method] * (method == "begin"))
+            return super().ask(method, *args, **options)
+
+    monkeypatch.setattr(judging, "Worker", Counted)
+    rules, recipes = alone(), {CONFIG: Recipe("uneven", CONFIG)}
+    first = judging.wanted_of(CELLS, recipes, rules, quiet)
+    again = judging.wanted_of([replace(CELLS[0], model="third")], recipes, rules, quiet)
+    assert len(asked) == 1
+    assert {name for name, _ in first} == {cell.name for cell in CELLS}
+    assert len({str(digest) for digest in (*first.values(), *again.values())}) == 1
+    other = judging.wanted_of([replace(CELLS[0], length=7)], recipes, rules, quiet)
+    assert len(asked) == 2
+    assert str(*other.values()) != str(*again.values())
 
 
 def test_a_judge_is_asked_again_for_any_other_work():
@@ -132,7 +164,7 @@ def test_while_one_cell_is_timed_nothing_else_is_done(kept, monkeypatch):
     logged(contest, "_admitted")
     logged(contest, "_timed")
     logged(contest.footprint, "ask")
-    abreast.run(APART, RULES, kept, quiet, lambda: False, 60.0)
+    abreast.run(APART, alone(), kept, quiet, lambda: False, 60.0)
     assert sorted(events[:4]) == ["_admitted begins"] * 2 + ["_admitted ends"] * 2
     assert events[4:] == [*["_timed begins", "_timed ends"] * 2, "ask begins", "ask ends"]
     kept.finish(None, None)
@@ -141,7 +173,7 @@ def test_while_one_cell_is_timed_nothing_else_is_done(kept, monkeypatch):
 @pytest.mark.full
 def test_when_time_is_over_what_is_ready_is_not_timed(kept):
     late = iter([False, True, True])
-    abreast.run(APART, RULES, kept, quiet, lambda: next(late), 60.0)
+    abreast.run(APART, alone(), kept, quiet, lambda: next(late), 60.0)
     assert {line["cell"] for line in kept.lines if "cell" in line} == {CELLS[0].name}
     assert not workers()
     kept.finish(None, None)
@@ -149,8 +181,8 @@ def test_when_time_is_over_what_is_ready_is_not_timed(kept):
 
 @pytest.mark.full
 def test_when_time_is_over_memory_is_not_measured_and_that_is_told(kept):
-    late = iter([False, False, True])
-    abreast.run(APART, RULES, kept, quiet, lambda: next(late), 60.0)
+    late = iter([False, False, True, True])
+    abreast.run(APART, alone(), kept, quiet, lambda: next(late), 60.0)
     (skipped,) = record.of(kept.lines, "skipped")
     assert (skipped["what"], skipped["reason"]) == (f"memory in {CELLS[1].title}", "there was no time left")
     assert not list(record.of(kept.lines, "memory"))
@@ -169,7 +201,7 @@ def test_who_is_not_ready_in_time_is_dropped_and_the_others_are_timed(kept, monk
         return first(cell, own, *rest)
 
     monkeypatch.setattr(contest, "_first_calls", late)
-    abreast.run(APART, RULES, kept, quiet, lambda: False, 12.0)
+    abreast.run(APART, alone(), kept, quiet, lambda: False, 12.0)
     (skipped,) = record.of(kept.lines, "skipped")
     assert skipped["what"] == CELLS[0].title
     assert skipped["reason"].startswith("it was not ready after 12 s")
@@ -209,7 +241,7 @@ def test_an_interruption_leaves_no_process(kept, monkeypatch, when):
 
         monkeypatch.setattr(contest, "wanted_of", first_stops)
     with pytest.raises(KeyboardInterrupt):
-        abreast.run(APART, RULES, kept, quiet, lambda: False, 60.0)
+        abreast.run(APART, alone(), kept, quiet, lambda: False, 60.0)
     assert not workers()
     assert threading.active_count() == before
     kept.finish("interrupted", None)
@@ -229,7 +261,7 @@ def test_who_is_ended_by_an_interruption_is_not_refused(kept, monkeypatch):
 
     monkeypatch.setattr(contest, "contend", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        abreast.run(APART[:1], RULES, kept, quiet, lambda: False, 60.0)
+        abreast.run(APART[:1], alone(), kept, quiet, lambda: False, 60.0)
     assert [line["name"] for line in record.of(kept.lines, "refused")] == ["wrong"]
     kept.finish("interrupted", None)
 

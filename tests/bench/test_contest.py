@@ -201,7 +201,7 @@ def work_of(tmp_path, cells):
 def test_an_interrupted_run_is_kept_and_marked_and_never_replaces_a_whole_one(tmp_path, monkeypatch):
     cell = Cell("forward", "forward", "tiny", CONFIG, 3, 8, "float32", (contender("honest"), contender("slow")))
     work = work_of(tmp_path, [cell])
-    monkeypatch.setattr(job, "_peaks", lambda work, kept: None)
+    monkeypatch.setattr(job.beside, "peaks", lambda *_: None)
     folder, partial = job.produce(work, lambda what, share: None, lambda place: None)
     assert partial is None
     whole = (folder / record.RAW).read_bytes()
@@ -227,8 +227,8 @@ def test_what_there_is_no_time_for_is_listed_and_the_rest_is_kept(tmp_path, monk
         for name in ("one", "two")
     ]
     work = replace(work_of(tmp_path, cells), asked=job.Settings(minutes=1e-3))
-    monkeypatch.setattr(job, "_peaks", lambda work, kept: None)
-    monkeypatch.setattr(job, "_known", lambda work, kept: None)
+    monkeypatch.setattr(job.beside, "peaks", lambda *_: None)
+    monkeypatch.setattr(job.beside, "known", lambda *_: None)
     clock = iter((0.0, 0.0, 1.0))
     monkeypatch.setattr(job.time, "monotonic", lambda: next(clock))
 

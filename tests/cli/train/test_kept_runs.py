@@ -156,18 +156,22 @@ def told(log):
 
 
 def test_the_log_has_every_step_once_it_is_done(call, tmp_path, file, monkeypatch):
-    """Before there is a checkpoint, and in a run that goes on with fewer lines than the file had."""
+    """Before there is a checkpoint, and in a run that goes on with fewer lines than the file had; checkpoints leave the
+    file as it is, for those who follow it."""
     out, path, follow, seen = tmp_path / "run", file(**{"save-every": 4}), runs.RunFolder.follow, []
+    files = []
 
     def followed(self, log):
         follow(self, log)
         there = runs.read_log(out / runs.LOG)
         assert list(there) == log
         seen.append((len(there), (out / runs.CHECKPOINT).exists()))
+        files.append((out / runs.LOG).stat().st_ino)
 
     monkeypatch.setattr(runs.RunFolder, "follow", followed)
     assert call("train", "--settings", path, "--until", 5, "--out", out)[0] == 0
     assert seen == [(1, False), (2, False), (3, False), (4, False), (5, True)]
+    assert set(files) == {(out / runs.LOG).stat().st_ino}
     with (out / runs.LOG).open("a") as log:  # as it is if somebody was killed behind the checkpoint
         log.write('{"step": 5, "loss": 1.0}\n{"step": 6, "lo')
     assert call("train", "--resume", out)[0] == 0
