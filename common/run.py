@@ -233,8 +233,8 @@ class RunFolder:
                 shutil.rmtree(old)
 
     def write_log(self, log: Sequence[dict]) -> None:
-        """Write the log alone, which may be ahead of the checkpoint; where all its lines stand there they stay, for those
-        who follow the file."""
+        """Write the log alone, which may be ahead of the checkpoint; lines that stand there already stay, for those who
+        follow the file."""
         if not (log and self.followed == len(log) and settled(self.log_path)):
             write_text(self.log_path, "".join(map(_line, log)))
         self.lines = self.followed = len(log)
