@@ -115,7 +115,7 @@ def _contender(mine, blocks, cell: Line, line: Line, peaks: Mapping[str, Any]) -
     found = {
         **_without(line, "kind", "cell"),
         "dtype": own["dtype"],
-        "bytes": own["bytes"],
+        **{name: own[name] for name in ("bytes", "flops_full", "flops_causal")},
         "multiplies": kind,
         **timed,
         "device_seconds": _device_seconds(of(mine, "block"), name),

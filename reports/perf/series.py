@@ -38,13 +38,12 @@ def roofline(found: Found) -> list[Row]:
     peaks, rows = found["peaks"], []
     read = (peaks.get("read") or {}).get("value")
     for cell in cells(found):
-        flops = cell.cell["flops_full"]
-        if not (flops and read) or cell.cell["suite"] in ELSEWHERE:
+        if not read or cell.cell["suite"] in ELSEWHERE:
             continue
         for one in cell.contenders:
-            kind, moved = one.one["multiplies"], one.one["bytes"]
+            kind, moved, flops = (one.one[what] for what in ("multiplies", "bytes", "flops_full"))
             gemm = ((peaks.get("gemm") or {}).get(kind) or {}).get("value")
-            if one.timed and gemm and moved:
+            if one.timed and gemm and moved and flops:
                 rows.append({
                     "cell": cell.cell["cell"], "title": cell.title, "name": one.title, "wing": one.wing,
                     "multiplies": kind, "intensity": flops / moved, "flops_per_second": one.one["flops_per_second"],

@@ -17,10 +17,8 @@ HEADS = (
     "Verdict", "MFU", "MBU", "Peak memory", "Compile",
 )  # fmt: skip
 WIDE, NAMES = 75, 20  # characters of an indented line, and of a contender's name
-OF_CELL = (
-    "cell", "suite", "task", "model", "batch", "length", "unit", "work", "flops_full", "flops_causal",
-)  # fmt: skip
-OF_CONTENDER = ("name", "wing", "mode", "dtype", "bytes", "lower_bound")
+OF_CELL = ("cell", "suite", "task", "model", "batch", "length", "unit", "work")
+OF_CONTENDER = ("flops_full", "flops_causal", "name", "wing", "mode", "dtype", "bytes", "lower_bound")
 CONDITIONS = ("precision", "threads", "attention")
 VERSUS = ("reference", "ratio", "low", "high", "floor", "carry_over", "state", "verdict")
 SPREAD = ("median", "p10", "p90", "min", "samples")

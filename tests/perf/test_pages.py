@@ -194,7 +194,8 @@ def test_rows_of_plots_are_the_summarys_numbers(summary):
     for row in series.roofline(summary):
         cell, one = by_name[row["cell"], row["name"]]
         assert row["flops_per_second"] == one["flops_per_second"]
-        assert row["intensity"] == cell["flops_full"] / one["bytes"]
+        done = row["flops_per_second"] * one["seconds"]["median"]
+        assert row["intensity"] * one["bytes"] == pytest.approx(done, rel=1e-12)  # both axes are of the same work
         assert row["peak_gemm"] == summary["peaks"]["gemm"][one["multiplies"]]["value"]
     for row in series.scaling(summary):
         cell, one = by_name[row["cell"], row["name"]]
@@ -210,6 +211,24 @@ def test_rows_of_plots_are_the_summarys_numbers(summary):
     for row in series.breakeven(summary):
         entry = entries[row["cell"], row["first"], row["second"]]
         assert all(row[key] == entry[key] for key in ("calls", "extra_compile", "saved_per_call"))
+
+
+def test_a_contender_with_less_work_is_drawn_and_listed_with_its_own():
+    lines = list(made.lines())
+    cell = next(line for line in lines if line["kind"] == "cell" and line["task"] == "train")
+    name = next(line["name"] for line in lines if line["kind"] == "contender" and line["cell"] == cell["cell"])
+    half = {what: cell[what] // 2 for what in ("flops_full", "flops_causal")}
+    cell["own"] = {name: {"dtype": cell["dtype"], "bytes": cell["bytes"], **half}}
+    found = summarise(lines)
+    (mine,) = (one for one in found["cells"] if one["cell"] == cell["cell"])
+    (title,) = (one["title"] for one in mine["contenders"] if one["name"] == name)
+    points = {row["name"]: row["intensity"] for row in series.roofline(found) if row["cell"] == cell["cell"]}
+    others = [value for drawn, value in points.items() if drawn != title]
+    assert others == pytest.approx([cell["flops_full"] / cell["bytes"]] * len(others))
+    assert points[title] == pytest.approx(half["flops_full"] / cell["bytes"])
+    listed = [row for row in csv.DictReader(io.StringIO(table.csv(found))) if row["cell"] == cell["cell"]]
+    assert {row["flops_full"] for row in listed if row["name"] == name} == {str(half["flops_full"])}
+    assert {row["flops_full"] for row in listed if row["name"] != name} == {str(cell["flops_full"])}
 
 
 def title_of(found, entry, end):
