@@ -14,6 +14,7 @@ from reports.perf.series import Row
 from reports.perf.view import WINGS
 
 COLUMNS, PANEL = 2, 2.5  # panels in a row, and inches of height of each
+ASIDE = 0.02  # octaves between whiskers at one place
 WIDE = 20  # from here on a range of calls takes logarithmic axes
 
 
@@ -201,7 +202,8 @@ def variants_size(rows: list[Row]) -> tuple[float, float]:
 
 
 def variants(figure: Any, rows: list[Row], ink: Ink) -> None:
-    """Units per second of every kind by context, a panel for each wing; below them the bytes of their caches."""
+    """Units per second of every kind by context, a panel for each wing, whiskers as for `scaling`, a little aside of
+    each other; below them the bytes of their caches."""
     wings = _by(rows, "wing")
     panels = [(f"{WINGS[wing]}: {own[0]['unit']} per second", own, "per_second") for (wing,), own in wings.items()]
     panels.append(("bytes of the cache, by closed form", next(iter(wings.values())), "cache"))
@@ -212,8 +214,11 @@ def variants(figure: Any, rows: list[Row], ink: Ink) -> None:
         for (name,), line in _by(own, "variant").items():
             number = names.index(name)
             marker, dashes = look_of(number)
-            across, up = [row["value"] for row in line], [row[key] for row in line]
+            aside = 2 ** (ASIDE * (number - len(names) / 2)) if key == "per_second" else 1.0
+            across, up = [aside * row["value"] for row in line], [row[key] for row in line]
             drawn.append({"color": colour, "marker": marker, "linestyle": dashes, "markersize": 4, "linewidth": 1.2})
+            if key == "per_second":
+                axes.vlines(across, [r["low"] for r in line], [r["high"] for r in line], color=colour, linewidth=0.6)
             axes.plot(across, up, **drawn[-1])
             ends.append((up[-1], name, colour))
         axes.set_xscale("log", base=2)

@@ -108,17 +108,21 @@ def scaling(found: Found) -> list[Row]:
     rows = []
     for group, value, cell, one in _along(found, ("context", "batch")):
         if one.timed:
-            work, spread = cell.cell["work"], one.one["seconds"]
             rows.append({
                 "group": group, "axis": cell.cell["axis"]["name"], "value": value, "cell": cell.cell["cell"],
-                "name": one.title, "wing": one.wing, "unit": cell.cell["unit"], "per_second": one.one["per_second"],
-                "low": work / spread["p90"], "high": work / spread["p10"],
+                "name": one.title, "wing": one.wing, "unit": cell.cell["unit"], **_rates(cell, one),
             })  # fmt: skip
     return _with_two_places(rows)
 
 
+def _rates(cell: Cell, one: Contender) -> dict[str, float]:
+    work, spread = cell.cell["work"], one.one["seconds"]
+    return {"per_second": one.one["per_second"], "low": work / spread["p90"], "high": work / spread["p10"]}
+
+
 def variants(found: Found) -> list[Row]:
-    """Units per second and the bytes of the cache by context, for kinds of layers side by side."""
+    """Units per second, with the rate of the 10th and 90th percentile, and the bytes of the cache by context, for kinds
+    of layers side by side."""
     rows = []
     for cell in cells(found):
         if cell.cell["suite"] == "variants":
@@ -126,7 +130,7 @@ def variants(found: Found) -> list[Row]:
                 if one.timed and not _refused(one):
                     rows.append({
                         "variant": cell.cell["group"], "value": cell.cell["axis"]["value"], "cell": cell.cell["cell"],
-                        "wing": one.wing, "unit": cell.cell["unit"], "per_second": one.one["per_second"],
+                        "wing": one.wing, "unit": cell.cell["unit"], **_rates(cell, one),
                         "cache": cell.cell["ideal"]["cache"],
                     })  # fmt: skip
     return rows

@@ -232,7 +232,8 @@ def footer(found: Found) -> Sentence:
     commit = found["machine"].get("commit")
     if commit:
         parts.append(f", commit {commit['id'][:10]}{' with changes' if commit['changed'] else ''}")
-    pairs = sorted((p for cell in cells(found) for p in cell.pairs if p.usable), key=lambda p: p.pair["floor"])
+    measured = (p for cell in cells(found) for p in cell.pairs if p.usable or p.state in ("noisy", "carried"))
+    pairs = sorted(measured, key=lambda p: p.pair["floor"])
     if pairs:
         low, high = (Number(f"{pairs[end].at}/floor", "percent") for end in (0, -1))
         parts += [", noise floor ", low, " to ", high]

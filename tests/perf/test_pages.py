@@ -213,6 +213,25 @@ def test_rows_of_plots_are_the_summarys_numbers(summary):
         assert all(row[key] == entry[key] for key in ("calls", "extra_compile", "saved_per_call"))
 
 
+def test_the_noise_floor_of_a_report_is_that_of_noisy_pairs_too(summary):
+    pairs = [pair for cell in cells(summary) for pair in cell.pairs]
+    noisy = max(pair.pair["floor"] for pair in pairs if pair.state == "noisy")
+    assert noisy > max(pair.pair["floor"] for pair in pairs if pair.usable)
+    assert plain(summary, say.footer(summary)).endswith(f" to {FORMS['percent'](noisy)}")
+
+
+def test_kinds_of_layers_have_their_spread(summary):
+    """As contexts and batches have it: nothing tells a disturbed point otherwise."""
+    cell = next(cell for cell in summary["cells"] if cell["task"] == "decode")
+    cell.update(suite="variants", axis={"name": "context", "value": 256}, ideal={"cache": 4096})
+    rows = series.variants(summary)
+    assert rows
+    for row in rows:
+        one = next(one for one in cell["contenders"] if one["per_second"] == row["per_second"])
+        spread = one["seconds"]
+        assert (row["low"], row["high"]) == (cell["work"] / spread["p90"], cell["work"] / spread["p10"])
+
+
 def test_a_contender_with_less_work_is_drawn_and_listed_with_its_own():
     lines = list(made.lines())
     cell = next(line for line in lines if line["kind"] == "cell" and line["task"] == "train")
