@@ -60,6 +60,14 @@ class StepResult:
 
 
 @dataclass(frozen=True)
+class Reported:
+    """A compiler's own figure of FLOPs, and those of products that it leaves out since a loop's body counts once."""
+
+    flops: float
+    missed: int
+
+
+@dataclass(frozen=True)
 class Gradients:
     """A scalar and its gradient by parameter name (and by input, for components, under "input")."""
 
@@ -128,7 +136,7 @@ class Model(Protocol):
 
     `about` tells what a framework chose by itself: the "kernel" of fused attention. The last four are accounts of one
     call of a task of `common.accounting.tasks`: `matmul_flops` counts what the framework would multiply (2 FLOPs a
-    multiply-add), `reported_flops` is the compiler's own figure, `saved_bytes` are kept from forward to backward,
+    multiply-add), `reported_flops` is the compiler's own figure (`Reported`), `saved_bytes` are kept from forward to backward,
     without parameters, and `planned_bytes` is the compiler's plan of memory, or what lives at the peak
     where nothing is compiled (PLAN says which); None where a framework has no such number.
     `path` is a submodule as in `component`; "prefill" and "decode" run on a cache of
@@ -172,7 +180,7 @@ class Model(Protocol):
     def matmul_flops(self, what: str, batch: int, length: int, path: str = "", slots: int | None = None) -> int: ...
     def reported_flops(
         self, what: str, batch: int, length: int, path: str = "", slots: int | None = None
-    ) -> float | None: ...
+    ) -> Reported | None: ...
     def saved_bytes(self, batch: int, length: int, path: str = "", dropout: bool = False) -> int | None: ...
     def planned_bytes(
         self, what: str, batch: int, length: int, path: str = "", slots: int | None = None

@@ -5,6 +5,8 @@ import re
 
 import jax
 
+from common.backend import Reported
+
 # Where an operation keeps the programs that it runs, and so how often: once, unless it is one of the last three.
 BODIES = {
     "jit": ("jaxpr",),
@@ -33,25 +35,27 @@ def matmul_flops(function, *args, rounds=None):
     A loop that ends by a condition is refused, unless `rounds` says how often each one goes round. A triangle counts
     M * M for every column that it is solved for.
     """
-    return _walk(_jitted(function).trace(*args).jaxpr.jaxpr, 1, rounds)
+    return _walk(_jitted(function).trace(*args).jaxpr.jaxpr, 1, rounds, True)
 
 
 def xla_flops(function, *args):
     """XLA's own figure for the compiled `function(*args)`, or None where it has none.
 
-    It counts elementwise work too, and the body of a scan or of a loop once.
+    It counts elementwise work too, and the body of a scan or of a loop once: `missed` are the products of all others.
     """
-    costs = _jitted(function).lower(*args).compile().cost_analysis()
-    found = (costs or {}).get("flops", -1)
-    return found if found >= 0 else None
+    traced = _jitted(function).trace(*args)
+    found = (traced.lower().compile().cost_analysis() or {}).get("flops", -1)
+    every, once = (_walk(traced.jaxpr.jaxpr, 1, 1, repeated) for repeated in (True, False))
+    return Reported(found, every - once) if found >= 0 else None
 
 
 def _jitted(function):
     return function if hasattr(function, "trace") else jax.jit(function)
 
 
-def _walk(jaxpr, times, rounds):
-    """Every dot_general costs 2 * contracted * output elements; a body counts as often as it runs."""
+def _walk(jaxpr, times, rounds, repeated):
+    """Every dot_general costs 2 * contracted * output elements; a body counts as often as it runs, or once where scans
+    are not `repeated`."""
     total = 0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -68,20 +72,21 @@ def _walk(jaxpr, times, rounds):
         elif name == "triangular_solve":  # M * M for every column, on whichever side they stand
             total += times * equation.invars[0].aval.shape[-1] * equation.outvars[0].aval.size
         elif name in BODIES:
-            total += _walk_bodies(equation, times, rounds)
+            total += _walk_bodies(equation, times, rounds, repeated)
         elif UNKNOWN.search(name):
             raise ValueError(f"no FLOP rule for {name}")
-        elif any(_walk(body, 1, rounds) for body in _bodies(equation.params.values())):
+        elif any(_walk(body, 1, rounds, repeated) for body in _bodies(equation.params.values())):
             raise ValueError(f"no rule says how often {name} runs its body")
     return total
 
 
-def _walk_bodies(equation, times, rounds):
+def _walk_bodies(equation, times, rounds, repeated):
     name = equation.primitive.name
     if name == "while" and rounds is None:
         raise ValueError("a while loop has no known number of rounds")
-    times *= {"scan": equation.params.get("length"), "while": rounds}.get(name, 1)
-    found = [_walk(body, times, rounds) for body in _bodies(equation.params[key] for key in BODIES[name])]
+    length = equation.params.get("length") if repeated else 1
+    times *= {"scan": length, "while": rounds}.get(name, 1)
+    found = [_walk(body, times, rounds, repeated) for body in _bodies(equation.params[key] for key in BODIES[name])]
     return max(found) if name == "cond" else sum(found)
 
 

@@ -46,8 +46,8 @@ def _entry(config: ModelConfig, path: str, work: Work, own: Mapping[str, Paramet
 
 
 def _experts(config: ModelConfig, path: str, work: Work, own: Mapping[str, Parameter]) -> dict[str, int]:
-    """Every token is multiplied by the matrices of the experts that it chose."""
-    chosen = entry(config, path.rpartition(".")[0]).top_k
+    """Every token is multiplied by the matrices of the experts that it chose, or of all where a wing's loop does so."""
+    chosen = entry(config, path.rpartition(".")[0]).multiplied(work)
     matrices = (own[name] for name in ("gate_proj", "up_proj", "down_proj"))
     return {FEED_FORWARD: 2 * work.tokens * chosen * sum(p.size // p.shape[0] for p in matrices)}
 
@@ -108,14 +108,21 @@ def _count(config: ModelConfig, path: str, work: Work, times: Callable | None = 
 
 
 def forward(
-    config: ModelConfig, batch: int, length: int, causal: bool = False, path: str = "", forms: Forms = PLAIN
+    config: ModelConfig,
+    batch: int,
+    length: int,
+    causal: bool = False,
+    path: str = "",
+    forms: Forms = PLAIN,
+    wing: str | None = None,
 ) -> dict[str, int]:
     """FLOPs of one forward pass over `batch` sequences of `length` tokens, by component; `path` names a submodule.
 
     `forms` are fields of the execution that change what is multiplied, here and below: {"latent": "absorbed"} makes no
-    keys and values from latents.
+    keys and values from latents. With a `wing`, here and below, it is what that framework multiplies, also where more
+    than there is to do (experts whom no token chose, in JAX's loop).
     """
-    return _count(config, path, Work(batch, length, length, batch * length, causal, forms=forms))
+    return _count(config, path, Work(batch, length, length, batch * length, causal, forms=forms, wing=wing))
 
 
 def training(
@@ -134,26 +141,27 @@ def training(
     `attention="fused"` is a kernel that computes its scores again on the way back: 3.5 times forward for these;
     "checkpointed" blocks compute attention again, 4 times. `trained` says by name which parameters are
     (`params.trained`), if not all: a frozen matrix has no gradient, and none flows below the first trained parameter.
-    In JAX's scan (and so in checkpointed blocks) it flows through all layers: that has no closed form then. `wing` adds
-    or leaves out what a framework's own way back of a layer does otherwise (`Part.otherwise`), where all is trained.
+    In JAX's scan (and so in checkpointed blocks) it flows through all layers: that has no closed form then. `wing` also
+    adds or leaves out what a framework's own way back of a layer does otherwise (`Part.otherwise`), where all is
+    trained.
     """
     if attention not in KERNELS:
         raise unknown("attention kernel", attention, KERNELS)
-    work = Work(batch, length, length, batch * length, causal, forms=forms)
+    work = Work(batch, length, length, batch * length, causal, forms=forms, wing=wing)
     if trained is not None and not all(trained.values()):
         return _training_a_part(config, work, path, attention, trained)
-    declared, parts = components(config), forward(config, batch, length, causal, path, forms)
+    declared, parts = components(config), forward(config, batch, length, causal, path, forms, wing)
     halves = {name: declared.get(name, Component(name)).halves(attention) for name in parts}
-    more = _otherwise(config, path, work, wing)
+    more = _otherwise(config, path, work)
     return {name: halves[name] * flops // 2 + more.get(name, 0) for name, flops in parts.items()}
 
 
-def _otherwise(config: ModelConfig, path: str, work: Work, wing: str | None) -> dict[str, int]:
+def _otherwise(config: ModelConfig, path: str, work: Work) -> dict[str, int]:
     """What the layers at a path do otherwise in a wing, by component."""
     found: dict[str, int] = {}
     for module, rule, _ in rules_under(config, path, RULES, "common/accounting/flops.py"):
-        layer = entry(config, module).otherwise(config, work) if wing and rule is _entry else {}
-        for component, flops in layer.get(wing, {}).items():
+        layer = entry(config, module).otherwise(config, work) if work.wing and rule is _entry else {}
+        for component, flops in layer.get(work.wing, {}).items():
             found[component] = found.get(component, 0) + flops
     return found
 
@@ -200,13 +208,14 @@ def prefill(
     causal: bool = False,
     slots: int | None = None,
     forms: Forms = PLAIN,
+    wing: str | None = None,
 ) -> dict[str, int]:
     """FLOPs of filling an empty cache with `length` tokens a row; the head predicts at the last position only.
 
     `slots` is the cache's capacity, all of which the kernels read; None is a cache that is full afterwards.
     """
     slots = length if slots is None else slots
-    return _count(config, "", Work(batch, length, slots, batch, causal, cached=True, forms=forms))
+    return _count(config, "", Work(batch, length, slots, batch, causal, cached=True, forms=forms, wing=wing))
 
 
 def decode_step(
@@ -216,13 +225,14 @@ def decode_step(
     causal: bool = False,
     visible: int | None = None,
     forms: Forms = PLAIN,
+    wing: str | None = None,
 ) -> dict[str, int]:
     """FLOPs of one more token a row on a cache of `slots` slots, all of which the kernels read.
 
     With `causal` only the `visible` ones count, the token's own among them; None is a full cache.
     """
     past = (slots if visible is None else visible) - 1
-    return _count(config, "", Work(batch, 1, slots, batch, causal, past, cached=True, forms=forms))
+    return _count(config, "", Work(batch, 1, slots, batch, causal, past, cached=True, forms=forms, wing=wing))
 
 
 TASKS = {"forward": forward, "train": training, "prefill": prefill, "decode": decode_step}

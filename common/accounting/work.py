@@ -37,7 +37,8 @@ class Component:
 class Work:
     """`batch` rows of `length` queries behind `past` tokens each; kernels read `slots` keys a row, those of a cache if
     it is `cached`. With `causal` only the visible pairs count. The head predicts for `predicted` tokens. `forms` are
-    fields of the execution that are not plain, and change what a kind of layer multiplies.
+    fields of the execution that are not plain, and change what a kind of layer multiplies; so may a `wing`, where what
+    it multiplies is asked for, and not what there is to do.
     """
 
     batch: int
@@ -48,6 +49,7 @@ class Work:
     past: int = 0
     cached: bool = False
     forms: Mapping[str, str] = field(default_factory=dict)
+    wing: str | None = None
 
     @property
     def tokens(self) -> int:

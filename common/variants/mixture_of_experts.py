@@ -133,6 +133,11 @@ class MixtureOfExperts(FeedForward):
         if self.shared_gate:
             yield Parameter(f"{path}.shared_expert_gate.weight", (1, embed), part="router")
 
+    def multiplied(self, work):
+        """By how many experts' matrices a token is multiplied: in JAX's loop, where shapes are static, by all."""
+        everyone = work.wing == "jax" and work.forms.get("experts", "loop") == "loop"
+        return self.num_experts if everyone else self.top_k
+
     def elements(self, config, work):
         """Logits turned round to be sorted; softmax or sigmoid, its sum, its scale; experts, weighed and added up;
         what is shared. Without the term of balance, which only training makes.

@@ -83,7 +83,7 @@ def _flops(cell):
     closed, causal = (told(cell)[key] for key in ("flops_full", "flops_causal"))
     figures = {"loop": (1.1 * closed, "XLA adds elementwise work, 9.1% here"), "scan": (None, "XLA gives no figure")}
     for layers, (xla, reason) in figures.items():
-        row = counters.Row(cell.task, layers, closed, causal, closed, closed, xla, reason)
+        row = counters.Row(cell.task, layers, closed, causal, closed, closed, xla, reason, closed)
         yield {"kind": "flops", "cell": cell.name, **vars(row), "equal": row.equal}
 
 
