@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common import backend as door
-from common.config import ModelConfig, SamplingConfig, TrainConfig
+from common.config import WITHOUT_CACHE, ModelConfig, SamplingConfig, TrainConfig
 from common.data import gutenberg, tokens
 from common.data.corpora import NAMED, Corpus, corpus, split
 from common.data.windows import Batches, Windows
@@ -148,7 +148,7 @@ def sample(model: door.Model, tokenizer, data: Data, prompt: str | None, count: 
     ids = tokenizer.encode(prompt) if prompt else data.held_out.gather(np.arange(1))[0][0, :PROMPT]
     ids = np.asarray(ids)[-model.config.context_length + 1 :]
     how = {"temperature": 0.8, "top_k": 40, "overflow": "crop", "tokens": tokenizer.vocab_size}
-    drawn = SamplingConfig(count, seed=seed, **how)
+    drawn = SamplingConfig(count, seed=seed, cache=model.execution.attention not in WITHOUT_CACHE, **how)
     (row,) = model.generate([ids.tolist()], drawn)
     return tokenizer.decode(np.asarray(row))
 

@@ -1,8 +1,10 @@
 """Hugging Face transformers' GPT-2 as people use it, on our weights: the contender from outside at the same work.
 
 Attention is their SDPA path; training is the plain loop of their documentation with PyTorch's AdamW. In bfloat16 all of
-it is bfloat16, parameters included.
+it is bfloat16, parameters included; with `autocast` parameters are float32, as the wings', and products in bfloat16.
 """
+
+import functools
 
 import numpy as np
 import torch
@@ -20,14 +22,17 @@ REFERENCES = "parallax.references"
 class Timed:
     """The tasks that a contest asks for; see `common.backend.Model.prepare`."""
 
-    def __init__(self, net, config, execution):
+    def __init__(self, net, config, execution, narrow=None):
         self.net, self.config, self.execution = net, config, execution
         self.net.set_attn_implementation(ATTENTION)
+        self.narrow, kind = narrow, torch.device(execution.device).type
+        self.cast = functools.partial(torch.autocast, kind, dtype=narrow, enabled=narrow is not None)
 
     def about(self):
         """What differs from the execution that was asked for."""
-        kept = self.execution.dtype
-        return {"param": kept, "compute": kept, "reduce": "float32 (softmax, loss)", "attention": ATTENTION}
+        kept = "float32" if self.narrow else self.execution.dtype
+        compute = {"param": kept, "compute": self.execution.dtype, "reduce": "float32 (softmax, loss)"}
+        return {**compute, "attention": ATTENTION}
 
     def prepare(self, task, inputs, targets=None, sampling=None):
         ids = self._put(door.check_ids(inputs, self.config))
@@ -87,18 +92,19 @@ class Timed:
         return run
 
     def _forward(self, ids):
-        with torch.inference_mode():
+        with torch.inference_mode(), self.cast():
             return {"logits": self.net(ids, use_cache=False).logits}
 
     def _prefill(self, ids):
-        with torch.inference_mode():
+        with torch.inference_mode(), self.cast():
             return {"logits": self.net(ids, use_cache=True, logits_to_keep=1).logits[:, -1]}
 
     def _train(self, ids, labels):
         for group in self.optimizer.param_groups:
             group["lr"] = self.train.rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.net(ids, use_cache=False, labels=labels, shift_labels=labels).loss
+        with self.cast():
+            loss = self.net(ids, use_cache=False, labels=labels, shift_labels=labels).loss
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.own, self.train.clip_norm or float("inf"))
         self.optimizer.step()
@@ -128,6 +134,9 @@ class Contender:
 
     name, title = "transformers", "transformers"
 
+    def __init__(self, autocast=False):
+        self.autocast = autocast
+
     def versions(self):
         return _reference().versions()
 
@@ -141,8 +150,9 @@ class Contender:
         if execution.dtype == "float64":
             raise UserError("transformers' GPT-2 keeps its loss in float32, so it is not timed in float64.")
         torch.backends.fp32_precision = "ieee"  # as the wing does
-        built = _reference().build(config, weights, Execution(dtype=execution.dtype, device=execution.device))
-        return Timed(built.net.to(getattr(torch, execution.dtype)), config, execution)
+        kept, narrow = ("float32", getattr(torch, execution.dtype)) if self.autocast else (execution.dtype, None)
+        built = _reference().build(config, weights, Execution(dtype=kept, device=execution.device))
+        return Timed(built.net, config, execution, narrow)
 
 
 def _reference():
@@ -151,4 +161,4 @@ def _reference():
     return point.load()
 
 
-backend = Contender()
+backend, autocast = Contender(), Contender(autocast=True)

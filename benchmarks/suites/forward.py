@@ -21,7 +21,7 @@ def contenders(scope: Scope, model: str, dtype: str) -> tuple:
         ours += [wing("torch", how) for how in (*scope.narrow, *scope.flash)]
         more += [wing("jax", how) for how in scope.flash]
     ours += [wing("torch", how) for how in scope.graphs]
-    return (*ours, wing("jax"), wing("jax", "scan"), *more, *transformers())
+    return (*ours, wing("jax"), wing("jax", "scan"), *more, *transformers(cast=dtype == "bfloat16"))
 
 
 def cells(scope: Scope) -> Iterator[Cell]:
@@ -41,4 +41,12 @@ def prefills(scope: Scope) -> Iterator[Cell]:
         ours = ("default", "compiled", *fast)
         chosen = (*(wing("torch", how) for how in ours), *(wing("jax", how) for how in ("default", "scan")))
         size = PREFILL.get(model, (1, 512))
-        yield Cell("prefill", "prefill", model, scope.config(model), *size, dtype, (*chosen, *transformers()))
+        yield Cell(
+            "prefill",
+            "prefill",
+            model,
+            scope.config(model),
+            *size,
+            dtype,
+            (*chosen, *transformers(cast=dtype == "bfloat16")),
+        )

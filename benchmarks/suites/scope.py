@@ -106,8 +106,13 @@ def kept(scope: Scope, **modes: str) -> tuple[Contender, ...]:
     return tuple(wing(name, f"{how}+kept") for name, how in modes.items()) if there else ()
 
 
-def transformers(kept: bool = False) -> tuple[Contender, ...]:
-    """Hugging Face's GPT-2, where it is installed; `kept` adds it in a process that keeps its memory."""
+def transformers(kept: bool = False, cast: bool = False) -> tuple[Contender, ...]:
+    """Hugging Face's GPT-2, where it is installed; `kept` adds it in a process that keeps its memory. With `cast` its
+    parameters are float32 and its products bfloat16, by autocast: as the wings keep and compute them, but for decoding.
+    """
+    if cast:
+        source = "benchmarks.outside.transformers_gpt2:autocast"
+        return outside("transformers autocast", "transformers, autocast", source, "transformers")
     found = outside("transformers", "transformers", "transformers", "transformers")
     more = {
         "name": "transformers kept",

@@ -30,8 +30,8 @@ def cells(scope: Scope) -> Iterator[Cell]:
             )
             held = kept(scope, **BEST) if single else ()
             best = (*best, *held) if small or not held else held
-            # theirs would keep bfloat16 parameters
-            more = (*(plain() if small else ()), *transformers(kept=bool(held) and not small)) if single else ()
+            more = plain() if small and single else ()
+            more += transformers(kept=bool(held) and not small, cast=not single)
             size = SIZES.get(model, (4, 256))
             yield Cell("train", "train", model, scope.config(model), *size, dtype, (*ours, *best, *more), memory=True)
 

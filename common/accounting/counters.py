@@ -18,9 +18,9 @@ NONE = "XLA gives no figure on this device"
 
 @dataclass(frozen=True)
 class Row:
-    """FLOPs of one call of a task. `closed` is the work that there is, which is what PyTorch multiplies; `closed_jax` is
-    what JAX does, where a loop over experts multiplies all tokens by all of them. `jaxpr` counts its program with its
-    layers in a "loop" or a "scan", `xla` is what its compiler says of it.
+    """FLOPs of one call of a task. `closed` is the work that there is, which is what PyTorch multiplies; `closed_jax`
+    is what JAX does, where a loop over experts multiplies all tokens by all of them. `jaxpr` counts its program with
+    its layers in a "loop" or a "scan", `xla` is what its compiler says of it.
     """
 
     task: str

@@ -74,7 +74,9 @@ def test_every_difference_has_its_reason():
     assert counters.reason(75, Reported(100.0, 0), "loop", 2) == "XLA adds elementwise work, 25.0% here"
 
 
-@pytest.mark.parametrize("layer", [{"feed_forward": MixtureOfExperts(4, 2)}, {"attention": GatedDeltaNet(2, 2, 16, 16)}])
+@pytest.mark.parametrize(
+    "layer", [{"feed_forward": MixtureOfExperts(4, 2)}, {"attention": GatedDeltaNet(2, 2, 16, 16)}]
+)
 def test_loops_inside_layers_are_the_reason_where_there_are_any(layer):
     """Over experts, of whom JAX's multiply all tokens; over tokens of a recurrence. XLA's figure with what it misses is
     the closed form and elementwise work."""

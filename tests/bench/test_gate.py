@@ -1,9 +1,11 @@
 """What the gate lets in: honest outputs, as many as were asked for, of weights that hide nothing."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.harness import contenders, contest, gate, judging
 from benchmarks.harness.cells import TRAIN, Cell
@@ -99,6 +101,30 @@ def test_transformers_continues_a_filled_cache_as_often_as_one_likes():
         run = model.prepare("continue", ids, sampling=sampling)
         for _ in range(3):
             assert np.asarray(run()["tokens"]).tolist() == model.generate(ids.tolist(), sampling)
+
+
+def test_autocast_keeps_float32_and_multiplies_in_bfloat16_as_the_wings_do():
+    pytest.importorskip("transformers")
+    weights, ids = Recipe("uneven", CONFIG).weights(), np.random.default_rng(0).integers(0, 31, (2, 9)).astype(np.int32)
+    cast, narrow, wide = (
+        contenders.load(source).build(CONFIG, weights, Execution(dtype))
+        for source, dtype in (
+            ("benchmarks.outside.transformers_gpt2:autocast", "bfloat16"),
+            ("transformers", "bfloat16"),
+            ("transformers", "float32"),
+        )
+    )
+    own, theirs = (dict(model.net.named_parameters()) for model in (cast, wide))
+    assert own.keys() == theirs.keys()
+    assert all(torch.equal(own[name], theirs[name]) for name in own)
+    assert [model.about()["param"] for model in (cast, narrow, wide)] == ["float32", "bfloat16", "float32"]
+    assert cast.about()["compute"] == "bfloat16"
+    cell, one = Cell("forward", "forward", "tiny", CONFIG, 2, 9, "bfloat16", ()), Contender("x", "x", "x", "x")
+    got, want = (
+        {"logits": gate.digest(contenders.numpy(model.prepare("forward", ids)()["logits"]))} for model in (cast, wide)
+    )
+    assert all(v.passed for v in contest.verdicts(cell, one, got, want))
+    assert not all(v.passed for v in contest.verdicts(replace(cell, dtype="float32"), one, got, want))
 
 
 @pytest.mark.full_for("jax")

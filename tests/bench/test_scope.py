@@ -147,8 +147,16 @@ def test_decoding_over_contexts_and_batches_meets_transformers(flags, monkeypatc
 def test_prefill_meets_compiled_blocks_and_scans_in_every_precision_that_pays(flags, monkeypatch):
     cells = found("prefill", "cpu", flags, monkeypatch)
     assert [cell.dtype for cell in cells] == ["float32", "bfloat16"][: 2 if "bf16" in flags else 1]
-    for cell in cells:
-        assert {"torch", "torch compiled", "jax", "jax scan", "transformers"} < {one.name for one in cell.contenders}
+    for cell, theirs in zip(cells, ("transformers", "transformers autocast"), strict=False):
+        assert {"torch", "torch compiled", "jax", "jax scan", theirs} < {one.name for one in cell.contenders}
+
+
+@pytest.mark.parametrize("suite", ["forward", "prefill", "train"])
+def test_who_keeps_other_numbers_than_the_wings_is_not_timed_beside_them(suite, monkeypatch):
+    """transformers in bfloat16 keeps parameters in it; by autocast it keeps float32, as the wings do."""
+    for cell in found(suite, "cuda", monkeypatch=monkeypatch):
+        theirs = {one.name for one in cell.contenders if one.wing == "transformers"}
+        assert theirs == {"transformers autocast" if cell.dtype == "bfloat16" else "transformers"}
 
 
 def test_depth_is_measured_at_the_width_of_the_large_model(monkeypatch):

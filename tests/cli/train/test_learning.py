@@ -28,6 +28,19 @@ def test_samples_go_on_from_a_prompt_and_are_logged(call, tmp_path, file, backen
     assert [line["tokens_per_second"] > 0 for line in log[1:]] == [True] * 5
 
 
+@pytest.mark.full_for("jax")
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_a_kernel_without_a_cache_samples_what_others_do(call, tmp_path, file, backend):
+    """It ended the run at the first sample, before there was a checkpoint."""
+    asked, samples = ["--steps", 2, "--sample-every", 1, "--backend", backend], []
+    for kernel in ("plain", "module"):
+        out = tmp_path / kernel
+        code, _, err = call("train", "--settings", file(), *asked, "--attention", kernel, "--out", out)
+        assert code == 0, err
+        samples.append([json.loads(line)["sample"] for line in (out / "log.jsonl").open()])
+    assert samples[0] == samples[1]
+
+
 def test_epochs_stand_in_place_of_steps(call, tmp_path, weights, text):
     out = tmp_path / "run"
     asked = ["--weights", weights, "--data", text, "--batch-size", 4, "--accumulate", 2, "--out", out]
