@@ -22,7 +22,6 @@ from common.preference import Pairs
 
 from . import rng
 from .backend import Shared, TorchModel, _numpy, _scoped, log_probs, loss_sum
-from .feed_forward.mixture_of_experts import MixtureOfExperts
 from .optim import OPTIMIZERS, empty_slots, muon
 from .placing import added, cut_maps, cuts_of, dealt_bits, local_of, mesh_of, part_of, whole_of
 from .quantise import QuantisedLinear
@@ -56,7 +55,7 @@ class SpreadModel(TorchModel):
         self.mesh = mesh_of(self.layout, execution.device.partition(":")[0])
         super().__init__(config, weights, execution)
         for part in self.net.modules():
-            if isinstance(part, MixtureOfExperts) and self.layout.rows > 1:
+            if hasattr(part, "summed") and self.layout.rows > 1:
                 part.summed = self._sum
 
     @property

@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from common import adapters
 from common.config import ModelConfig
 from common.errors import UserError
-from common.variants import GatedMLP, GroupedQuery, MultiHead, Part, PlainMLP
-
-ATTENDING, FEEDING = (MultiHead, GroupedQuery), (PlainMLP, GatedMLP)  # kinds whose flow is known map by map
+from common.variants.part import FeedForward, Part
 
 
 class Flow:
@@ -43,9 +41,9 @@ class Flow:
         own = {name: on for name, on in self.trained.items() if name.startswith(f"{path}.")}
         some, every = x or any(own.values()), x and all(own.values())
         if some and not every:
-            if type(part) in FEEDING:
+            if part.mapped and isinstance(part, FeedForward):
                 return self._feeding(path, x)
-            if type(part) in ATTENDING and not part.hands_on(self.config):
+            if part.mapped and not part.hands_on(self.config):
                 return self._attending(path, x)
             if not (x and all(one.backward >= 2 for one in part.components)):
                 raise UserError(

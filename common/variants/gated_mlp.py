@@ -17,6 +17,7 @@ class GatedMLP(FeedForward):
     module = "GatedMLP"
     aliases = ("glu", "swiglu with the model's activation=silu", "geglu with the model's activation=gelu")
     splits: ClassVar = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
+    mapped: ClassVar[bool] = True
 
     bias: bool = False
 

@@ -44,6 +44,7 @@ class GroupedQuery(Attention):
     free_order = True
     inputs: ClassVar = Attention.inputs | {"gate_proj": "x"}
     splits: ClassVar = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "gate_proj": 0, "o_proj": 1}
+    mapped: ClassVar[bool] = True
 
     num_kv_heads: int = 1
     head_dim: int | None = None

@@ -15,6 +15,7 @@ class PlainMLP(FeedForward):
     module = "MLP"
     aliases = ("ffn",)
     splits: ClassVar = {"up_proj": 0, "down_proj": 1}
+    mapped: ClassVar[bool] = True
 
     def cut(self, config):
         return {"hidden units": config.ff_dim}

@@ -18,6 +18,7 @@ class MultiHead(Attention):
     aliases = ("mha",)
     free_order = True
     splits: ClassVar = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1}
+    mapped: ClassVar[bool] = True
 
     def cut(self, config):
         return {"heads": config.num_heads}

@@ -36,6 +36,8 @@ class Part(Record):
     read a text with, where plain ones cost far more. `splits` are the linear maps inside that tensor parallelism cuts:
     by rows (0) or columns (1), see `common/layout.py`. `bare` are, by field of an execution and what is chosen there,
     patterns of the linear maps inside whose matrix that way multiplies by itself: what an adapter adds is not seen.
+    `mapped` says that its products are those which `common/accounting/flow.py` knows, map by map, so that training a
+    part of it has a closed form.
     """
 
     kind: ClassVar[str]
@@ -46,6 +48,7 @@ class Part(Record):
     decodes: ClassVar[Mapping[str, str]] = {}
     reads: ClassVar[Mapping[str, str]] = {}
     splits: ClassVar[Mapping[str, int]] = {}
+    mapped: ClassVar[bool] = False
     bare: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
 
     def to_dict(self) -> dict[str, Any]:

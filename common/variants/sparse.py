@@ -49,6 +49,7 @@ class Sparse(GroupedQuery):
     inputs: ClassVar = GroupedQuery.inputs | dict.fromkeys(("index_queries", "index_keys", "index_weights"), "x")
     window: ClassVar[None] = None
     shares: ClassVar[bool] = False
+    mapped: ClassVar[bool] = False
 
     top_k: int = 64
     index_heads: int = 4
