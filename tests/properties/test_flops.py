@@ -5,7 +5,7 @@ import pytest
 from common import params
 from common.accounting import flops
 from common.backend import load
-from common.config import Execution, GPTConfig
+from common.config import Execution, GPTConfig, preset
 
 CONFIGS = {
     "one layer, one head": (GPTConfig(11, 8, 6, 1, 1), 1, 1),
@@ -39,3 +39,23 @@ def test_the_published_count_of_gpt2():
     assert round(sum(parts.values()) / 1e11, 2) == 5.83
     causal = flops.forward(GPTConfig(50257, 1024, 768, 12, 12), 2, 1024, causal=True)
     assert causal["attention scores and values"] * 2 * 1024 == pairs * 1025
+
+
+# F-060's table: published FLOPs of linear maps at batch 2, and (tokens a second, MFU of 312e12 FLOP/s)
+PUBLISHED = {
+    "book-124m": ("5.1e+11", ((34248.82, 0.0814), (62568.34, 0.1486))),
+    "book-355m": ("1.4e+12", ((20159.93, 0.1370), (21717.66, 0.1476), (22536.25, 0.1532))),
+    "book-774m": ("3.2e+12", ((12465.21, 0.1851),)),
+    "book-1558m": ("6.4e+12", ((6779.92, 0.2027),)),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_counts_and_shares_of_every_size(name):
+    """With biases of q, k and v, of linear maps alone; a training step takes three times the forward pass."""
+    printed, rates = PUBLISHED[name]
+    parts = flops.forward(preset(name).with_(qkv_bias=True), 2, 1024)
+    linear = sum(parts.values()) - parts["attention scores and values"]
+    assert f"{linear:.1e}" == printed
+    for rate, share in rates:
+        assert round(3 * linear / 2048 * rate / 312e12, 4) == share
