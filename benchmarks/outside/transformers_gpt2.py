@@ -4,8 +4,6 @@ Attention is their SDPA path; training is the plain loop of their documentation 
 it is bfloat16, parameters included; with `autocast` parameters are float32, as the wings', and products in bfloat16.
 """
 
-import functools
-
 import numpy as np
 import torch
 
@@ -20,19 +18,26 @@ REFERENCES = "parallax.references"
 
 
 class Timed:
-    """The tasks that a contest asks for; see `common.backend.Model.prepare`."""
+    """The tasks that a contest asks for; see `common.backend.Model.prepare`. `narrow` is the format of products under
+    autocast, if there is one."""
+
+    narrow = None
 
     def __init__(self, net, config, execution, narrow=None):
         self.net, self.config, self.execution = net, config, execution
         self.net.set_attn_implementation(ATTENTION)
-        self.narrow, kind = narrow, torch.device(execution.device).type
-        self.cast = functools.partial(torch.autocast, kind, dtype=narrow, enabled=narrow is not None)
+        self.narrow = narrow
 
     def about(self):
         """What differs from the execution that was asked for."""
         kept = "float32" if self.narrow else self.execution.dtype
         compute = {"param": kept, "compute": self.execution.dtype, "reduce": "float32 (softmax, loss)"}
         return {**compute, "attention": ATTENTION}
+
+    def cast(self):
+        """Under which its model is called: autocast, or nothing."""
+        kind = torch.device(self.execution.device).type
+        return torch.autocast(kind, dtype=self.narrow, enabled=self.narrow is not None)
 
     def prepare(self, task, inputs, targets=None, sampling=None):
         ids = self._put(door.check_ids(inputs, self.config))
