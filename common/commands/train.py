@@ -9,7 +9,6 @@ from common.commands import groups
 
 _RUN, _MODEL, _PLAN, _HOW = groups.Run(), groups.Model(), groups.Plan(), groups.How()
 _LEARNING = groups.Learning()
-_FREE = {"eval_windows", "sample_every", "prompt"}
 
 
 @groups.grouped
@@ -54,7 +53,7 @@ def train(
 
     positive = {"--eval-windows": eval_windows, "--pad-vocabulary": 1 if pad_vocabulary is None else pad_vocabulary}
     positive["--stride"] = 1 if stride is None else stride
-    here = running.Running(context, "pretrain", run, how, _FREE, positive)
+    here = running.Running(context, "pretrain", run, how, positive)
     here.one_of_both(plan)
     if sample_every < 0:
         raise UserError(f"--sample-every is {sample_every}; allowed is a whole number >= 0 (0 is none).")

@@ -54,7 +54,7 @@ def instruct(
     from common.tuning import answers
 
     positive = {"--eval-batches": eval_batches, "--length": rows.length, "--pad-multiple": rows.pad_multiple}
-    here = running.Running(context, "instruct", run, how, {"eval_batches"}, positive)
+    here = running.Running(context, "instruct", run, how, positive)
     here.one_of_both(plan)
     here.take_up(plan, model.config is not None or model.weights is not None)
     if here.start is not None:

@@ -77,7 +77,7 @@ def prefer(
     from common.tuning import preferences
 
     positive = {"--eval-batches": eval_batches, "--length": pairs.length, "--pad-multiple": pairs.pad_multiple}
-    here = running.Running(context, "prefer", run, how, {"eval_batches"}, positive)
+    here = running.Running(context, "prefer", run, how, positive)
     here.one_of_both(plan)
     here.take_up(plan, model.config is not None or model.weights is not None)
     if here.start is not None:
