@@ -11,6 +11,7 @@ from common import params
 from common import run as runs
 from common.compare import difference
 from common.config import TrainConfig
+from common.tokenizers import words as words_of
 from common.weights.checkpoint import load_checkpoint
 
 
@@ -26,6 +27,26 @@ def test_samples_go_on_from_a_prompt_and_are_logged(call, tmp_path, file, backen
     assert set(samples) == {3, 6}
     assert all(repr(sample) in err for sample in samples.values())
     assert [line["tokens_per_second"] > 0 for line in log[1:]] == [True] * 5
+
+
+def test_a_prompt_is_tried_before_the_run_begins(call, tmp_path, file, text):
+    """A word that no sample could go on from, no text, and one that nobody asks for a sample of."""
+    words_of.train(text.read_text(), specials=()).save(tmp_path / "words")
+    asked = ["train", "--settings", file(), "--tokenizer", "words", "--vocab", tmp_path / "words", "--out"]
+    for prompt, sentence in (("She buys", "The word 'buys' is not in this vocabulary"), (" ", "--prompt is empty")):
+        code, _, err = call(*asked, tmp_path / "x", "--sample-every", 5, "--prompt", prompt)
+        assert (code, sentence in err, err.count("\n")) == (2, True, 1), err
+    sentence = "--prompt is what samples go on from, and there are none: give --sample-every, too."
+    for more in (["--prompt", "She"], ["--prompt", "She", "--sample-every", 0]):
+        code, _, err = call(*asked, tmp_path / "x", *more)
+        assert (code, sentence in err) == (2, True), err
+    assert not (tmp_path / "x").exists()
+    asked[2] = file(**{"prompt": "She", "sample-every": 2})  # samples may be left out of what a file says, or a run had
+    assert call(*asked, tmp_path / "run", "--sample-every", 0, "--until", 3)[0] == 0
+    assert call("train", "--resume", tmp_path / "run", "--until", 4)[0] == 0
+    assert not any("sample" in line for line in runs.read_log(tmp_path / "run" / "log.jsonl"))
+    code, _, err = call("train", "--resume", tmp_path / "run", "--prompt", "She")
+    assert (code, sentence in err) == (2, True), err
 
 
 def test_epochs_stand_in_place_of_steps(call, tmp_path, weights, text):
