@@ -61,15 +61,15 @@ class Run:
     ] = None
     auto_resume: Annotated[
         bool,
-        typer.Option("--auto-resume", help="Go on with this run if --out holds it; torchrun's restarts do so anyway."),
+        typer.Option(help="Go on with this run if --out holds it; torchrun's restarts do so anyway."),
     ] = False
     backend: options.Backend = "torch"
     until: Annotated[int | None, typer.Option(help="Stop early, before this step; resume goes on.")] = None
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations on held-out data.")] = 50
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200
     keep: Annotated[int, typer.Option(help="Checkpoints to keep: the newest ones.")] = 1
-    keep_best: Annotated[bool, typer.Option("--keep-best", help="Keep the one with the lowest held-out loss.")] = False
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False
+    keep_best: Annotated[bool, typer.Option(help="Keep the one with the lowest held-out loss.")] = False
+    tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False
 
 
 @dataclass
@@ -143,8 +143,8 @@ class Learning:
         list[str] | None,
         typer.Option(help="lora: linear maps, as in '*.q_proj' (may be given again; default: all, as in the book)."),
     ] = None
-    rslora: Annotated[bool, typer.Option("--rslora", help="lora: scale by alpha / sqrt(rank).")] = False
-    dora: Annotated[bool, typer.Option("--dora", help="lora: DoRA, whose rows have lengths that learn.")] = False
+    rslora: Annotated[bool, typer.Option(help="lora: scale by alpha / sqrt(rank).")] = False
+    dora: Annotated[bool, typer.Option(help="lora: DoRA, whose rows have lengths that learn.")] = False
 
 
 @dataclass

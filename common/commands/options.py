@@ -257,7 +257,9 @@ def tensorboard(folder: Path) -> Iterator[Callable[[int, dict], None]]:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
-        raise UserError("--tensorboard needs the package tensorboardX; install parallax[tensorboard].") from error
+        raise UserError(
+            "--tensorboard needs the package tensorboardX; install parallax[tensorboard], or say --no-tensorboard."
+        ) from error
     writer = SummaryWriter(str(folder / "tensorboard"))
 
     def write(step: int, line: dict) -> None:

@@ -37,7 +37,7 @@ class Texts:
     read: Annotated[str, typer.Option(help="Position read: last, first, or flexible (last token before padding).")] = (
         "last"
     )
-    average: Annotated[bool, typer.Option("--average", help="Read the mean of all positions.")] = False
+    average: Annotated[bool, typer.Option(help="Read the mean of all positions.")] = False
     causal: Annotated[bool, typer.Option(help="Hide later tokens from earlier ones, or not.")] = True
 
 

@@ -32,6 +32,29 @@ def test_a_file_says_what_the_command_line_does_not(call, tmp_path, file):
     assert all(np.array_equal(first[name], second[name]) for name in params.table(BYTES))
 
 
+def test_what_a_file_turns_on_the_command_line_turns_off(call, tmp_path, file):
+    """And a run that has it, when it goes on."""
+    out, on = tmp_path / "run", ["keep-best", "tensorboard", "auto-resume", "rslora", "dora"]
+    path = file(train="lora", rank=2, **dict.fromkeys(on, True))
+    off = [f"--no-{name}" for name in on]
+    assert call("train", "--settings", path, *off, "--out", out)[0] == 0
+    stored = tomllib.loads((out / "settings.toml").read_text())
+    assert [stored[name] for name in on] == [False] * 5
+    (adapter,) = load_checkpoint(out / "checkpoint").config.adapters
+    assert (adapter.rslora, adapter.dora) == (False, False)
+    assert not (out / "best").exists()
+    assert not (out / "tensorboard").exists()
+    code, _, err = call("train", "--settings", path, *off, "--out", out)
+    assert (code, "already holds a run" in err) == (2, True)
+    two = tmp_path / "two"
+    assert call("train", "--settings", path, "--no-tensorboard", "--until", 3, "--out", two)[0] == 0
+    best = load_checkpoint(two / "best").training["step"]
+    assert call("train", "--resume", two, "--no-keep-best", "--eval-every", 1)[0] == 0
+    log = runs.read_log(two / "log.jsonl")
+    assert log[-1]["held_out"] < log[best - 1]["held_out"]  # so it would have been kept
+    assert load_checkpoint(two / "best").training["step"] == best
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
