@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common import layout as layouts
 from common import run as runs
 from common.commands.settings import FILE
 from common.errors import UserError, unknown
@@ -88,8 +88,7 @@ def run(asked: Settings, tell: Tell) -> Any:
 def _searched(optuna: Any, asked: Settings, tell: Tell, fixed: dict[str, Any], space: dict[str, Any]) -> Any:
     study = _study(optuna, asked, fixed, space)
     done = len([one for one in study.trials if one.state.is_finished()])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // asked.processes)
+    threads = max(1, layouts.cores() // asked.processes)
 
     running: list[Trying] = []
     try:

@@ -162,6 +162,8 @@ def test_the_environment_tells_which_process_this_is(monkeypatch):
     assert (layouts.processes({}), layouts.leads({}), layouts.restarted({})) == ((0, 1), True, False)
     second = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "TORCHELASTIC_RESTART_COUNT": "1"}
     assert (layouts.processes(second), layouts.leads(second), layouts.restarted(second)) == ((1, 2), False, True)
+    assert (layouts.neighbours({}), layouts.neighbours(second)) == (1, 2)
+    assert [layouts.neighbours({**second, "LOCAL_WORLD_SIZE": told}) for told in ("1", "3", "x")] == [1, 2, 2]
     assert layouts.device_of("cuda", "torch", second) == "cuda:1"
     assert [layouts.device_of("cuda", "jax", second), layouts.device_of("cpu", "torch", second)] == ["cuda", "cpu"]
     monkeypatch.setenv("RANK", "0")
