@@ -271,6 +271,14 @@ def test_damaged_token_files_are_named(vocabulary, tmp_path, name, content, told
         tokens.read(tmp_path / "t")
 
 
+def test_an_empty_token_file_is_named(vocabulary, tmp_path):
+    head = tokens.write(TEXTS, tmp_path / "t", "bpe", vocabulary).head
+    (tmp_path / "t" / tokens.BINARY).write_bytes(b"")
+    (tmp_path / "t" / tokens.HEAD).write_text(json.dumps({**head, "tokens": 0}))
+    with pytest.raises(UserError, match=r"tokens\.bin holds no tokens; make it anew\.$"):
+        tokens.read(tmp_path / "t")
+
+
 def test_what_cannot_become_a_token_file(vocabulary, tmp_path):
     with pytest.raises(UserError, match="no text to make tokens of"):
         tokens.write([], tmp_path / "t", "bpe", vocabulary)
