@@ -93,6 +93,19 @@ def test_a_resumed_run_keeps_its_settings(call, tmp_path, file):
     assert load_checkpoint(out / "checkpoint").training["step"] == 6
 
 
+def test_the_command_line_goes_before_a_file_and_that_before_what_a_run_had(call, tmp_path, file):
+    """Whichever is named first."""
+    out, path = tmp_path / "run", file(dtype="float64", set=["loss=chunked"])
+    assert call("train", "--settings", path, "--until", 1, "--out", out)[0] == 0
+    path = file(dtype="bfloat16")
+    both = ["--settings", path, "--resume", out], ["--resume", out, "--settings", path]
+    tries = (both[0], "bfloat16"), (both[1], "bfloat16"), (["--dtype", "float32", *both[0]], "float32")
+    for until, (asked, dtype) in enumerate([*tries, (["--resume", out], "float64")], 2):
+        code, _, err = call("train", *asked, "--until", until)
+        execution = load_checkpoint(out / "checkpoint").training["execution"]
+        assert (code, execution["dtype"], execution["loss"]) == (0, dtype, "chunked"), err
+
+
 def test_a_run_that_is_to_stop_early_stores_settings_of_the_whole(call, tmp_path, file):
     out = tmp_path / "run"
     assert call("train", "--settings", file(), "--until", 2, "--out", out)[0] == 0
