@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 AXES = ("data", "shard", "tensor")
 RANK, WORLD, HOST, PORT = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"  # what torchrun tells every process
-LOCAL, RESTARTS = "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT"
+LOCAL, HERE, RESTARTS = "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"
 FLAGS, CPUS = "XLA_FLAGS", "--xla_force_host_platform_device_count"
 
 
@@ -133,6 +133,17 @@ def processes(env: Mapping[str, str] = os.environ) -> tuple[int, int]:
     if not 0 <= rank < world:
         raise UserError(f"This is process {rank} of {world}, says the environment ({RANK}, {WORLD}); start it anew.")
     return rank, world
+
+
+def neighbours(env: Mapping[str, str] = os.environ) -> int:
+    """How many of the processes are on this machine, as torchrun tells it; all, if nobody does."""
+    world, told = processes(env)[1], env.get(HERE, "")
+    return int(told) if re.fullmatch("[1-9][0-9]{0,8}", told) and int(told) <= world else world
+
+
+def cores() -> int:
+    """How many cores of this machine a process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def environment(own: Mapping[str, str], backend: str, device: str, layout: Layout) -> dict[str, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from common import layout as layouts
 from common import params
 from common.accounting import flops, peaks
 from common.config import Execution, ModelConfig, TrainConfig
@@ -68,8 +69,9 @@ def multiplies(execution: Execution) -> str:
 
 
 def most(execution: Execution, device: str | None) -> float | None:
-    """The device's peak in FLOP/s: a GPU's data sheet, or what NumPy's matrix product reaches on this CPU, in float32
-    or float64; None for what has neither."""
+    """The devices' peak in FLOP/s: a GPU's data sheet, or what NumPy's matrix product reaches on this CPU, in float32
+    or float64, in all processes together; None for what has neither. Devices that JAX simulates in a process share its
+    cores."""
     kind = multiplies(execution)
     if execution.device != "cpu":
         sheet = peaks.peak(device or "")
@@ -77,10 +79,24 @@ def most(execution: Execution, device: str | None) -> float | None:
         return None if one is None else one * execution.spread.devices
     if kind not in ("float32", "float64"):
         return None
+    rate, taken = reached(kind)
+    return rate * together(taken, layouts.cores(), layouts.processes()[1], layouts.neighbours())
+
+
+def reached(kind: str) -> tuple[float, float]:
+    """(FLOP/s of the best matrix product of NumPy's in this process, cores that it took)."""
     a = np.random.default_rng(0).normal(size=(SIZE, SIZE)).astype(kind)
-    best = float("inf")
+    best, taken = float("inf"), 1.0
     for _ in range(CALLS):
-        begun = time.perf_counter()
+        begun, worked = time.perf_counter(), time.process_time()
         a @ a
-        best = min(best, time.perf_counter() - begun)
-    return 2 * SIZE**3 / best
+        seconds, worked = time.perf_counter() - begun, time.process_time() - worked
+        if seconds < best:
+            best, taken = seconds, worked / seconds
+    return 2 * SIZE**3 / best, taken
+
+
+def together(taken: float, cores: int, processes: int, here: int) -> float:
+    """How many times what one process reaches on so many cores that it has `taken` all of them reach, of which so many
+    are `here`, on a machine like every other with so many `cores`: each has cores of its own, as far as there are."""
+    return min(here, max(1.0, cores / max(taken, 1.0))) * processes / here

@@ -347,8 +347,13 @@ def read_log(path: Path, until: float = math.inf) -> tuple[dict, ...]:
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines) > 1 and not line.endswith("\n") and (until == math.inf or after >= until):
                 break
-            raise UserError(f"Line {number} of {path} is damaged; mend it, or move the log away.") from error
+            raise damaged(path, number) from error
     return tuple(entries)
+
+
+def damaged(path: Path, number: int) -> UserError:
+    """What is told of a line of a log that cannot be read."""
+    return UserError(f"Line {number} of {path} is damaged; mend it, or move the log away.")
 
 
 def weights_of(path: Path, heads: int | None = None) -> tuple[formats.Loaded, dict[str, Any]]:

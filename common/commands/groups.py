@@ -14,7 +14,27 @@ from common.config import Execution, TrainConfig
 from common.errors import UserError
 
 _DEFAULT = TrainConfig()
+TOLD = {"eval_windows", "eval_batches", "baseline", "sample_every", "prompt"}  # what runs say of themselves
+PLACE = {"settings_file", "out", "vocab", "resume", "auto_resume", "until"}  # where it all lies; how far one call goes
+MACHINE = {"threads", "layout"}  # what was free on it, and how processes were started
 TRAINED = ("last-layer", "last-block", "last-two-blocks", "all", "lora")
+
+
+def as_it_was(context: typer.Context, folder: Path) -> dict[str, Any]:
+    """{parameter: value} of what a run that goes on is given again where the call says nothing: all that may be
+    another, but for what is of one call or of one machine. A folder without settings has none."""
+    stored = folder / settings.FILE
+    found = settings.read(context, stored, free() - PLACE - MACHINE) if stored.is_file() else {}
+    if found.get("backend") == "numpy":
+        found.setdefault("dtype", "float64")  # it has no other
+    return found
+
+
+def _resumed(context: typer.Context, folder: Path | None) -> Path | None:
+    """Make what a run had the defaults of this call, whose file goes before it."""
+    if folder is not None:
+        context.default_map = {**as_it_was(context, folder), **(context.default_map or {})}
+    return folder
 
 
 @dataclass
@@ -31,18 +51,25 @@ class Run:
         ),
     ] = None
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoint and log.")] = Path("out/train")
-    resume: Annotated[Path | None, typer.Option(help="Folder of a run to go on with, made by any backend.")] = None
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            is_eager=True,
+            callback=_resumed,
+            help="Folder of a run to go on with, made by any backend: as it was, where nothing else is said.",
+        ),
+    ] = None
     auto_resume: Annotated[
         bool,
-        typer.Option("--auto-resume", help="Go on with this run if --out holds it; torchrun's restarts do so anyway."),
+        typer.Option(help="Go on with this run if --out holds it; torchrun's restarts do so anyway."),
     ] = False
     backend: options.Backend = "torch"
     until: Annotated[int | None, typer.Option(help="Stop early, before this step; resume goes on.")] = None
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations on held-out data.")] = 50
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200
     keep: Annotated[int, typer.Option(help="Checkpoints to keep: the newest ones.")] = 1
-    keep_best: Annotated[bool, typer.Option("--keep-best", help="Keep the one with the lowest held-out loss.")] = False
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False
+    keep_best: Annotated[bool, typer.Option(help="Keep the one with the lowest held-out loss.")] = False
+    tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False
 
 
 @dataclass
@@ -116,8 +143,8 @@ class Learning:
         list[str] | None,
         typer.Option(help="lora: linear maps, as in '*.q_proj' (may be given again; default: all, as in the book)."),
     ] = None
-    rslora: Annotated[bool, typer.Option("--rslora", help="lora: scale by alpha / sqrt(rank).")] = False
-    dora: Annotated[bool, typer.Option("--dora", help="lora: DoRA, whose rows have lengths that learn.")] = False
+    rslora: Annotated[bool, typer.Option(help="lora: scale by alpha / sqrt(rank).")] = False
+    dora: Annotated[bool, typer.Option(help="lora: DoRA, whose rows have lengths that learn.")] = False
 
 
 @dataclass
@@ -148,6 +175,11 @@ class How(Ways):
 def names(*groups: type) -> set[str]:
     """The names of the groups' options."""
     return {one.name for group in groups for one in fields(group)}
+
+
+def free() -> set[str]:
+    """The names of the options that may be others when a run goes on."""
+    return names(Run, How) | TOLD | {"vocab"}
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

@@ -95,6 +95,21 @@ def execution(
     return chosen
 
 
+def plain(backend: str, was: Mapping[str, Any]) -> dict[str, str]:
+    """What a command line says to do without each way of running that is no plain one, of those that a run had."""
+    usual = {"device": "cpu", "mode": "default"}
+    said = {
+        "device": "--device cpu",
+        "mode": "--mode default",
+        "more": "--set loss=plain",
+        "attention": "--attention plain",
+        "compile": "--no-compile" if was.get("compile") else "--compile",
+        "layers": "--layers loop",
+        **({"dtype": "--dtype float64"} if backend == "numpy" else {}),
+    }
+    return {name: words for name, words in said.items() if name in was and was[name] != usual.get(name)}
+
+
 def _fields(texts: Iterable[str]) -> dict[str, str]:
     """{"loss": "chunked"} from "loss=chunked"; only strategies can be set so, the rest has options of its own."""
     fields = {}
@@ -242,7 +257,9 @@ def tensorboard(folder: Path) -> Iterator[Callable[[int, dict], None]]:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
-        raise UserError("--tensorboard needs the package tensorboardX; install parallax[tensorboard].") from error
+        raise UserError(
+            "--tensorboard needs the package tensorboardX; install parallax[tensorboard], or say --no-tensorboard."
+        ) from error
     writer = SummaryWriter(str(folder / "tensorboard"))
 
     def write(step: int, line: dict) -> None:

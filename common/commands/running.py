@@ -4,7 +4,7 @@ log, progress, patience."""
 import contextlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,20 +63,19 @@ class Running:
     kind: str
     run: groups.Run
     how: groups.How
-    free: set[str] = field(default_factory=set)  # what may change beside Run and How
     positive: Mapping[str, int] = field(default_factory=dict)  # more options that are whole numbers > 0
 
     def __post_init__(self):
         run = self.run
         self.command = f"parallax {runs.COMMANDS[self.kind]}"
-        self.execution = self.how.execution(run.backend)
+        with self._as_it_was():
+            self.execution = self.how.execution(run.backend)
         self.leads = layouts.leads()
         self.show = options.show if self.leads else _silent
         counts = {"--eval-every": run.eval_every, **self.positive, "--save-every": run.save_every, "--keep": run.keep}
         for name, value in counts.items():
             if value < 1:
                 raise UserError(f"{name} is {value}; allowed is a whole number > 0.")
-        self.free = self.free | {"vocab"} | groups.names(groups.Run, groups.How)
         self.out, self.start, self.automatic = run.out, None, False
         self.origin: dict[str, Any] = {}  # the record of the run that the weights at the start are from
         self.found: str | None = None  # the tokenizer whose vocabulary a new run is given without its name
@@ -111,7 +110,7 @@ class Running:
             if not (run.out / settings.FILE).is_file():
                 raise UserError(f"{run.out} holds a run without {settings.FILE}; go on with --resume {run.out}.")
             resume, self.start = run.out, runs.resume(run.out, self.kind)
-            free = self.free | ({"epochs", "steps"} if plan.epochs is not None else {"epochs"})
+            free = groups.free() | ({"epochs", "steps"} if plan.epochs is not None else {"epochs"})
             own = {"warmup_steps": plan.warm_up, **({"preset": None} if named else {})}
             other = settings.changed(self.context, run.out / settings.FILE, free, **own)
             if other:
@@ -131,15 +130,39 @@ class Running:
     def _only_how(self, folder: Path) -> None:
         """A resumed run takes what it trains from its checkpoint; only how and where it runs may be chosen."""
         stored = folder / settings.FILE
-        fixed = settings.others(self.context, stored, self.free, "COMMANDLINE")
+        fixed = settings.others(self.context, stored, groups.free(), "COMMANDLINE")
         if fixed:
             raise UserError(f"A resumed run keeps its settings; leave out {', '.join(fixed)}, or start a new run.")
-        other = settings.others(self.context, stored, self.free, settings.FROM_FILE)
+        other = settings.others(self.context, stored, groups.free(), settings.FROM_FILE)
         if other and not stored.is_file():
             told = f"{folder} has no {settings.FILE} that the file could be held against"
             raise UserError(f"A resumed run keeps its settings, and {told}; leave out --settings.")
         if other:
             raise UserError(f"A resumed run keeps its settings, and the file has others: {'; '.join(other)}.")
+
+    @contextlib.contextmanager
+    def _as_it_was(self) -> Iterator[None]:
+        """Where a run cannot go on as it was, on this machine or in another framework, say what it was told then, and
+        what goes before that."""
+        try:
+            yield
+        except UserError as error:
+            was = {} if self.run.resume is None else groups.as_it_was(self.context, self.run.resume)
+            plain = options.plain(self.run.backend, was)
+            had = [name for name in plain if was[name] == getattr(self.how, name) and not self.typed(name)]
+            if not had:
+                raise
+            told = settings.otherwise(self.context, {}, set(had))
+            other = "".join(f" {plain[name]}" for name in had)
+            text = str(error).removesuffix(".")
+            raise UserError(f"{text}; the run was begun with{told}: say another way, as in{other}.") from error
+
+    def _going_on(self) -> str:
+        """The command that goes on with this run as it is now: it says what would not be found again by itself."""
+        names = groups.free() - groups.PLACE
+        names -= {"layout"} if layouts.processes()[1] > 1 else set()  # who started them starts them again
+        other = settings.otherwise(self.context, groups.as_it_was(self.context, self.out), names)
+        return f"{self.command} --resume {self.out}{other}"
 
     def model(
         self,
@@ -219,8 +242,9 @@ class Running:
 
         runs.check_folder(out)
         board = options.tensorboard(out) if run.tensorboard and self.leads else contextlib.nullcontext()
-        model = backend.build(start.config, start.weights, execution)
-        model.start_training(plan, start.slots, start.step)
+        with self._as_it_was():
+            model = backend.build(start.config, start.weights, execution)
+            model.start_training(plan, start.slots, start.step)
         log, folder = list(start.log), None
         if self.leads:
             folder = runs.RunFolder(out, run.keep, run.keep_best, self.resumed, start.weights)
@@ -305,7 +329,7 @@ class Running:
                         show(f"step {done:>6}  loss {step.loss:.4f}  {task.told(step.found)}{speed}")
                     if patience.asked and done < until:
                         save(done, better)
-                        show(f"Stopped after {done} steps; go on with: {self.command} --resume {out}")
+                        show(f"Stopped after {done} steps; go on with: {self._going_on()}")
                         raise KeyboardInterrupt
                     if done < until and (done % run.save_every == 0 or (better and run.keep_best)):
                         save(done, better)
@@ -322,7 +346,7 @@ class Running:
             return
         print(f"Step {done} of {plan.steps}: checkpoint and log are in {out}; see them with: parallax curves {out}")
         if done < plan.steps:
-            print(f"Go on with: {self.command} --resume {out} (any backend)")
+            print(f"Go on with: {self._going_on()} (any backend)")
 
 
 def _silent(*parts: object) -> None:

@@ -1,6 +1,7 @@
 """Settings of a command in a TOML file: its keys are the command's long options; the command line goes before it."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,16 @@ def of_file(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-def read(context: typer.Context, path: Path) -> dict[str, Any]:
-    """{parameter: value} of a file; unknown keys and values of another kind are refused in one sentence."""
+def read(context: typer.Context, path: Path, names: set[str] | None = None) -> dict[str, Any]:
+    """{parameter: value} of a file, or of these parameters alone; unknown keys and values of another kind are refused
+    in one sentence."""
     found = read_toml(path)
     known = _options(context)
     values = {}
     for key, value in found.items():
         name = key.replace("_", "-")
+        if names is not None and (name not in known or known[name].name not in names):
+            continue
         if name not in known:
             raise unknown(f"setting in {path}", key, known)
         one, several = known[name], isinstance(value, list)
@@ -67,6 +71,23 @@ def _was(before: dict[str, Any], option: Any) -> Any:
     since, which were as they are by default."""
     without = option.name == "preset" and {"config", "weights"} & set(before)
     return before.get(option.name, None if without else option.default)
+
+
+def otherwise(context: typer.Context, before: dict[str, Any], names: set[str]) -> str:
+    """The words that make options of a call that finds `before` what they are in this one; " --dtype float64"."""
+    found = []
+    for option in _options(context).values():
+        value = _is(context.params[option.name]) if option.name in names else None
+        if value not in (None, before.get(option.name, option.default)):
+            found += words(option, value)
+    return "".join(f" {one}" for one in found)
+
+
+def words(option: Any, value: Any) -> list[str]:
+    """What a command line says for an option to have a value."""
+    if isinstance(value, bool):
+        return [option.opts[0] if value else option.secondary_opts[0]]
+    return [f"{option.opts[0]} {shlex.quote(str(one))}" for one in (value if isinstance(value, list) else [value])]
 
 
 def changed(context: typer.Context, stored: Path, free: set[str], **resolved: Any) -> list[str]:

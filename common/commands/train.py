@@ -9,7 +9,6 @@ from common.commands import groups
 
 _RUN, _MODEL, _PLAN, _HOW = groups.Run(), groups.Model(), groups.Plan(), groups.How()
 _LEARNING = groups.Learning()
-_FREE = {"eval_windows", "sample_every", "prompt"}
 
 
 @groups.grouped
@@ -54,12 +53,16 @@ def train(
 
     positive = {"--eval-windows": eval_windows, "--pad-vocabulary": 1 if pad_vocabulary is None else pad_vocabulary}
     positive["--stride"] = 1 if stride is None else stride
-    here = running.Running(context, "pretrain", run, how, _FREE, positive)
+    here = running.Running(context, "pretrain", run, how, positive)
     here.one_of_both(plan)
     if sample_every < 0:
         raise UserError(f"--sample-every is {sample_every}; allowed is a whole number >= 0 (0 is none).")
     named = model.config is not None or model.weights is not None
     here.take_up(plan, named)
+    if prompt is not None and not sample_every:
+        asked = here.start is None and not here.typed("sample_every")  # else samples were left out on purpose
+        if asked or here.typed("prompt"):
+            raise UserError("--prompt is what samples go on from, and there are none: give --sample-every, too.")
     less = learning.train in groups.TRAINED and learning.train != "all"
     if here.start is None and model.weights is None and less:
         raise UserError(
@@ -82,6 +85,8 @@ def train(
             options.check_tokens(tokens.read(data), here.origin, model.weights)
         tokenizer = here.tokenizer(model) if tokenizer is None else tokenizer
     encoder = options.tokenizer_for(tokenizer, vocab, start.config.vocab_size, model.weights or here.resumed)
+    if sample_every and prompt is not None and not len(encoder.encode(prompt)):
+        raise UserError("The --prompt is empty; give a text to go on from, or leave it out.")
     if here.start is None:
         if pad_vocabulary is not None:
             start.config, start.weights = padded(start.config, start.weights, pad_vocabulary, plan.seed)

@@ -18,6 +18,7 @@ from common.errors import UserError
 from common.tokenizers.bpe import END_OF_TEXT
 
 START = re.compile(r"^\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG EBOOK[^*]*\*\*\*[^\n]*\n", re.M | re.I)
+SMALL_PRINT = re.compile(r"^\*END ?\*? ?THE SMALL PRINT![^\n]*\n", re.M | re.I)  # before 2002 it ends the header
 END = re.compile(
     r"^(?:End of (?:the |this )?Project Gutenberg|\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG)", re.M | re.I
 )
@@ -80,10 +81,14 @@ def book(text: str) -> Book:
     without marks is taken as it is."""
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     begun = START.search(text)
+    after = begun.end() if begun else 0
+    ended = END.search(text, after)
+    until = ended.start() if ended else len(text)
+    # a newer mark may stand before an old header; what is printed behind the end of a book begins none
+    for begun in SMALL_PRINT.finditer(text, after, until):
+        after = begun.end()
     found = LANGUAGE.search(text[: begun.start()] if begun else text[:2000])
-    body = text[begun.end() :] if begun else text
-    ended = END.search(body)
-    body = body[: ended.start()] if ended else body
+    body = text[after:until]
     body = CREDITS.sub("", body, count=1) if begun and CREDITS.match(body) else body
     return Book(EMPTY_LINES.sub("\n\n", body).strip(), found.group(1).strip() if found else None)
 

@@ -105,6 +105,8 @@ def read(folder: Path | str) -> TokenFile:
     dtype = np.dtype(head["dtype"])
     if size != tokens * dtype.itemsize:
         raise UserError(f"{folder / BINARY} has {size:,} bytes where {tokens * dtype.itemsize:,} belong; make it anew.")
+    if not tokens:
+        raise UserError(f"{folder / BINARY} holds no tokens; make it anew.")
     return TokenFile(folder.resolve().name, np.memmap(folder / BINARY, dtype, mode="r"), head)
 
 

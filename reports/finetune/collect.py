@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,11 +91,7 @@ def command(kind: str, asked: Mapping[str, Any]) -> str:
         value = asked.get(name)
         if name in HIDDEN or name not in asked or value == option.default or str(value) == str(option.default):
             continue
-        if isinstance(value, bool):
-            words.append(option.opts[0] if value else option.secondary_opts[0])
-        else:
-            several = value if isinstance(value, list) else [value]
-            words += [f"{option.opts[0]} {shlex.quote(str(one))}" for one in several]
+        words += settings.words(option, value)
     return " ".join(words)
 
 

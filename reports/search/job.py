@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -18,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common import layout as layouts
 from common import run as runs
 from common.commands.settings import FILE
 from common.errors import UserError, unknown
 from common.files import alone, output_folder, read_toml, replacing, write_text
 from common.stopping import stoppable
 from reports.curves import plots
+from reports.search.following import Following
 
 STUDY, REPORT, BEST, LOG = "study.log", "trials.csv", "best.toml", "train.log"
 TABLE = "search"  # of the file: what is tried
@@ -88,8 +89,7 @@ def run(asked: Settings, tell: Tell) -> Any:
 def _searched(optuna: Any, asked: Settings, tell: Tell, fixed: dict[str, Any], space: dict[str, Any]) -> Any:
     study = _study(optuna, asked, fixed, space)
     done = len([one for one in study.trials if one.state.is_finished()])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // asked.processes)
+    threads = max(1, layouts.cores() // asked.processes)
 
     running: list[Trying] = []
     try:
@@ -134,6 +134,7 @@ class Trying:
 
     def __init__(self, trial: Any, values: Mapping[str, Any], out: Path):
         self.trial, self.folder, self._told = trial, _folder(out, trial.number), 0
+        self._log = Following(self.folder / runs.LOG, "held_out")
         self.loss: float | None = None
         self.failed: str | None = None
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -152,7 +153,7 @@ class Trying:
         would be refused again and again: that raises UserError.
         """
         code = self.process.poll()  # before the log is read: it is whole then
-        lines = _held_out(self.folder)
+        lines = self._log.read()
         for line in lines[self._told :]:
             self._told += 1
             if not math.isfinite(line["held_out"]):
@@ -274,12 +275,6 @@ def _held(folder: Path) -> bool:
             return False
     except UserError:
         return True
-
-
-def _held_out(folder: Path) -> list[dict[str, Any]]:
-    if not (folder / runs.LOG).is_file():
-        return []
-    return [line for line in runs.read_log(folder / runs.LOG) if "held_out" in line]
 
 
 def _report(study: Any, out: Path) -> None:

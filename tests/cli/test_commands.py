@@ -64,7 +64,7 @@ def test_a_run_continues_in_the_other_wing(call, tmp_path, weights, text, first,
     common = ["--weights", weights, "--data", text, "--steps", 12, "--dropout", 0.1, "--dtype", "float64", *FAST]
     assert call("train", *common, "--out", tmp_path / "whole", "--backend", first)[0] == 0
     assert call("train", *common, "--out", tmp_path / "split", "--backend", first, "--until", 5)[0] == 0
-    code, out, _ = call("train", "--resume", tmp_path / "split", "--backend", second, "--dtype", "float64")
+    code, out, _ = call("train", "--resume", tmp_path / "split", "--backend", second)
     assert code == 0
     assert "Step 12 of 12" in out
     whole, split = (load_checkpoint(tmp_path / name / "checkpoint") for name in ("whole", "split"))
@@ -273,7 +273,8 @@ def test_an_interrupted_run_loses_nothing(call, tmp_path, weights, text, monkeyp
     assert "Stopped after 3 steps" in err
     assert "Interrupted." in err
     assert load_checkpoint(tmp_path / "run" / "checkpoint").training["step"] == 3
-    assert call("train", "--resume", tmp_path / "run", "--backend", backend)[0] == 0
+    assert call("train", "--resume", tmp_path / "run")[0] == 0
+    assert {line["backend"] for line in map(json.loads, (tmp_path / "run" / "log.jsonl").open())} == {backend}
     whole, run = (load_checkpoint(tmp_path / name / "checkpoint") for name in ("whole", "run"))
     for name in params.table(BYTES):
         assert np.array_equal(run.weights[name], whole.weights[name]), name

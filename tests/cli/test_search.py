@@ -24,6 +24,7 @@ from common.weights.checkpoint import save_checkpoint
 pytest.importorskip("optuna")
 
 from reports.search import job
+from reports.search.following import Following
 
 BYTES = GPTConfig(256, 32, 16, 2, 2, ff_dim=32)
 
@@ -189,6 +190,42 @@ def test_what_is_killed_or_held_out_in_vain_fails_for_itself(trying):
     vain = trying(BEGUN + f"(folder / 'log.jsonl').write_text({chr(10).join(lines)!r})")
     assert vain.looked_at()
     assert (vain.loss, vain.failed) == (None, "The held-out loss after step 3 is nan.")
+
+
+def written(*numbers):
+    """Lines of a log, one a step; those of whole numbers have a held-out loss."""
+    kinds = [{"held_out": one} if isinstance(one, int) else {"loss": one} for one in numbers]
+    return "".join(json.dumps({"step": step, **kind}) + "\n" for step, kind in enumerate(kinds))
+
+
+def test_a_log_is_followed_whatever_becomes_of_it(tmp_path, monkeypatch):
+    """Each line is read once, when it is whole; a log that is another one, longer or shorter, is read anew."""
+    path, real, read = tmp_path / "log.jsonl", json.loads, []
+    monkeypatch.setattr(json, "loads", lambda text: read.append(text) or real(text))
+    log = Following(path, "held_out")
+    assert log.read() == []
+    longer = written(0.5, 7, 0.25, 6, 5)
+    for how, text, count, held_out in (
+        ("w", written(0.5, 3), 2, [3]),
+        ("a", '{"step": 2, "held', 0, [3]),
+        ("a", '_out": 2}\n{"step": 3}\n', 2, [3, 2]),
+        ("a", "", 0, [3, 2]),
+        ("w", written(0.5, 3), 2, [3]),  # as a run has it that goes on behind its checkpoint
+        ("a", '{"step": 2, "held_out": 1}\n', 1, [3, 1]),
+        ("w", longer, 5, [7, 6, 5]),
+        ("w", longer + '{"step": 5, "held_out": 4}\n', 1, [7, 6, 5, 4]),  # the same lines, and one more
+    ):
+        with path.open(how) as file:
+            file.write(text)
+        read.clear()
+        assert [line["held_out"] for line in log.read()] == held_out
+        assert len(read) == count, text
+    for damage in ('{"step": 6, "lo\n', "[6]\n", '{"held_out": 3}\n'):
+        path.write_text(longer + damage)
+        with pytest.raises(UserError, match=r"^Line 6 of .* is damaged"):
+            log.read()
+    path.unlink()
+    assert log.read() != []
 
 
 def test_what_is_refused_before_it_trains_ends_the_search(trying):

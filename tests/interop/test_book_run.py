@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from common import backend as door
 from common import run as runs
-from common.config import PRESETS, Execution, TrainConfig, dumps, model_to_dict, preset
+from common.config import PRESETS, Execution, SamplingConfig, TrainConfig, dumps, mode, model_to_dict, preset
 from common.data.corpora import corpus, split
 from common.run import perplexity
 from common.tokenizers import tokenizer
@@ -296,6 +297,18 @@ def test_the_first_losses_are_the_books(untrained, data_dir):
     for part, first, want in zip(split(text, 0.1), (True, False), (10.98758347829183, 10.98110580444336), strict=True):
         loader = book._loader(gpt2.encode(part), 256, 2, first)
         assert book._mean(untrained, loader, len(loader)) == pytest.approx(want, abs=2e-6)
+
+
+@pytest.mark.full_for("fast", "jax")
+@pytest.mark.parametrize("how", ["torch", "torch fast", "jax"])
+def test_what_nobody_has_trained_writes_is_the_books(how):
+    """F-055, F-058: ten tokens of "Hello, I am", by the model of 124M after `torch.manual_seed(123)`."""
+    wing, _, chosen = how.partition(" ")
+    config = preset("book-124m")
+    torch.manual_seed(123)
+    model = door.load(wing).build(config, book.initial_weights(config), Execution(**mode(chosen or "default", wing)))
+    (row,) = model.generate([[15496, 11, 314, 716]], SamplingConfig(10))
+    assert list(row) == [27018, 24086, 47843, 30961, 42348, 7267, 49706, 43231, 47062, 34657]
 
 
 @pytest.mark.full

@@ -43,6 +43,37 @@ def drawn():
     return weights, [chosen.numpy() for _ in range(3) for (chosen,) in rows]
 
 
+# the mean size of the slopes by the weights of five layers, without and with shortcuts; F-052, Raschka, section 4.4
+WITHOUT = [0.00020173587836325169, 0.00012011159560643137, 0.0007152039906941354, 0.0013988736318424344,
+           0.005049645435065031]  # fmt: skip
+WITH = [0.22169792652130127, 0.20694106817245483, 0.32896995544433594, 0.2665732204914093, 1.3258540630340576]
+
+
+@pytest.mark.parametrize(("shortcuts", "want"), [(False, WITHOUT), (True, WITH)], ids=["without", "with"])
+def test_shortcuts_hand_slopes_down(wing, shortcuts, want):
+    """Five layers with GELU, 3-3-3-3-3-1 wide, as the book draws them after `torch.manual_seed(123)`: all but the last
+    can be passed by."""
+    import torch
+
+    room, array = wing
+    gelu = importlib.import_module(room.__name__.replace("neurons", "layers")).ACTIVATIONS["gelu_tanh"]
+    torch.manual_seed(123)
+    params = {}
+    for layer, width in enumerate((3, 3, 3, 3, 1)):
+        for name, p in torch.nn.Linear(3, width).named_parameters():
+            params[f"{layer}.{name}"] = array(p.detach().double().numpy())
+
+    def loss(params, x, target):
+        for layer in range(5):
+            y = gelu(x @ params[f"{layer}.weight"].T + params[f"{layer}.bias"])
+            x = x + y if shortcuts and x.shape == y.shape else y
+        return ((x - target) ** 2).mean()
+
+    _, grads = room.gradients(loss, params, array(np.array([[1.0, 0.0, -1.0]])), array(np.array([[0.0]])))
+    got = [float(abs(grads[f"{layer}.weight"]).mean()) for layer in range(5)]
+    assert got == pytest.approx(want, rel=2e-6)
+
+
 def test_a_neuron_and_its_slopes(wing):
     room, array = wing
     weight, bias, x, label, other = (array(np.float64(number)) for number in (2.2, 0, 1.1, 1, 0))

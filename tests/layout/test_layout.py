@@ -1,7 +1,5 @@
 """What a layout is: how it is told, what it cuts, what it refuses; and the share of one device in closed form."""
 
-import importlib
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,11 +16,8 @@ from common.rng import address
 from common.variants import GatedDeltaNet, GatedMLP, GroupedQuery, Latent, MixtureOfExperts, Sparse
 from torch_impl import placing, rng
 
-ROOT = Path(__file__).parents[2]
-plan = importlib.import_module("common.commands.plan")
 SMALL = GPTConfig(32, 16, 16, 2, 4, ff_dim=24)
 BATCH = TrainConfig(batch_size=8)
-TUNED = SMALL.with_(adapters=(Adapter(targets=("*_proj",), rank=4),), tie_embeddings=False)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +151,8 @@ def test_the_environment_tells_which_process_this_is(monkeypatch):
     assert (layouts.processes({}), layouts.leads({}), layouts.restarted({})) == ((0, 1), True, False)
     second = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "TORCHELASTIC_RESTART_COUNT": "1"}
     assert (layouts.processes(second), layouts.leads(second), layouts.restarted(second)) == ((1, 2), False, True)
+    assert (layouts.neighbours({}), layouts.neighbours(second)) == (1, 2)
+    assert [layouts.neighbours({**second, "LOCAL_WORLD_SIZE": told}) for told in ("1", "3", "x")] == [1, 2, 2]
     assert layouts.device_of("cuda", "torch", second) == "cuda:1"
     assert [layouts.device_of("cuda", "jax", second), layouts.device_of("cpu", "torch", second)] == ["cuda", "cpu"]
     monkeypatch.setenv("RANK", "0")

@@ -197,7 +197,7 @@ def test_a_run_changes_its_layout_and_its_framework(tmp_path, call):
     out = tmp_path / "two"
     by_two("train", *TRAIN, "--layout", "shard=2", "--until", "10", "--out", out)
     second = ["train", "--resume", out, "--backend", "jax", "--layout", "data=2,shard=2,tensor=2"]
-    by_one(*second, "--dtype", "float64", "--sample-every", "6")
+    by_one(*second)
     assert losses(out) == pytest.approx(losses(tmp_path / "one"), rel=1e-9)
     assert samples(out) == samples(tmp_path / "one")
 

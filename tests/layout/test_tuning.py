@@ -189,8 +189,8 @@ def test_a_run_of_fine_tuning_changes_its_layout_and_its_framework(tmp_path, cal
     own, out = [*asked(tmp_path, kind), *LEARN[kind], "--batch-size", "4"], tmp_path / "two"
     last = ["--no-baseline"] if kind == "classify" else []
     assert call(*own, *last, "--out", tmp_path / "one")[0] == 0
-    going_on = ["finetune", kind, "--resume", out, "--dtype", "float64", *EVALUATED, *last]
-    for words, (backend, layout, processes) in zip(([*own, "--until", "2"], going_on), ROUTES[route], strict=True):
+    going_on = [*own, *last, "--until", "2"], ["finetune", kind, "--resume", out]
+    for words, (backend, layout, processes) in zip(going_on, ROUTES[route], strict=True):
         where = ["--backend", backend, *(["--layout", layout] if layout else []), "--out", out]
         (by_two if processes == 2 else by_one)(*words, *where)
     assert [line["backend"] for line in log_of(out)] == [where[0] for where in ROUTES[route] for _ in range(2)]

@@ -55,6 +55,22 @@ def test_a_books_own_text_alone():
     assert gutenberg.book("No marks.\n\n\n\nAt all.") == gutenberg.Book("No marks.\n\nAt all.", None)
 
 
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.04.29.93*END*",
+        "*END THE SMALL PRINT! FOR PUBLIC DOMAIN EBOOKS*Ver.02/11/02*END*",
+    ],
+)
+def test_a_book_of_the_nineties_begins_behind_the_small_print(mark):
+    """Also where a new mark was put before its header; one behind its end does not hide it."""
+    header = f"***START**THE SMALL PRINT!FOR PUBLIC DOMAIN ETEXTS**START***\nWhy is this here?\n{mark}\n\n\n"
+    text, end = "One.\n\nTwo.", "\n\nEnd of The Project Gutenberg Etext of A Book\n"
+    for whole in (header + text + end, BEGUN.format(TITLE) + header + text + end, text + end + header):
+        assert gutenberg.book(whole).text == text
+    assert gutenberg.book(f"Language: Latin\n{header}{text}{end}") == gutenberg.Book(text, "Latin")
+
+
 def test_real_books(data_dir):
     for name, first, last in (
         ("11-0.txt", "ALICE’S ADVENTURES IN WONDERLAND\n\nLewis Carroll", "THE END"),
@@ -252,6 +268,14 @@ def test_damaged_token_files_are_named(vocabulary, tmp_path, name, content, told
     tokens.write(TEXTS, tmp_path / "t", "bpe", vocabulary)
     (tmp_path / "t" / name).write_bytes(content)
     with pytest.raises(UserError, match=told):
+        tokens.read(tmp_path / "t")
+
+
+def test_an_empty_token_file_is_named(vocabulary, tmp_path):
+    head = tokens.write(TEXTS, tmp_path / "t", "bpe", vocabulary).head
+    (tmp_path / "t" / tokens.BINARY).write_bytes(b"")
+    (tmp_path / "t" / tokens.HEAD).write_text(json.dumps({**head, "tokens": 0}))
+    with pytest.raises(UserError, match=r"tokens\.bin holds no tokens; make it anew\.$"):
         tokens.read(tmp_path / "t")
 
 

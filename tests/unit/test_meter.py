@@ -45,6 +45,40 @@ def test_the_peak_is_that_of_the_format_that_is_multiplied_in():
     assert meter.most(Execution(dtype="bfloat16", products="wide"), None) > 1e9
 
 
+def test_processes_on_a_cpu_have_cores_of_their_own_and_simulated_devices_have_not(monkeypatch):
+    monkeypatch.setattr(meter, "reached", lambda kind: ({"float32": 2e9, "float64": 1e9}[kind], 1.02))
+    monkeypatch.setattr(meter.layouts, "cores", lambda: 8)
+    assert meter.most(Execution(), None) == 2e9
+    assert meter.most(Execution(layout="data=2,shard=4"), None) == 2e9  # JAX's, in this process
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert meter.most(Execution(layout="shard=2"), None) == 4e9
+    assert meter.most(Execution(layout="shard=2", dtype="float64"), None) == 2e9
+    assert meter.most(Execution(layout="data=2,shard=2"), None) == 4e9  # two devices in each
+    assert meter.most(Execution(layout="data=2", device="cuda"), "NVIDIA H100 80GB HBM3") == 134e12
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    assert meter.most(Execution(layout="shard=16"), None) == pytest.approx(16e9 / 1.02)  # they share the 8 there are
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert meter.most(Execution(layout="shard=16"), None) == 32e9  # on four machines
+
+
+@pytest.mark.parametrize(
+    ("taken", "cores", "processes", "here", "times"),
+    [
+        (1.0, 2, 1, 1, 1),
+        (2.0, 2, 1, 1, 1),
+        (2.1, 2, 1, 1, 1),
+        (1.0, 2, 2, 2, 2),
+        (2.0, 2, 2, 2, 1),  # what one reached while the other waited is all there is
+        (0.5, 2, 2, 2, 2),
+        (4.0, 4, 2, 1, 2),  # a machine for each
+        (3.0, 4, 2, 2, 4 / 3),
+    ],
+)
+def test_what_one_process_reaches_is_what_all_reach_as_far_as_there_are_cores(taken, cores, processes, here, times):
+    assert meter.together(taken, cores, processes, here) == pytest.approx(times)
+
+
 def test_the_meter_counts_what_a_run_multiplies():
     """Of a run that trains a part: what is frozen has no gradient, so the same speed is less of what the device can."""
     adapted = BYTES.with_(adapters=Adapter(rank=2))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from common import params
+from common.accounting import memory
 from common.config import GPTConfig, preset
 from common.errors import UserError
 
@@ -34,6 +35,14 @@ def test_published_counts(name, count):
 def test_published_counts_without_the_head(name, count):
     table = params.table(preset(name))
     assert params.count(preset(name)) - table["lm_head.weight"].size == count
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("book-124m", 621.83), ("book-355m", 1549.58), ("book-774m", 3197.56), ("book-1558m", 6247.68)]
+)
+def test_published_sizes_in_float32(name, size):
+    """F-054, F-057: what the book calls MB are 2^20 bytes."""
+    assert round(memory.weights(preset(name)) / 2**20, 2) == size
 
 
 def test_parts_of_the_book():

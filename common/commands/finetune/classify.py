@@ -37,7 +37,7 @@ class Texts:
     read: Annotated[str, typer.Option(help="Position read: last, first, or flexible (last token before padding).")] = (
         "last"
     )
-    average: Annotated[bool, typer.Option("--average", help="Read the mean of all positions.")] = False
+    average: Annotated[bool, typer.Option(help="Read the mean of all positions.")] = False
     causal: Annotated[bool, typer.Option(help="Hide later tokens from earlier ones, or not.")] = True
 
 
@@ -65,9 +65,8 @@ def classify(
     from common.config import TrainConfig
     from common.tuning import classes
 
-    free = {"eval_batches", "baseline"}
     positive = {"--eval-batches": eval_batches, "--pad-multiple": texts.pad_multiple}
-    here = running.Running(context, "classify", run, how, free, positive)
+    here = running.Running(context, "classify", run, how, positive)
     here.one_of_both(plan)
     here.take_up(plan, model.config is not None or model.weights is not None)
     if here.start is not None:

@@ -24,9 +24,7 @@ class Instructions:
     ] = "instruction-data"
     shares: Annotated[str, typer.Option(help="Shares of training and test, in the order of the rows.")] = "0.85,0.1"
     style: Annotated[str, typer.Option(help="How a row is written as a prompt: alpaca or phi3.")] = "alpaca"
-    mask_instruction: Annotated[
-        bool, typer.Option("--mask-instruction", help="Learn the answers alone, not the instructions.")
-    ] = False
+    mask_instruction: Annotated[bool, typer.Option(help="Learn the answers alone, not the instructions.")] = False
     length: Annotated[int, typer.Option(help="Tokens of a row at most (and never more than the context).")] = 1024
     pad_multiple: Annotated[int, typer.Option(help="Batches are as long as a multiple of this.")] = 32
 
@@ -54,7 +52,7 @@ def instruct(
     from common.tuning import answers
 
     positive = {"--eval-batches": eval_batches, "--length": rows.length, "--pad-multiple": rows.pad_multiple}
-    here = running.Running(context, "instruct", run, how, {"eval_batches"}, positive)
+    here = running.Running(context, "instruct", run, how, positive)
     here.one_of_both(plan)
     here.take_up(plan, model.config is not None or model.weights is not None)
     if here.start is not None:

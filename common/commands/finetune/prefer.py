@@ -37,7 +37,7 @@ class Preferences:
     mask_prompt: Annotated[str, typer.Option(help="Tokens that do not count: book (prompt and two), or exact.")] = (
         "book"
     )
-    end_counts: Annotated[bool, typer.Option("--end-counts", help="The end of an answer is one of its tokens.")] = False
+    end_counts: Annotated[bool, typer.Option(help="The end of an answer is one of its tokens.")] = False
     length: Annotated[int, typer.Option(help="Tokens of a row at most (and never more than the context).")] = 1024
     pad_multiple: Annotated[int, typer.Option(help="Batches are as long as a multiple of this.")] = 32
     loss: Annotated[str, typer.Option(help="dpo, cdpo, ipo, hinge, simpo or orpo.")] = "dpo"
@@ -77,7 +77,7 @@ def prefer(
     from common.tuning import preferences
 
     positive = {"--eval-batches": eval_batches, "--length": pairs.length, "--pad-multiple": pairs.pad_multiple}
-    here = running.Running(context, "prefer", run, how, {"eval_batches"}, positive)
+    here = running.Running(context, "prefer", run, how, positive)
     here.one_of_both(plan)
     here.take_up(plan, model.config is not None or model.weights is not None)
     if here.start is not None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from bytes_of_runs import BYTES
 
+from common import backend as door
 from common import params
 from common import run as runs
 from common.compare import difference
+from common.config import Execution
 from common.errors import UserError
 from common.files import take_place
 from common.tokenizers import bpe
@@ -62,7 +65,7 @@ def test_the_best_is_kept_by_who_goes_on_if_its_run_was_killed_before_that(call,
         call("train", "--settings", path, "--out", out)
     monkeypatch.setattr(runs, "_link", link)
     assert [load_checkpoint(out / name).training["step"] for name in ("checkpoint", "best")] == [4, 2]
-    assert call("train", "--resume", out, "--keep-best", "--eval-every", 2)[0] == 0
+    assert call("train", "--resume", out)[0] == 0
     assert [load_checkpoint(out / name).training["step"] for name in ("checkpoint", "best")] == [6, 4]
 
 
@@ -139,7 +142,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(call, tmp_path, file, fir
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -9
     assert load_checkpoint(out / "checkpoint").training["step"] == 4
-    assert call("train", "--resume", out, "--backend", second, "--dtype", "float64")[0] == 0
+    assert call("train", "--resume", out, "--backend", second)[0] == 0
     assert call("train", "--settings", path, "--out", tmp_path / "whole")[0] == 0
     assert [line["step"] for line in runs.read_log(out / "log.jsonl")] == list(range(6))
     whole, split = (load_checkpoint(one / "checkpoint").weights for one in (tmp_path / "whole", out))
@@ -176,6 +179,69 @@ def test_the_log_has_every_step_once_it_is_done(call, tmp_path, file, monkeypatc
         log.write('{"step": 5, "loss": 1.0}\n{"step": 6, "lo')
     assert call("train", "--resume", out)[0] == 0
     assert seen[5:] == [(6, True)]
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.full)])
+def test_a_run_goes_on_as_it_was_by_the_words_that_it_prints(call, tmp_path, file, monkeypatch, backend):
+    """Precision, ways of running, evaluation, samples and what is kept are those of a run that nobody interrupted; the
+    words say what is of the machine, or was chosen when it was taken up."""
+    own = {"backend": backend, "dtype": "float64", "dropout": 0.1, "set": ["loss=chunked"], "save-every": 1, "keep": 2}
+    own |= {"eval-windows": 3, "keep-best": True, "sample-every": 2, "prompt": "She sells"}
+    path, threads = file(**own), ["--threads", 1] if backend == "torch" else []
+    assert call("train", "--settings", path, *threads, "--out", tmp_path / "whole")[0] == 0
+    kind = type(door.load(backend).build(BYTES, params.randomise(BYTES, 0), Execution()))
+    real, steps = kind.train_step, []
+
+    def interrupted(self, *batch):
+        steps.append(1)
+        if len(steps) in (1, 4):
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, *batch)
+
+    monkeypatch.setattr(kind, "train_step", interrupted)
+    out = tmp_path / "run"
+    code, _, err = call("train", "--settings", path, *threads, "--out", out)
+    words = err.partition("go on with: parallax ")[2].partition("\n")[0]
+    assert (code, words) == (130, f"train --resume {out}" + (" --threads 1" if threads else "")), err
+    code, _, err = call(*words.split(), "--save-every", 7)
+    words = err.partition("go on with: parallax ")[2].partition("\n")[0]
+    assert (code, words.split()[3:5]) == (130, ["--save-every", "7"]), err
+    assert call(*words.split())[0] == 0
+    assert told(runs.read_log(out / runs.LOG)) == told(runs.read_log(tmp_path / "whole" / runs.LOG))
+    for place in ("checkpoint", "best"):
+        whole, split = (load_checkpoint(one / place) for one in (tmp_path / "whole", out))
+        assert (whole.training["step"], whole.training["execution"]) == (
+            split.training["step"],
+            split.training["execution"],
+        )
+        assert all(np.array_equal(whole.weights[name], split.weights[name]) for name in whole.weights), place
+
+
+def test_a_run_that_cannot_go_on_as_it_was_says_what_to_say(call, tmp_path, file):
+    """In a framework that has no such way of running; and the oracle's precision is that of its runs."""
+    out, stored = tmp_path / "run", tmp_path / "run" / "settings.toml"
+    assert call("train", "--settings", file(), "--until", 2, "--out", out)[0] == 0
+    before = stored.read_text()
+    stored.write_text(before + 'layers = "scan"\ndtype = "float64"\n')
+    code, _, err = call("train", "--resume", out)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "layers='scan' is JAX's; the run was begun with --layers scan: say another way, as in --layers loop." in err
+    code, _, err = call("train", "--resume", out, "--layers", "scan")  # that is no matter of how the run was
+    assert (code, err) == (2, "parallax: PyTorch runs its layers in a loop; layers='scan' is JAX's.\n")
+    code, said, _ = call("train", "--resume", out, "--layers", "loop", "--until", 3)
+    assert (code, f"Go on with: parallax train --resume {out} --layers loop (any backend)" in said) == (0, True)
+    assert load_checkpoint(out / "checkpoint").training["execution"]["dtype"] == "float64"
+    code, _, err = call("train", "--resume", out, "--layers", "loop", "--backend", "numpy", "--dtype", "float32")
+    assert (code, "begun with" in err) == (2, False)
+    stored.write_text(before.replace('"torch"', '"numpy"'))
+    assert call("train", "--resume", out, "--backend", "torch", "--until", 4)[0] == 0
+    assert load_checkpoint(out / "checkpoint").training["execution"]["dtype"] == "float64"
+    stored.write_text(before + 'dtype = "bfloat16"\n')
+    code, _, err = call("train", "--resume", out, "--backend", "numpy")
+    assert (code, "was begun with --dtype bfloat16: say another way, as in --dtype float64." in err) == (2, True), err
+    stored.write_text(before + "keep = [3]\n")
+    code, _, err = call("train", "--resume", out)
+    assert (code, "is no TOML file" in err) == (2, True)
 
 
 FOLLOWED = """
@@ -256,8 +322,7 @@ def test_a_run_that_is_killed_anywhere_while_it_saves_goes_on(call, tmp_path, fi
     """SIGKILL as it touches the first, fourth, seventh, … file or folder, while earlier checkpoints and the best one
     are kept: the run goes on from this checkpoint or from the one before, to where nobody would have killed it."""
     path = file(**{"save-every": 1, "dropout": 0.1})
-    how = ["--keep", 3, "--keep-best"]
-    more = ["--settings", path, *how]
+    more = ["--settings", path, "--keep", 3, "--keep-best"]
     assert call("train", *more, "--out", tmp_path / "whole")[0] == 0
     whole = load_checkpoint(tmp_path / "whole" / "checkpoint").weights
     best = load_checkpoint(tmp_path / "whole" / "best").training["step"]
@@ -269,7 +334,7 @@ def test_a_run_that_is_killed_anywhere_while_it_saves_goes_on(call, tmp_path, fi
             break
         assert code == -9, moment
         assert load_checkpoint(out / "checkpoint").training["step"] in (4, 5), moment
-        assert call("train", "--resume", out, *how)[0] == 0, moment
+        assert call("train", "--resume", out)[0] == 0, moment
         found = load_checkpoint(out / "checkpoint")
         assert (found.training["step"], len(runs.read_log(out / "log.jsonl"))) == (6, 6), moment
         assert all(np.array_equal(found.weights[name], whole[name]) for name in whole), moment

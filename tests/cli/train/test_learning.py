@@ -11,6 +11,7 @@ from common import params
 from common import run as runs
 from common.compare import difference
 from common.config import TrainConfig
+from common.tokenizers import words as words_of
 from common.weights.checkpoint import load_checkpoint
 
 
@@ -39,6 +40,26 @@ def test_a_kernel_without_a_cache_samples_what_others_do(call, tmp_path, file, b
         assert code == 0, err
         samples.append([json.loads(line)["sample"] for line in (out / "log.jsonl").open()])
     assert samples[0] == samples[1]
+
+
+def test_a_prompt_is_tried_before_the_run_begins(call, tmp_path, file, text):
+    """A word that no sample could go on from, no text, and one that nobody asks for a sample of."""
+    words_of.train(text.read_text(), specials=()).save(tmp_path / "words")
+    asked = ["train", "--settings", file(), "--tokenizer", "words", "--vocab", tmp_path / "words", "--out"]
+    for prompt, sentence in (("She buys", "The word 'buys' is not in this vocabulary"), (" ", "--prompt is empty")):
+        code, _, err = call(*asked, tmp_path / "x", "--sample-every", 5, "--prompt", prompt)
+        assert (code, sentence in err, err.count("\n")) == (2, True, 1), err
+    sentence = "--prompt is what samples go on from, and there are none: give --sample-every, too."
+    for more in (["--prompt", "She"], ["--prompt", "She", "--sample-every", 0]):
+        code, _, err = call(*asked, tmp_path / "x", *more)
+        assert (code, sentence in err) == (2, True), err
+    assert not (tmp_path / "x").exists()
+    asked[2] = file(**{"prompt": "She", "sample-every": 2})  # samples may be left out of what a file says, or a run had
+    assert call(*asked, tmp_path / "run", "--sample-every", 0, "--until", 3)[0] == 0
+    assert call("train", "--resume", tmp_path / "run", "--until", 4)[0] == 0
+    assert not any("sample" in line for line in runs.read_log(tmp_path / "run" / "log.jsonl"))
+    code, _, err = call("train", "--resume", tmp_path / "run", "--prompt", "She")
+    assert (code, sentence in err) == (2, True), err
 
 
 def test_epochs_stand_in_place_of_steps(call, tmp_path, weights, text):
@@ -98,7 +119,7 @@ def test_a_run_by_muon_continues_in_the_other_wing(call, tmp_path, file, first, 
     whole, split = tmp_path / "whole", tmp_path / "split"
     assert call("train", "--settings", path, "--backend", first, "--out", whole)[0] == 0
     assert call("train", "--settings", path, "--backend", first, "--until", 3, "--out", split)[0] == 0
-    assert call("train", "--resume", split, "--backend", second, "--dtype", "float64")[0] == 0
+    assert call("train", "--resume", split, "--backend", second)[0] == 0
     found = [load_checkpoint(one / "checkpoint") for one in (whole, split)]
     assert set(found[1].slots) == set(params.slots(BYTES, TrainConfig(optimizer="muon")))
     for name, parameter in params.table(BYTES).items():
@@ -145,13 +166,13 @@ def test_tensorboard_gets_what_the_log_gets(call, tmp_path, file):
 @pytest.mark.parametrize(("first", "second"), [("torch", "jax"), ("jax", "torch")])
 def test_pretraining_by_adapters_goes_on_in_the_other_wing(call, tmp_path, file, weights, first, second):
     lora = ["--train", "lora", "--rank", 2, "--alpha", 4, "--lora-dropout", 0.1, "--targets", "*.q_proj", "--dora"]
-    own, exact = ["--settings", file(**{"learning-rate": 0.01}), *lora], ["--dtype", "float64"]
+    own = ["--settings", file(**{"learning-rate": 0.01}), *lora, "--dtype", "float64"]
     whole, split = tmp_path / "whole", tmp_path / "split"
-    code, _, err = call("train", *own, *exact, "--backend", first, "--out", whole)
+    code, _, err = call("train", *own, "--backend", first, "--out", whole)
     names = [name for name in params.table(load_checkpoint(whole / "checkpoint").config) if ".lora_" in name]
     assert (code, "160 of 9,248 parameters learn" in err) == (0, True), err
-    assert call("train", *own, *exact, "--backend", first, "--until", 3, "--out", split)[0] == 0
-    assert call("train", "--resume", split, "--backend", second, *exact, "--eval-every", 2)[0] == 0
+    assert call("train", *own, "--backend", first, "--until", 3, "--out", split)[0] == 0
+    assert call("train", "--resume", split, "--backend", second)[0] == 0
     one, two = (load_checkpoint(folder / "checkpoint") for folder in (whole, split))
     start = load_checkpoint(weights).weights
     for name in params.table(one.config):

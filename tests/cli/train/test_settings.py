@@ -32,6 +32,29 @@ def test_a_file_says_what_the_command_line_does_not(call, tmp_path, file):
     assert all(np.array_equal(first[name], second[name]) for name in params.table(BYTES))
 
 
+def test_what_a_file_turns_on_the_command_line_turns_off(call, tmp_path, file):
+    """And a run that has it, when it goes on."""
+    out, on = tmp_path / "run", ["keep-best", "tensorboard", "auto-resume", "rslora", "dora"]
+    path = file(train="lora", rank=2, **dict.fromkeys(on, True))
+    off = [f"--no-{name}" for name in on]
+    assert call("train", "--settings", path, *off, "--out", out)[0] == 0
+    stored = tomllib.loads((out / "settings.toml").read_text())
+    assert [stored[name] for name in on] == [False] * 5
+    (adapter,) = load_checkpoint(out / "checkpoint").config.adapters
+    assert (adapter.rslora, adapter.dora) == (False, False)
+    assert not (out / "best").exists()
+    assert not (out / "tensorboard").exists()
+    code, _, err = call("train", "--settings", path, *off, "--out", out)
+    assert (code, "already holds a run" in err) == (2, True)
+    two = tmp_path / "two"
+    assert call("train", "--settings", path, "--no-tensorboard", "--until", 3, "--out", two)[0] == 0
+    best = load_checkpoint(two / "best").training["step"]
+    assert call("train", "--resume", two, "--no-keep-best", "--eval-every", 1)[0] == 0
+    log = runs.read_log(two / "log.jsonl")
+    assert log[-1]["held_out"] < log[best - 1]["held_out"]  # so it would have been kept
+    assert load_checkpoint(two / "best").training["step"] == best
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -68,6 +91,19 @@ def test_a_resumed_run_keeps_its_settings(call, tmp_path, file):
     assert "seed 3 (it was 0)" in err
     assert call("train", "--settings", file(), "--resume", out)[0] == 0
     assert load_checkpoint(out / "checkpoint").training["step"] == 6
+
+
+def test_the_command_line_goes_before_a_file_and_that_before_what_a_run_had(call, tmp_path, file):
+    """Whichever is named first."""
+    out, path = tmp_path / "run", file(dtype="float64", set=["loss=chunked"])
+    assert call("train", "--settings", path, "--until", 1, "--out", out)[0] == 0
+    path = file(dtype="bfloat16")
+    both = ["--settings", path, "--resume", out], ["--resume", out, "--settings", path]
+    tries = (both[0], "bfloat16"), (both[1], "bfloat16"), (["--dtype", "float32", *both[0]], "float32")
+    for until, (asked, dtype) in enumerate([*tries, (["--resume", out], "float64")], 2):
+        code, _, err = call("train", *asked, "--until", until)
+        execution = load_checkpoint(out / "checkpoint").training["execution"]
+        assert (code, execution["dtype"], execution["loss"]) == (0, dtype, "chunked"), err
 
 
 def test_a_run_that_is_to_stop_early_stores_settings_of_the_whole(call, tmp_path, file):
