@@ -123,8 +123,8 @@ def _stages(cells, recipes: Recipes, rules: Rules, record: Record, report: Repor
 
 def _did_nothing_else(number: int, cell: Cell) -> bool:
     """Whether the processes that were timed have had no work but this cell's, so that a peak which cannot be reset is
-    its own: JAX's on a GPU. To show the keys that layers choose takes a pass of its own."""
-    return number == 0 and not any(following.chooses(config) for config in cell.configs)
+    its own: JAX's on a GPU. Who decodes was also asked for logits of the prompts, by a program of their own."""
+    return number == 0 and cell.task not in DECODING
 
 
 def _judged_and_begun(cells, own, recipes: Recipes, rules: Rules, record: Record, report: Report):
