@@ -20,7 +20,7 @@ from benchmarks.harness.groups import Group, grouped, in_turn
 from benchmarks.harness.process import Rules
 from benchmarks.harness.record import RAW, Line, Record, now, of, read
 from benchmarks.harness.worker import environment, usable_cores
-from benchmarks.room import check_memory, need, processes, room
+from benchmarks.room import check_memory, least, need, processes, room
 from benchmarks.suites import DEFAULT, SUITES, Scope
 from common import files, gpu
 from common.config import PRESETS
@@ -327,7 +327,7 @@ def _batches(work: Work) -> list[list[Group]]:
         return [[group] for group in grouped(work.cells)]
     if not work.rules.together:
         return [[group] for group in in_turn([cell] for cell in work.cells)]
-    there = min(free for free in room(work.asked.device).values() if free is not None)
+    _, there = least(room(work.asked.device))
     turns = in_turn(grouped(work.cells), "bfloat16")
     return list(abreast.batches(turns, need, there // 2, MANY * len(usable_cores())))
 

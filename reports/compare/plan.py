@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from benchmarks.harness.recipe import Recipe
 from benchmarks.harness.worker import usable_cores
+from benchmarks.room import least, room
 from common import backend, decoding, params
 from common.accounting import flops
 from common.commands import options
@@ -136,11 +136,11 @@ def _recipe(settings: Settings) -> Recipe:
 
 
 def _check_room(config: ModelConfig) -> None:
-    need, there = params.count(config) * MODEL_BYTES, psutil.virtual_memory().available
+    need, (where, there) = params.count(config) * MODEL_BYTES, least(room("cpu"))
     if need > there:
         raise UserError(
-            f"This model of {params.count(config):,} parameters needs about {need / 1e9:.0f} GB of memory in both wings"
-            f" together, and {there / 1e9:.0f} GB are free; choose a smaller model."
+            f"This model of {params.count(config):,} parameters needs about {need / 1e9:.1f} GB of memory in both wings"
+            f" together, and {there / 1e9:.1f} GB are free{where}; choose a smaller model."
         )
 
 

@@ -268,7 +268,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_begins(tmp_path, ask
 
 
 def test_too_little_memory_is_refused_with_the_numbers(tmp_path):
-    with pytest.raises(UserError, match=r"needs about \d+ GB for its \d contenders at once, and \d+ GB are free"):
+    with pytest.raises(UserError, match=r"needs about \d+\.\d GB for its \d .*, and \d+\.\d GB are free"):
         job.prepare(job.Settings(suites=("train",), model="gpt2-1558m", out=tmp_path))
 
 
