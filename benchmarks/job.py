@@ -31,6 +31,7 @@ INTERRUPTED = "interrupted"
 NOBODY = "not a single contender could be timed"
 SECONDS = {False: 20.0, True: 2.0}
 LEAST = {False: 6, True: 6}
+WEEK = 7 * 24 * 60  # minutes
 MANY = 1  # processes for each core that begin at once: with more, imports and compilations hold each other up
 
 
@@ -113,8 +114,8 @@ def prepare(asked: Settings, cells: tuple[Cell, ...] | None = None) -> Work:
         raise UserError(f"{asked.threads} threads are asked for; this process may use 1 to {cores} cores.")
     if asked.seconds is not None and not 0 < asked.seconds <= 3600:
         raise UserError(f"{asked.seconds:g} seconds are asked for each cell; allowed is a number in (0, 3600].")
-    if asked.minutes is not None and not asked.minutes > 0:
-        raise UserError(f"{asked.minutes:g} minutes are asked for; allowed is a number > 0.")
+    if asked.minutes is not None and not 0 < asked.minutes <= WEEK:
+        raise UserError(f"{asked.minutes:g} minutes are asked for; allowed is a number in (0, {WEEK}], up to a week.")
     device = _device(asked.device, asked.threads or cores)
     scope = Scope(asked.device, asked.quick, asked.model or Scope.model)
     every = tuple(itertools.chain.from_iterable(SUITES[name](scope) for name in suites))

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from math import inf, nan
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -252,8 +253,8 @@ def test_what_there_is_no_time_for_is_listed_and_the_rest_is_kept(tmp_path, monk
         ({"device": "cuda"}, "There is no GPU 'cuda' here"),
         ({"device": "tpu"}, "did you mean|device"),
         ({"threads": 0}, "this process may use 1 to"),
-        ({"seconds": 0}, "allowed is a number in"),
-        ({"minutes": 0}, "0 minutes are asked for"),
+        *(({"seconds": number}, "allowed is a number in (0, 3600]") for number in (0, 3601, inf, nan)),
+        *(({"minutes": number}, "allowed is a number in (0, 10080]") for number in (0, 1e12, inf, nan)),
         ({"model": "gpt2-12m"}, "did you mean 'gpt2-124m'"),
         ({"model": "gpt2-124m"}, "--quick measures the small model alone, nano"),
         ({"device": "cpu:0"}, "There is no device 'cpu:0'"),
