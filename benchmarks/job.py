@@ -206,7 +206,7 @@ def produce(work: Work, report: Report, write: Callable[[Path], object]) -> tupl
         try:
             if failure is not None:
                 left_out(work, record, partial)
-            record.finish(partial, machine.load_average())
+            record.finish(partial, machine.load_average(), gpu.state())
             try:
                 write(temporary)
             except BaseException as error:
@@ -261,6 +261,8 @@ def _about(work: Work) -> dict[str, Any]:
         "machine": machine.describe(environment(work.rules.threads, work.rules.device)),
         "threads": work.rules.threads,
         "load": machine.load_average(),
+        "gpu_state": gpu.state(),
+        "seeds": {"weights and inputs": sorted({cell.seed for cell in work.cells}), "turns": work.rules.seed},
         "quick": work.asked.quick,
         "together": work.rules.together,
         "suites": list(dict.fromkeys(cell.suite for cell in work.cells)),

@@ -42,10 +42,17 @@ def derive(folder: Path) -> Found:
     lines = record.read(path)
     _check_lines(path, lines)
     try:
-        return json.loads(json.dumps(summarise(lines, record.sha256(path))))
+        return json.loads(json.dumps(summarise(lines, record.sha256(path)) | _provenance(lines)))
     except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
         told = f"{type(error).__name__}: {error}"
         raise UserError(f"{path} cannot be summarised ({told}); {RESTORE}.") from error
+
+
+def _provenance(lines: list[record.Line]) -> Found:
+    """What a run says of its seeds, and of its GPUs at both ends: nothing where it does not, as older ones."""
+    run, end = lines[0], next(record.of(lines, "end"), {})
+    states = {"start": run.get("gpu_state"), "end": end.get("gpu_state")}
+    return ({"seeds": run["seeds"]} if "seeds" in run else {}) | ({"gpu_state": states} if any(states.values()) else {})
 
 
 def _check_lines(path: Path, lines: list[record.Line]) -> None:

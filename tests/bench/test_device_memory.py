@@ -45,6 +45,33 @@ def test_the_machine_tells_of_its_gpus_what_does_not_change(monkeypatch):
     assert list(first) == ["name", "driver", "memory", "power_limit", "mig"]
 
 
+@pytest.mark.parametrize("word", ["event", "throttle", None])
+def test_the_state_of_a_gpu_is_asked_for_by_either_name(monkeypatch, word):
+    """A driver refuses a whole question in which one name is none of its own."""
+    held = {f"clocks_{word}_reasons.active": "0x0000000000000044"}
+    known = driver({"clocks.sm": "1980 MHz", "temperature.gpu": "34", **held})
+
+    def run(*command):
+        asked = [what for what in ("event", "throttle") if f"clocks_{what}_reasons" in " ".join(command)]
+        return known(*command) if asked == [word] else None
+
+    monkeypatch.setattr(gpu, "run", run)
+    found = gpu.state()
+    if word is None:
+        assert found is None
+        return
+    (told,) = found
+    assert told == {
+        "clock": "1980 MHz",
+        "memory_clock": "[N/A]",
+        "temperature": "34",
+        "power": "[N/A]",
+        "held_back": "0x0000000000000044",
+    }
+    assert gpu.reasons(told["held_back"]) == ["power cap", "heat (hardware)"]
+    assert gpu.reasons("[N/A]") == []
+
+
 def prepared(folder, device):
     return job.prepare(job.Settings(suites=("forward",), device=device, quick=True, out=folder))
 
