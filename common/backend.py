@@ -168,7 +168,7 @@ class Model(Protocol):
         targets: np.ndarray | None = None,
         **more: SamplingConfig | str,
     ) -> Callable[[], dict[str, Any]]: ...
-    def about(self) -> dict[str, str]: ...
+    def about(self, batch: int = 1, length: int | None = None, gradients: bool = True) -> dict[str, str]: ...
     def matmul_flops(self, what: str, batch: int, length: int, path: str = "", slots: int | None = None) -> int: ...
     def reported_flops(
         self, what: str, batch: int, length: int, path: str = "", slots: int | None = None
@@ -261,11 +261,13 @@ def only_plain(title: str, execution: Execution) -> None:
 
 def kernel_names(name_of: Callable[[bool], str]) -> dict[str, str]:
     """{"kernel"} of fused attention: its name without a mask, and with one (a cache, padding) if that is another."""
-    kernel = name_of(False)
-    try:
-        masked = name_of(True)
-    except UserError:
-        masked = "none"
+    names = []
+    for masked in (False, True):
+        try:
+            names.append(name_of(masked))
+        except UserError:
+            names.append("none")
+    kernel, masked = names
     return {"kernel": kernel if masked == kernel else f"{kernel}; with a mask {masked}"}
 
 

@@ -19,6 +19,7 @@ TRAIN = TrainConfig(schedule="constant", learning_rate=1e-4, clip_norm=1.0)
 DECODING = ("decode", "continue")  # tasks that give tokens
 DATA = ("encode", "learn", "learn_long", "windows", "checkpoint")  # around a model: see benchmarks/outside/data.py
 FRESH = ("compile", "start-up", "load")  # every turn in a process of its own, which measures a beginning
+LEARNING = ("train", "gradients", "optimizer", "component", "compile")  # tasks that take gradients
 FLOAT, ID = 4, 4  # bytes of a number of what is dropped or drawn from, and of a token
 
 
@@ -85,6 +86,11 @@ class Cell:
     def of(self, one: Contender) -> Self:
         """The cell in a contender's precision, with its model."""
         return replace(self, dtype=self.dtype_of(one), config=self.config_of(one))
+
+    @property
+    def shape(self) -> tuple[int, int, bool]:
+        """Rows, tokens, and whether gradients are taken: by what a framework may choose its kernels."""
+        return self.batch, self.length, self.task in LEARNING
 
     @property
     def sampling(self) -> SamplingConfig:

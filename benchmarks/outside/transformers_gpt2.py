@@ -24,7 +24,7 @@ class Timed:
         self.net, self.config, self.execution = net, config, execution
         self.net.set_attn_implementation(ATTENTION)
 
-    def about(self):
+    def about(self, *shape):
         """What differs from the execution that was asked for."""
         kept = self.execution.dtype
         return {"param": kept, "compute": kept, "reduce": "float32 (softmax, loss)", "attention": ATTENTION}

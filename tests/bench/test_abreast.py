@@ -107,6 +107,20 @@ def test_cells_that_share_their_contenders_share_processes(kept, monkeypatch):
     assert not workers()
 
 
+def test_every_row_names_the_kernel_of_its_own_calls(kept, monkeypatch):
+    """Cells that share a process may have other shapes."""
+    monkeypatch.setattr(contest, "_admitted", lambda *_: {})
+    sizes = (("forward", 3, 8), ("forward", 2, 5), ("train", 2, 5))
+    own = [
+        replace(CELLS[0], suite=task, task=task, batch=batch, length=length, contenders=ONES[:1])
+        for task, batch, length in sizes
+    ]
+    contest.run(own, alone(), kept, quiet, 1)
+    kernels = [line["settings"]["kernel"] for line in record.of(kept.lines, "contender")]
+    assert kernels == ["for (3, 8, False)", "for (2, 5, False)", "for (2, 5, True)"]
+    kept.finish(None, None)
+
+
 @pytest.mark.parametrize(("task", "new"), [("forward", 0), ("decode", 2)])
 def test_who_tells_its_peak_has_run_the_task_alone(kept, monkeypatch, task, new):
     """JAX's cannot be reset on a GPU. Decoders show their prompts' logits first, so of them a fresh process tells."""

@@ -65,6 +65,8 @@ def test_a_beginnings_peak_memory_is_measured_from_the_import_on(tmp_path, task,
     cell = Cell(task, task, "tiny", CONFIG, 3, 8, "float32", (contender("spending"), contender("wrong")))
     kept = Record(tmp_path)
     fresh.run(cell, Rules(1, seconds=0.1, least=1), kept, lambda what, share: None)
+    first, _ = (line for line in kept.lines if line["kind"] == "contender")
+    assert first["settings"]["kernel"] == "for (3, 8, False)"
     (found,) = (line for line in kept.lines if line["kind"] == "memory")  # who is refused has none
     assert found["name"] == "spending"
     assert found["import"] > 10_000_000
