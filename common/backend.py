@@ -126,11 +126,11 @@ class Model(Protocol):
     `start_training` first, and show the first average of the gradients of SHOWN (or of what else a run trains:
     `shown`), so that a judge sees more than sums.
 
-    `about` tells what a framework chose by itself: the "kernel" of fused attention. The last four are accounts of one
-    call of a task of `common.accounting.tasks`: `matmul_flops` counts what the framework would multiply (2 FLOPs a
-    multiply-add), `reported_flops` is the compiler's own figure, `saved_bytes` are kept from forward to backward,
-    without parameters, and `planned_bytes` is the compiler's plan of memory, or what lives at the peak
-    where nothing is compiled (PLAN says which); None where a framework has no such number.
+    `about` tells what a framework chooses by itself for calls of that shape: the "kernel" of fused attention. The last
+    four are accounts of one call of a task of `common.accounting.tasks`: `matmul_flops` counts what the framework would
+    multiply (2 FLOPs a multiply-add), `reported_flops` is the compiler's own figure, `saved_bytes` are kept from
+    forward to backward, without parameters, and `planned_bytes` is the compiler's plan of memory, or what lives at the
+    peak where nothing is compiled (PLAN says which); None where a framework has no such number.
     `path` is a submodule as in `component`; "prefill" and "decode" run on a cache of
     `slots`. The oracle has neither `prepare` nor `refill` nor accounts.
     """
