@@ -19,11 +19,12 @@ from benchmarks.harness.contenders import Contender
 from benchmarks.harness.groups import Group, grouped, in_turn
 from benchmarks.harness.process import Rules
 from benchmarks.harness.record import RAW, Line, Record, now, of, read
-from benchmarks.harness.worker import environment, usable_cores
-from benchmarks.room import check_memory, need, processes, room
+from benchmarks.harness.worker import environment
+from benchmarks.room import check_memory, least, need, processes, room
 from benchmarks.suites import DEFAULT, SUITES, Scope
 from common import files, gpu
 from common.config import PRESETS
+from common.cores import usable_cores
 from common.errors import UserError, unknown
 from common.stopping import stoppable
 
@@ -31,6 +32,7 @@ INTERRUPTED = "interrupted"
 NOBODY = "not a single contender could be timed"
 SECONDS = {False: 20.0, True: 2.0}
 LEAST = {False: 6, True: 6}
+WEEK = 7 * 24 * 60  # minutes
 MANY = 1  # processes for each core that begin at once: with more, imports and compilations hold each other up
 
 
@@ -113,8 +115,8 @@ def prepare(asked: Settings, cells: tuple[Cell, ...] | None = None) -> Work:
         raise UserError(f"{asked.threads} threads are asked for; this process may use 1 to {cores} cores.")
     if asked.seconds is not None and not 0 < asked.seconds <= 3600:
         raise UserError(f"{asked.seconds:g} seconds are asked for each cell; allowed is a number in (0, 3600].")
-    if asked.minutes is not None and not asked.minutes > 0:
-        raise UserError(f"{asked.minutes:g} minutes are asked for; allowed is a number > 0.")
+    if asked.minutes is not None and not 0 < asked.minutes <= WEEK:
+        raise UserError(f"{asked.minutes:g} minutes are asked for; allowed is a number in (0, {WEEK}], up to a week.")
     device = _device(asked.device, asked.threads or cores)
     scope = Scope(asked.device, asked.quick, asked.model or Scope.model)
     every = tuple(itertools.chain.from_iterable(SUITES[name](scope) for name in suites))
@@ -205,7 +207,7 @@ def produce(work: Work, report: Report, write: Callable[[Path], object]) -> tupl
         try:
             if failure is not None:
                 left_out(work, record, partial)
-            record.finish(partial, machine.load_average())
+            record.finish(partial, machine.load_average(), gpu.state())
             try:
                 write(temporary)
             except BaseException as error:
@@ -260,6 +262,8 @@ def _about(work: Work) -> dict[str, Any]:
         "machine": machine.describe(environment(work.rules.threads, work.rules.device)),
         "threads": work.rules.threads,
         "load": machine.load_average(),
+        "gpu_state": gpu.state(),
+        "seeds": {"weights and inputs": sorted({cell.seed for cell in work.cells}), "turns": work.rules.seed},
         "quick": work.asked.quick,
         "together": work.rules.together,
         "suites": list(dict.fromkeys(cell.suite for cell in work.cells)),
@@ -327,7 +331,7 @@ def _batches(work: Work) -> list[list[Group]]:
         return [[group] for group in grouped(work.cells)]
     if not work.rules.together:
         return [[group] for group in in_turn([cell] for cell in work.cells)]
-    there = min(free for free in room(work.asked.device).values() if free is not None)
+    _, there = least(room(work.asked.device))
     turns = in_turn(grouped(work.cells), "bfloat16")
     return list(abreast.batches(turns, need, there // 2, MANY * len(usable_cores())))
 

@@ -1,6 +1,6 @@
 """How much memory cells need, estimated before anything is built, and how much there is."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import psutil
@@ -13,6 +13,7 @@ from common.errors import UserError
 
 OVERHEAD = 400 << 20  # bytes of a process with its framework
 SLACK = 1.3
+HOST = ("", " in this container")  # limits of the host's memory, as sentences name them
 
 
 def need(cell: Cell) -> int:
@@ -52,33 +53,39 @@ def judges(cell: Cell) -> int:
 
 def processes(cells: Sequence[Cell], device: str) -> int:
     """Of every contender: two, if memory holds them all with half as much to spare, or one."""
-    there = min(free for free in room(device).values() if free is not None)
+    _, there = least(room(device))
     return 2 if 1.5 * 2 * max(map(need, cells)) < there else 1
 
 
 def room(device: str) -> dict[str, int | None]:
     """Free bytes of the host, of a container that has a limit, and of a GPU as far as its driver tells."""
-    places = {"": psutil.virtual_memory().available, " in this container": machine.free_container_bytes()}
+    places = dict(zip(HOST, (psutil.virtual_memory().available, machine.free_container_bytes()), strict=True))
     if device != "cpu":
         places[f" on {device}"] = gpu.free_gpu_bytes(int(device.partition(":")[2] or 0))
     return places
 
 
+def least(places: Mapping[str, int | None]) -> tuple[str, int]:
+    """Of places in memory the one that has least: (its name, free bytes)."""
+    return min(((where, there) for where, there in places.items() if there is not None), key=lambda one: one[1])
+
+
 def check_memory(groups: Iterable[Sequence[Cell]], device: str) -> None:
-    """Refuse groups of cells that do not fit: into the host's free memory, where weights are made, nor into a GPU's if
-    its driver tells."""
+    """Refuse groups of cells that do not fit: into the host's free memory, where weights are made and judges compute,
+    or that of its container, nor into a GPU's if its driver tells."""
     places = room(device)
-    for worst in (max(cells, key=need) for cells in groups):
-        count, needed = len(worst.contenders), need(worst)
-        for where, there in places.items():
-            if there is not None and needed > there:
-                raise UserError(
-                    f"{worst.title} needs about {needed / 1e9:.0f} GB for its {count} contenders at once,"
-                    f" and {there / 1e9:.0f} GB are free{where}; choose a smaller --model, or other suites."
-                )
-        judge = judges(worst)
-        if judge > places[""]:
-            raise UserError(
-                f"{worst.title} needs about {judge / 1e9:.0f} GB for its judge in float64,"
-                f" and {places[''] / 1e9:.0f} GB are free; choose a smaller --model, or other suites."
-            )
+    host = {where: there for where, there in places.items() if where in HOST}
+    for cells in groups:
+        worst, judged = max(cells, key=need), max(cells, key=judges)
+        _check(worst, need(worst), f"its {len(worst.contenders)} contenders at once", places)
+        _check(judged, judges(judged), "its judge in float64", host)
+
+
+def _check(cell: Cell, needed: int, what: str, places: Mapping[str, int | None]) -> None:
+    """Refuse a cell that needs more than there is where there is least."""
+    where, there = least(places)
+    if needed > there:
+        raise UserError(
+            f"{cell.title} needs about {needed / 1e9:.1f} GB for {what}, and {there / 1e9:.1f} GB are free{where};"
+            " choose a smaller --model, or other suites."
+        )

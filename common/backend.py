@@ -134,11 +134,11 @@ class Model(Protocol):
     `start_training` first, and show the first average of the gradients of SHOWN (or of what else a run trains:
     `shown`), so that a judge sees more than sums.
 
-    `about` tells what a framework chose by itself: the "kernel" of fused attention. The last four are accounts of one
-    call of a task of `common.accounting.tasks`: `matmul_flops` counts what the framework would multiply (2 FLOPs a
-    multiply-add), `reported_flops` is the compiler's own figure (`Reported`), `saved_bytes` are kept from forward to
-    backward, without parameters, and `planned_bytes` is the compiler's plan of memory, or what lives at the peak
-    where nothing is compiled (PLAN says which); None where a framework has no such number.
+    `about` tells what a framework chooses by itself for calls of that shape: the "kernel" of fused attention. The last
+    four are accounts of one call of a task of `common.accounting.tasks`: `matmul_flops` counts what the framework would
+    multiply (2 FLOPs a multiply-add), `reported_flops` is the compiler's own figure (`Reported`), `saved_bytes` are
+    kept from forward to backward, without parameters, and `planned_bytes` is the compiler's plan of memory, or what
+    lives at the peak where nothing is compiled (PLAN says which); None where a framework has no such number.
     `path` is a submodule as in `component`; "prefill" and "decode" run on a cache of
     `slots`. The oracle has neither `prepare` nor `refill` nor accounts.
     """
@@ -176,7 +176,7 @@ class Model(Protocol):
         targets: np.ndarray | None = None,
         **more: SamplingConfig | str,
     ) -> Callable[[], dict[str, Any]]: ...
-    def about(self) -> dict[str, str]: ...
+    def about(self, batch: int = 1, length: int | None = None, gradients: bool = True) -> dict[str, str]: ...
     def matmul_flops(self, what: str, batch: int, length: int, path: str = "", slots: int | None = None) -> int: ...
     def reported_flops(
         self, what: str, batch: int, length: int, path: str = "", slots: int | None = None
@@ -269,11 +269,13 @@ def only_plain(title: str, execution: Execution) -> None:
 
 def kernel_names(name_of: Callable[[bool], str]) -> dict[str, str]:
     """{"kernel"} of fused attention: its name without a mask, and with one (a cache, padding) if that is another."""
-    kernel = name_of(False)
-    try:
-        masked = name_of(True)
-    except UserError:
-        masked = "none"
+    names = []
+    for masked in (False, True):
+        try:
+            names.append(name_of(masked))
+        except UserError:
+            names.append("none")
+    kernel, masked = names
     return {"kernel": kernel if masked == kernel else f"{kernel}; with a mask {masked}"}
 
 

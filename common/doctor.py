@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from common import backend, files
+from common.cores import usable_cores
 from common.data.corpora import corpus
 from common.errors import UserError
 from common.tokenizers import gpt2
@@ -176,7 +177,7 @@ def _backends() -> Iterator[Check]:
 
 def _machine() -> Iterator[Check]:
     cores = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    usable = len(usable_cores())
     threads = os.environ.get("OMP_NUM_THREADS")
     found = f"{usable} of {cores} cores usable, OMP_NUM_THREADS {threads or 'not set'}"
     if threads and not (threads.isascii() and threads.isdigit() and 0 < int(threads) <= usable):

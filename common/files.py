@@ -78,8 +78,8 @@ def replacing_folder(target: Path | str) -> Iterator[Path]:
 
 
 def take_place(temporary: Path, target: Path) -> None:
-    """Rename a finished folder to `target`; an older one there goes last, and comes back if the renaming fails. On
-    Linux there is a whole folder of that name at any moment."""
+    """Rename a finished folder to `target`; an older one there goes last, and comes back if the renaming fails or is
+    interrupted. On Linux there is a whole folder of that name at any moment."""
     if not target.exists():
         os.rename(temporary, target)
         return
@@ -89,16 +89,11 @@ def take_place(temporary: Path, target: Path) -> None:
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
     try:
         os.rename(target, old / "content")
-    except OSError:
-        old.rmdir()
-        raise
-    try:
         os.rename(temporary, target)
-    except OSError:
-        os.rename(old / "content", target)
-        old.rmdir()
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if not target.exists():
+            os.rename(old / "content", target)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _exchanged(one: Path, other: Path) -> bool:

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 
 MEMORY = "XLA_PYTHON_CLIENT_PREALLOCATE"
 FLAGS = "XLA_FLAGS"
+REASONS = (  # NVML's nvmlClocksEventReasons, from the lowest bit on
+    "idleness", "clocks that were set", "power cap", "hardware slowdown", "sync boost", "heat (driver)",
+    "heat (hardware)", "power brake", "display clocks",
+)  # fmt: skip
 TRITON = "--xla_gpu_enable_triton_gemm"
 
 
@@ -26,6 +30,26 @@ def gpus() -> list[dict[str, str]]:
     """Name, driver and memory of the NVIDIA GPUs that processes see; empty where there is none."""
     return asked(name="name", driver="driver_version", memory="memory.total", power_limit="power.limit",
                   mig="mig.mode.current")  # fmt: skip
+
+
+def state() -> list[dict[str, str]] | None:
+    """Clocks, temperature and power of these GPUs now, and what holds their clocks back (see `reasons`); None where the
+    driver does not tell."""
+    for what in ("event", "throttle"):  # older drivers call it so
+        found = asked(clock="clocks.sm", memory_clock="clocks.mem", temperature="temperature.gpu", power="power.draw",
+                      held_back=f"clocks_{what}_reasons.active")  # fmt: skip
+        if found:
+            return found
+    return None
+
+
+def reasons(mask: str) -> list[str]:
+    """What holds a GPU's clocks back, by the driver's mask (as in "0x0000000000000004")."""
+    try:
+        bits = int(mask, 16)
+    except ValueError:  # it does not tell
+        return []
+    return [words for number, words in enumerate(REASONS) if bits >> number & 1]
 
 
 def name(device: str) -> str | None:

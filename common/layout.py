@@ -141,11 +141,6 @@ def neighbours(env: Mapping[str, str] = os.environ) -> int:
     return int(told) if re.fullmatch("[1-9][0-9]{0,8}", told) and int(told) <= world else world
 
 
-def cores() -> int:
-    """How many cores of this machine a process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def environment(own: Mapping[str, str], backend: str, device: str, layout: Layout) -> dict[str, str]:
     """What to add to the environment `own` of a process: on a CPU, JAX gets as many devices as the layout wants of it.
     What is said there stays."""

@@ -10,6 +10,7 @@ from common import layout as layouts
 from common import params
 from common.accounting import flops, peaks
 from common.config import Execution, ModelConfig, TrainConfig
+from common.cores import usable_cores
 
 LATEST = 20  # steps that a rate is the mean of
 SIZE, CALLS = 1024, 5  # of the matrix product whose best time is a CPU's peak
@@ -80,7 +81,7 @@ def most(execution: Execution, device: str | None) -> float | None:
     if kind not in ("float32", "float64"):
         return None
     rate, taken = reached(kind)
-    return rate * together(taken, layouts.cores(), layouts.processes()[1], layouts.neighbours())
+    return rate * together(taken, len(usable_cores()), layouts.processes()[1], layouts.neighbours())
 
 
 def reached(kind: str) -> tuple[float, float]:

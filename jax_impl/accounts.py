@@ -17,12 +17,18 @@ from .optim import empty_slots
 from .precision import MATMULS, dtype, told
 
 
-def fused_kernel(config, execution, masked):
-    """What `dot_product_attention` becomes over the model's heads, without a mask or with one: cuDNN, or XLA's own."""
-    shape = 1, config.num_heads, min(128, config.context_length), config.embed_dim // config.num_heads
+def fused_kernel(config, execution, masked, batch=1, length=None, gradients=True):
+    """What `dot_product_attention` becomes over the model's heads in a call of that shape, without a mask or with one:
+    cuDNN, or XLA's own."""
+    length = min(128, config.context_length) if length is None else length
+    shape = batch, config.num_heads, length, config.embed_dim // config.num_heads
     q = jax.ShapeDtypeStruct(shape, dtype(execution.precision.compute))
-    mask = jax.ShapeDtypeStruct((1, 1, shape[2], shape[2]), bool) if masked else None
-    lowered = jax.jit(lambda q, mask: fused_attention(q, q, q, mask, dtype(execution.precision.reduce))).lower(q, mask)
+    mask = jax.ShapeDtypeStruct((1, 1, length, length), bool) if masked else None
+
+    def summed(q, mask):
+        return fused_attention(q, q, q, mask, dtype(execution.precision.reduce)).sum()
+
+    lowered = jax.jit(jax.grad(summed) if gradients else summed).lower(q, mask)
     return "cuDNN" if "cudnn" in lowered.as_text().lower() else "XLA"
 
 
@@ -31,13 +37,15 @@ class Accounts:
 
     PLAN = "XLA: arguments + outputs + temporaries - aliases"
 
-    def about(self):
-        """What the framework chooses by itself, as it chose: the kernel of fused attention; and how matrices are
-        multiplied where its flags say otherwise."""
+    def about(self, batch=1, length=None, gradients=True):
+        """What the framework chooses by itself, as it chooses for [batch, length] (a few tokens unless it is said) with
+        gradients or without: the kernel of fused attention; and how matrices are multiplied where its flags say
+        otherwise."""
         products = self.execution.products
-        return self._kernels() | (told(products) if products in MATMULS and products != "plain" else {})
+        switched = told(products) if products in MATMULS and products != "plain" else {}
+        return self._kernels(batch, length, gradients) | switched
 
-    def _kernels(self):
+    def _kernels(self, *shape):
         if self.execution.attention in COMPILED_KERNELS:
             from .attention.compiled import compiled_kernel
 
@@ -46,7 +54,7 @@ class Accounts:
         if self.execution.attention not in ("fused", "masked"):
             return {}
         with self.scope():
-            return door.kernel_names(lambda masked: fused_kernel(self.config, self.execution, masked))
+            return door.kernel_names(lambda masked: fused_kernel(self.config, self.execution, masked, *shape))
 
     def matmul_flops(self, what, batch, length, path="", slots=None):
         with self.scope():

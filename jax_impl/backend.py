@@ -14,6 +14,7 @@ from common import adapters, allocator, nf4
 from common import backend as door
 from common import params as parameters
 from common.config import TrainConfig
+from common.cores import usable_cores
 from common.errors import UserError
 
 from . import rng
@@ -295,8 +296,7 @@ class JaxBackend:
 
     def threads(self):
         asked = os.environ.get("NPROC", "")
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return int(asked) if asked.isdigit() else cores
+        return int(asked) if asked.isdigit() else len(usable_cores())
 
     def draw(self, kind, address, shape, probability=0.5):
         key = rng.address(*address)

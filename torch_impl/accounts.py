@@ -26,11 +26,12 @@ from .precision import MATMULS, dtype, told
 from .train import loss_and_grads, objective
 
 
-def fused_kernel(config, execution, masked):
-    """The name of the kernel that runs over the model's heads, without a mask or with one."""
-    shape = 1, config.num_heads, min(128, config.context_length), config.embed_dim // config.num_heads
-    q = torch.zeros(shape, dtype=dtype(execution.precision.compute), device=execution.device, requires_grad=True)
-    positions = torch.arange(shape[2], dtype=torch.int32, device=q.device)[None] if masked else None
+def fused_kernel(config, execution, masked, batch=1, length=None, gradients=True):
+    """The name of the kernel that runs over the model's heads in a call of that shape, without a mask or with one."""
+    length = min(128, config.context_length) if length is None else length
+    shape = batch, config.num_heads, length, config.embed_dim // config.num_heads
+    q = torch.zeros(shape, dtype=dtype(execution.precision.compute), device=execution.device, requires_grad=gradients)
+    positions = torch.arange(length, dtype=torch.int32, device=q.device)[None] if masked else None
     with _Seen() as seen:
         fused_attention(q, q, q, causal_mask(positions, positions), dtype(execution.precision.reduce))
     begin = "aten::_scaled_dot_product_"
@@ -54,20 +55,22 @@ class Accounts:
 
     PLAN = "live tensors at the peak (MemTracker), run eagerly"
 
-    def about(self):
-        """What the framework chooses by itself, as it chose: the kernel of fused attention; and how matrices are
-        multiplied where its flags say otherwise."""
+    def about(self, batch=1, length=None, gradients=True):
+        """What the framework chooses by itself, as it chooses for [batch, length] (a few tokens unless it is said) with
+        gradients or without: the kernel of fused attention; and how matrices are multiplied where its flags say
+        otherwise."""
         products = self.execution.products
-        return self._kernels() | (told(products) if products in MATMULS and products != "plain" else {})
+        switched = told(products) if products in MATMULS and products != "plain" else {}
+        return self._kernels(batch, length, gradients) | switched
 
-    def _kernels(self):
+    def _kernels(self, *shape):
         if self.execution.attention in COMPILED_KERNELS:
             from .attention.compiled import compiled_kernel
 
             return {"kernel": compiled_kernel(self.config, self.execution)}
         if self.execution.attention not in ("fused", "masked"):
             return {}
-        return door.kernel_names(lambda masked: fused_kernel(self.config, self.execution, masked))
+        return door.kernel_names(lambda masked: fused_kernel(self.config, self.execution, masked, *shape))
 
     def matmul_flops(self, what, batch, length, path="", slots=None):
         with self._eagerly():

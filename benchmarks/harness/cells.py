@@ -19,6 +19,8 @@ TRAIN = TrainConfig(schedule="constant", learning_rate=1e-4, clip_norm=1.0)
 DECODING = ("decode", "continue")  # tasks that give tokens
 DATA = ("encode", "learn", "learn_long", "windows", "checkpoint")  # around a model: see benchmarks/outside/data.py
 FRESH = ("compile", "start-up", "load")  # every turn in a process of its own, which measures a beginning
+LEARNING = ("train", "gradients", "optimizer", "component", "compile")  # tasks that take gradients
+FLOAT, ID = 4, 4  # bytes of a number of what is dropped or drawn from, and of a token
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,11 @@ class Cell:
     def of(self, one: Contender) -> Self:
         """The cell in a contender's precision, with its model."""
         return replace(self, dtype=self.dtype_of(one), config=self.config_of(one))
+
+    @property
+    def shape(self) -> tuple[int, int, bool]:
+        """Rows, tokens, and whether gradients are taken: by what a framework may choose its kernels."""
+        return self.batch, self.length, self.task in LEARNING
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -295,6 +302,16 @@ def _continue(cell: Cell) -> dict[str, Any]:
     return _tokens(cell.batch * cell.new, (full, causal), moved)
 
 
+def _dropout(cell: Cell) -> dict[str, Any]:
+    """An activation is read and written. What drops it is made on the way, by any generator."""
+    return {"bytes": 2 * cell.batch * cell.length * cell.config.embed_dim * FLOAT}
+
+
+def _sample(cell: Cell) -> dict[str, Any]:
+    """The logits are read, and a token for every row of them is written."""
+    return {"bytes": cell.batch * (cell.config.vocab_size * FLOAT + ID)}
+
+
 WORK: Mapping[str, Any] = {
     "forward": _forward,
     "prefill": _prefill,
@@ -304,6 +321,8 @@ WORK: Mapping[str, Any] = {
     "continue": _continue,
     "optimizer": _optimizer,
     "component": _component,
+    "dropout": _dropout,
+    "sample": _sample,
     **dict.fromkeys(("encode", "learn", "learn_long", "windows"), lambda cell: {"unit": "bytes", "work": cell.length}),
     "checkpoint": lambda cell: {"unit": "bytes", "work": 2 * 3 * _kept(cell)},
 }

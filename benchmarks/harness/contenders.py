@@ -72,10 +72,12 @@ def numpy(value: Any) -> np.ndarray:
     return array if array.dtype.kind in "fiub" and array.dtype.itemsize > 0 else array.astype(np.float32)
 
 
-def settings(backend: Any, model: Any) -> dict[str, Any]:
-    """How a model computes: precisions, kernels, threads and the framework's switches, as read back from it."""
+def settings(backend: Any, model: Any, *shape: Any) -> dict[str, Any]:
+    """How a model computes: precisions, kernels (for calls of a cell's `shape`), threads and the framework's switches,
+    as read back from it."""
     execution = model.execution
     precision = execution.precision
     told = {"param": precision.param, "compute": precision.compute, "reduce": precision.reduce}
     chosen = {k: v for k, v in execution.to_dict().items() if k not in ("dtype", "threads") and v is not None}
-    return {**told, **chosen, "threads": backend.threads(), **backend.flags(), **getattr(model, "about", dict)()}
+    about = model.about(*shape) if hasattr(model, "about") else {}
+    return {**told, **chosen, "threads": backend.threads(), **backend.flags(), **about}

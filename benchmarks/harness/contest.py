@@ -123,8 +123,8 @@ def _stages(cells, recipes: Recipes, rules: Rules, record: Record, report: Repor
 
 def _did_nothing_else(number: int, cell: Cell) -> bool:
     """Whether the processes that were timed have had no work but this cell's, so that a peak which cannot be reset is
-    its own: JAX's on a GPU. To show the keys that layers choose takes a pass of its own."""
-    return number == 0 and not any(following.chooses(config) for config in cell.configs)
+    its own: JAX's on a GPU. Who decodes was also asked for logits of the prompts, by a program of their own."""
+    return number == 0 and cell.task not in DECODING
 
 
 def _judged_and_begun(cells, own, recipes: Recipes, rules: Rules, record: Record, report: Report):
@@ -160,12 +160,12 @@ def _begin(first: Cell, own, recipes: Recipes, rules: Rules, cells, record: Reco
     refused in all cells."""
     begun: dict[str, Beginning] = {}
 
-    def built(one: Contender, worker: Worker) -> tuple[dict[str, Any], float, int | None, dict[str, Any]]:
+    def built(one: Contender, worker: Worker) -> tuple[dict[str, Any], float, int | None, dict[str, dict[str, Any]]]:
         started = worker.ask("start")
         execution = one.execution(first.dtype, rules.device, rules.threads)
         build = worker.ask("build", MODEL, recipes[first.config_of(one)], execution)
         resident = worker.ask("resident") if rules.together else None
-        return started, build, resident, worker.ask("settings", MODEL)
+        return started, build, resident, {cell.name: worker.ask("settings", MODEL, *cell.shape) for cell in cells}
 
     def refuse(name: str, error: Exception) -> None:
         begun.pop(name, None)
@@ -187,7 +187,7 @@ def _begin(first: Cell, own, recipes: Recipes, rules: Rules, cells, record: Reco
             told = f"it computes with {started['threads']} threads where {rules.threads} are asked for."
             refuse(one.name, UserError(told))
         for cell in cells:
-            record.add("contender", cell=cell.name, **one.line(settings, started["versions"]))
+            record.add("contender", cell=cell.name, **one.line(settings.get(cell.name, {}), started["versions"]))
     more = {
         one.name: [functools.partial(built, one, worker) for worker in own[one.name][1:]]
         for one in first.contenders

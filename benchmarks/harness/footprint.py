@@ -11,8 +11,9 @@ from benchmarks.harness.process import MODEL, Beginning, Rules, prepare, process
 from benchmarks.harness.recipe import Recipe
 from benchmarks.harness.record import Record
 from benchmarks.harness.together import at_once
-from benchmarks.harness.worker import Worker, WorkerFault, usable_cores
+from benchmarks.harness.worker import Worker, WorkerFault
 from common.config import ModelConfig
+from common.cores import usable_cores
 from common.errors import UserError
 
 

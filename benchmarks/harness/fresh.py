@@ -73,7 +73,7 @@ def _told(one: Contender, cell: Cell, recipe: Recipe, rules: Rules, record: Reco
             started = worker.ask("start")
             versions = started["versions"]
             build = worker.ask("build", MODEL, recipe, one.execution(cell.dtype, rules.device, rules.threads))
-            settings = worker.ask("settings", MODEL)
+            settings = worker.ask("settings", MODEL, *cell.shape)
             prepare(worker, cell)
             phases, outputs = worker.ask("begin", MODEL, TASKS[cell.task], 1)
             begun = {"import": started["import_seconds"], "build": build}

@@ -1,5 +1,7 @@
 """Provenance: the machine, its software and its mood, as plain data without host or user names."""
 
+import csv
+import hashlib
 import os
 import platform
 import sys
@@ -10,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.harness.worker import usable_cores
+from common.cores import usable_cores
 from common.gpu import gpus, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,6 +22,7 @@ PACKAGES = (
     *(f"jax-cuda{major}-plugin" for major in (12, 13)),
     *(f"nvidia-{what}-cu{major}" for what in ("cudnn", "cublas", "cuda-runtime") for major in (12, 13)),
 )  # fmt: skip
+WHEELS = ("numpy", "torch", "jax", "jaxlib")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # what products are made with
 NARROW = ("avx512_bf16", "amx_bf16", "bf16")
 PREFIXES = (
@@ -31,19 +34,21 @@ SWITCHES = ("NVIDIA_TF32_OVERRIDE", "NVIDIA_VISIBLE_DEVICES", "NPROC", "MALLOC_C
 
 
 def describe(env: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """CPU, memory, system, versions, relevant variables of the environment in which the work is done, commit and GPU of
-    this machine."""
+    """CPU, memory, system, versions and checksums, relevant variables of the environment in which the work is done,
+    commit and GPU of this machine."""
     return {
         "cpu": cpu_model(),
         "instructions": instructions(),
         "cores": os.cpu_count(),
         "usable_cores": len(usable_cores()),
+        "affinity": usable_cores(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.release()}",
         "architecture": platform.machine(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "versions": versions(),
+        "wheels": wheels(),
         "environment": environment(env),
         "commit": commit(),
         "gpus": gpus(),
@@ -58,6 +63,23 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    return found
+
+
+def wheels() -> dict[str, str]:
+    """SHA-256 of what the installed packages in WHEELS consist of: of the path and checksum of each of their files, as
+    installers record them. What an installer adds (scripts, its own notes) is left out, so the same wheel tells the
+    same everywhere."""
+    found = {}
+    for name in WHEELS:
+        try:
+            rows = list(csv.reader((metadata.distribution(name).read_text("RECORD") or "").splitlines()))
+        except metadata.PackageNotFoundError:
+            continue
+        own = [(path, digest) for path, digest, *_ in rows if digest and not path.startswith("..")]
+        lines = sorted(f"{path},{digest}\n" for path, digest in own if ".dist-info/" not in path)
+        if lines:
+            found[name] = hashlib.sha256("".join(lines).encode()).hexdigest()
     return found
 
 

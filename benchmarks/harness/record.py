@@ -52,9 +52,9 @@ class Record:
             self._file.flush()
         return line
 
-    def finish(self, partial: str | None, load: list[float] | None) -> Path:
+    def finish(self, partial: str | None, load: list[float] | None, gpu_state: Any = None) -> Path:
         """Write the end; the path of the finished record. Nothing but a whole record ever has that name."""
-        self.add("end", finished=now(), partial=partial, load=load)
+        self.add("end", finished=now(), partial=partial, load=load, gpu_state=gpu_state)
         os.fsync(self._file.fileno())
         self._file.close()
         os.replace(self.folder / UNFINISHED, self.folder / RAW)

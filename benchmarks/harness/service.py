@@ -202,9 +202,9 @@ class Service:
         found = model.planned_bytes(what, batch, length + new)
         return (None, "") if found is None else (found["planned"], model.PLAN)
 
-    def settings(self, handle: str) -> dict[str, Any]:
-        """How a model really computes, read back from it where it can be."""
-        return contenders.settings(self.backend, self.models[handle])
+    def settings(self, handle: str, *shape: Any) -> dict[str, Any]:
+        """How a model really computes in calls of a cell's `shape`, read back from it where it can be."""
+        return contenders.settings(self.backend, self.models[handle], *shape)
 
     def peaks(self, device: str, quick: bool) -> list[dict[str, Any]]:
         """The machine's peaks as this framework reaches them."""

@@ -38,6 +38,7 @@ def summarise(lines: Sequence[Line], sha256: str | None = None) -> dict[str, Any
         "finished": end["finished"],
         "partial": end["partial"],
         "load": {"start": run.get("load"), "end": end["load"]},
+        **_provenance(run, end),
         "raw_sha256": sha256 or hashlib.sha256("".join(map(written, lines)).encode()).hexdigest(),
         "peaks": peaks,
         "apart": apart,
@@ -45,6 +46,12 @@ def summarise(lines: Sequence[Line], sha256: str | None = None) -> dict[str, Any
         "break_even": list(itertools.chain.from_iterable(map(_break_even, cells))),
         "skipped": [_without(line, "kind") for line in of(lines, "skipped")] + beyond,
     }
+
+
+def _provenance(run: Line, end: Line) -> dict[str, Any]:
+    """What a run says of its seeds, and of its GPUs at both ends: nothing where it does not, as older ones."""
+    states = {"start": run.get("gpu_state"), "end": end.get("gpu_state")}
+    return ({"seeds": run["seeds"]} if "seeds" in run else {}) | ({"gpu_state": states} if any(states.values()) else {})
 
 
 def _without(line: Line, *names: str) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
 
-from benchmarks.harness.worker import WorkerFault, usable_cores
+from benchmarks.harness.worker import WorkerFault
+from common.cores import usable_cores
 from common.errors import UserError
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from common import allocator, gpu
+from common.cores import usable_cores
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,11 +38,6 @@ def end_all(whose: Any) -> None:
 
 class WorkerFault(RuntimeError):
     """A fault of ours inside a worker, with the worker's own traceback."""
-
-
-def usable_cores() -> list[int]:
-    """The cores this process may run on."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def environment(threads: int, device: str, memory: str = "plain", compiled: str | None = None) -> dict[str, str]:

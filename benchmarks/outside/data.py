@@ -33,7 +33,7 @@ class Timed:
         self.weights = {name: np.asarray(array) for name, array in weights.items()}
         self.folder = tempfile.TemporaryDirectory(prefix="parallax-")
 
-    def about(self):
+    def about(self, *shape):
         return {"attention": "none"}
 
     def prepare(self, task, inputs, targets=None):

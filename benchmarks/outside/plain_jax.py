@@ -22,7 +22,7 @@ class Timed:
         self.weights = {name: jax.device_put(jnp.asarray(w), self.device) for name, w in weights.items()}
         self.forward = jax.jit(lambda weights, ids: logits(weights, config, ids))
 
-    def about(self):
+    def about(self, *shape):
         """What differs from the execution that was asked for."""
         return {"attention": "dot_product_attention", "optimizer": "optax"}
 

@@ -18,7 +18,7 @@ class Timed:
         self.config, self.execution = config, execution
         self.weights = {name: torch.from_numpy(w.copy()).to(execution.device) for name, w in weights.items()}
 
-    def about(self):
+    def about(self, *shape):
         """What differs from the execution that was asked for."""
         return {"attention": "scaled_dot_product_attention", "norm": "layer_norm", "optimizer": "AdamW, fused"}
 

@@ -28,7 +28,7 @@ class Timed:
         self.net.set_attn_implementation(ATTENTION)
         self.narrow = narrow
 
-    def about(self):
+    def about(self, *shape):
         """What differs from the execution that was asked for."""
         kept = "float32" if self.narrow else self.execution.dtype
         compute = {"param": kept, "compute": self.execution.dtype, "reduce": "float32 (softmax, loss)"}

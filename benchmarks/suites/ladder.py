@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from benchmarks.harness.cells import Cell
 from benchmarks.harness.contenders import Contender
-from benchmarks.room import need, room
+from benchmarks.room import least, need, room
 from benchmarks.suites.scope import TITLES, Scope, kept, padded, wing
 from common.config import ModelConfig
 
@@ -80,7 +80,7 @@ def cells(scope: Scope) -> Iterator[Cell]:
 
 def _at_once(scope: Scope, whole: Cell) -> int:
     """How many rungs there is memory for."""
-    there = min(free for free in room(scope.device).values() if free is not None)
+    _, there = least(room(scope.device))
     return int(HELD * there * len(whole.contenders) / need(whole))
 
 

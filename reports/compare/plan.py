@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from benchmarks.harness.recipe import Recipe
-from benchmarks.harness.worker import usable_cores
+from benchmarks.room import least, room
 from common import backend, decoding, params
 from common.accounting import flops
 from common.commands import options
 from common.config import DTYPES, Execution, ModelConfig, SamplingConfig, TrainConfig, mode, preset
+from common.cores import usable_cores
 from common.data import corpora, windows
 from common.errors import UserError, unknown
 from common.tokenizers import Tokenizer
@@ -136,11 +136,11 @@ def _recipe(settings: Settings) -> Recipe:
 
 
 def _check_room(config: ModelConfig) -> None:
-    need, there = params.count(config) * MODEL_BYTES, psutil.virtual_memory().available
+    need, (where, there) = params.count(config) * MODEL_BYTES, least(room("cpu"))
     if need > there:
         raise UserError(
-            f"This model of {params.count(config):,} parameters needs about {need / 1e9:.0f} GB of memory in both wings"
-            f" together, and {there / 1e9:.0f} GB are free; choose a smaller model."
+            f"This model of {params.count(config):,} parameters needs about {need / 1e9:.1f} GB of memory in both wings"
+            f" together, and {there / 1e9:.1f} GB are free{where}; choose a smaller model."
         )
 
 

@@ -97,8 +97,8 @@ def produce(work: Work, report: Report, matrix_only: bool = False) -> dict[str, 
 def processes(asked: int | None, device: str) -> int:
     """How many processes share the work: what was asked for, or one for each core up to MOST, as far as memory goes;
     what is no CPU has one memory for all, and gets one."""
-    from benchmarks.harness.worker import usable_cores
     from benchmarks.room import room
+    from common.cores import usable_cores
 
     if asked is None:
         fit = int(min(free for free in room("cpu").values() if free is not None) // MEMORY)

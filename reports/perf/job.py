@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from benchmarks.harness import record
@@ -84,29 +83,37 @@ def texts(found: Found, drawn: dict[str, str], rows: dict[str, list]) -> dict[st
 
 
 def write(folder: Path, summary: Found) -> list[Path]:
-    """Write the whole report and take away plots of an older one. Nothing there changes before all of it is made."""
+    """Write the whole report and take away plots of an older one. Until all of it is made nothing there changes; then
+    a folder with it, and with whatever else was there, takes the place of the old one at once."""
     folder = files.output_folder(folder)
     _check_free(folder)
     found = json.loads(json.dumps(summary))
     rows = series.series(found)
-    temporary = None
-    try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.resolve().parent))
+    with files.replacing_folder(folder.resolve()) as temporary:
         made = _write_plots(temporary, found, rows)
         drawn = {name: plots.inline(name, own) for name, own in rows.items()}
         for name, text in texts(found, drawn, rows).items():
             (temporary / name).write_text(text, encoding="utf-8")
             made.append(name)
-        for name in made:  # the page comes last, for it is what people open
-            os.replace(temporary / name, folder / name)
-        for name in sorted(_possible() - set(made)):
-            (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot write the report to {folder}: {error.strerror or error}.") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        _take_along(folder, temporary, _possible() | set(made))
     return [folder / name for name in made]
+
+
+def _take_along(folder: Path, other: Path, but: set[str]) -> None:
+    """Put what lies in a folder into another, too: raw samples, and whatever a report does not make."""
+
+    def left(place: str, names: list[str]) -> set[str]:
+        return but & set(names) if Path(place) == folder else set()
+
+    shutil.copytree(folder, other, symlinks=True, ignore=left, copy_function=_same, dirs_exist_ok=True)
+
+
+def _same(file: str, place: str) -> None:
+    """The file under a second name; a copy where a file system has no such names."""
+    try:
+        os.link(file, place)
+    except OSError:
+        shutil.copy2(file, place)
 
 
 def _write_plots(folder: Path, found: Found, rows: dict[str, list]) -> list[str]:
@@ -127,6 +134,8 @@ def _check_free(folder: Path) -> None:
     for name in (SUMMARY, PAGE, "table.md", "table.csv", *sorted(_possible())):
         if (folder / name).is_dir():
             raise UserError(f"{folder / name} is a folder; a file is to be written there.")
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder} is the current folder, or holds it, and is exchanged as a whole; call from outside.")
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder} cannot be written to; give another folder for the results.")
 

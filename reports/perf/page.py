@@ -1,8 +1,10 @@
 """One self-contained page: every number on it is an address in summary.json, nothing comes from outside."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from common import gpu
 from reports import html
 from reports.perf import view
 from reports.perf import wording as say
@@ -101,12 +103,19 @@ def _machine(found: Found) -> dict[str, str]:
     cores = f", {machine['cores']} cores, {machine['usable_cores']} usable" if machine.get("cores") else ""
     told["Processor"] = f"{machine.get('cpu', NONE)}{cores}"
     told["Instructions"] = ", ".join(machine.get("instructions") or [])
-    for gpu in machine.get("gpus") or []:
-        told["GPU"] = ", ".join(filter(None, (told.get("GPU"), ", ".join(map(str, gpu.values())))))
+    for one in machine.get("gpus") or []:
+        told["GPU"] = ", ".join(filter(None, (told.get("GPU"), ", ".join(map(str, one.values())))))
+    for end, state in (found.get("gpu_state") or {}).items():
+        told[f"GPU at the {end}"] = "; ".join(map(_gpu, state or []))
     told["Threads"] = str(found["threads"])
+    told["Affinity"] = _ranges(machine.get("affinity") or [])
     told["Governor"] = machine.get("governor") or ""
     told["System"] = ", ".join(str(machine[key]) for key in ("system", "architecture", "python") if machine.get(key))
     told["Packages"] = ", ".join(f"{name} {version}" for name, version in (machine.get("versions") or {}).items())
+    told["Files of packages"] = ", ".join(
+        f"{name} sha256 {digest[:16]}" for name, digest in (machine.get("wheels") or {}).items()
+    )
+    told["Seeds"] = ", ".join(f"{what} {str(seed).strip('[]')}" for what, seed in (found.get("seeds") or {}).items())
     told["Environment"] = " ".join(f"{name}={value}" for name, value in (machine.get("environment") or {}).items())
     loads = [found["load"].get(end) or [] for end in ("start", "end")]
     told["Load average"] = "; ".join(
@@ -117,3 +126,19 @@ def _machine(found: Found) -> dict[str, str]:
     told["Time"] = f"{found['started']} to {found['finished'] or 'not finished'}"
     told["Raw samples"] = f"raw.jsonl, sha256 {found['raw_sha256']}"
     return {name: value for name, value in told.items() if value}
+
+
+def _gpu(state: Found) -> str:
+    """Clocks, temperature and power of a GPU, and what holds its clocks back, as far as the driver tells."""
+    forms = {"clock": "{}", "memory_clock": "memory {}", "temperature": "{} °C", "power": "{}"}
+    known = {what: value for what, value in state.items() if not value.startswith("[")}  # as in "[N/A]"
+    parts = [form.format(known[what]) for what, form in forms.items() if what in known]
+    held = gpu.reasons(state.get("held_back", ""))
+    return ", ".join(parts + ([f"held back by {say.listed(held)}"] if held else []))
+
+
+def _ranges(cores: list[int]) -> str:
+    """ "0 to 3, 8" """
+    rows = itertools.groupby(enumerate(cores), lambda pair: pair[1] - pair[0])
+    own = ([core for _, core in row] for _, row in rows)
+    return ", ".join(f"{row[0]} to {row[-1]}" if row[1:] else str(row[0]) for row in own)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import layout as layouts
 from common import run as runs
 from common.commands.settings import FILE
+from common.cores import usable_cores
 from common.errors import UserError, unknown
 from common.files import alone, output_folder, read_toml, replacing, write_text
 from common.stopping import stoppable
@@ -89,7 +89,7 @@ def run(asked: Settings, tell: Tell) -> Any:
 def _searched(optuna: Any, asked: Settings, tell: Tell, fixed: dict[str, Any], space: dict[str, Any]) -> Any:
     study = _study(optuna, asked, fixed, space)
     done = len([one for one in study.trials if one.state.is_finished()])
-    threads = max(1, layouts.cores() // asked.processes)
+    threads = max(1, len(usable_cores()) // asked.processes)
 
     running: list[Trying] = []
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.harness import abreast, contest, judging, record
+from benchmarks.harness import abreast, contest, judging, process, record
 from benchmarks.harness.cells import Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.groups import grouped
@@ -105,6 +105,40 @@ def test_cells_that_share_their_contenders_share_processes(kept, monkeypatch):
     found = told(kept)
     assert [cell["blocks"] > 0 for cell in found["cells"]] == [True, True, False]
     assert not workers()
+
+
+def test_every_row_names_the_kernel_of_its_own_calls(kept, monkeypatch):
+    """Cells that share a process may have other shapes."""
+    monkeypatch.setattr(contest, "_admitted", lambda *_: {})
+    sizes = (("forward", 3, 8), ("forward", 2, 5), ("train", 2, 5))
+    own = [
+        replace(CELLS[0], suite=task, task=task, batch=batch, length=length, contenders=ONES[:1])
+        for task, batch, length in sizes
+    ]
+    contest.run(own, alone(), kept, quiet, 1)
+    kernels = [line["settings"]["kernel"] for line in record.of(kept.lines, "contender")]
+    assert kernels == ["for (3, 8, False)", "for (2, 5, False)", "for (2, 5, True)"]
+    kept.finish(None, None)
+
+
+@pytest.mark.parametrize(("task", "new"), [("forward", 0), ("decode", 2)])
+def test_who_tells_its_peak_has_run_the_task_alone(kept, monkeypatch, task, new):
+    """JAX's cannot be reset on a GPU. Decoders show their prompts' logits first, so of them a fresh process tells."""
+    asked = {}
+
+    class Logged(process.Worker):
+        def ask(self, method, *args, **options):
+            asked.setdefault(self, []).append(method)
+            return super().ask(method, *args, **options)
+
+    monkeypatch.setattr(process, "Worker", Logged)
+    cell = replace(CELLS[0], task=task, new=new, memory=True, contenders=ONES[:1])
+    abreast.run([[cell]], alone(), kept, quiet, lambda: False, 60.0)
+    (told,) = [methods for methods in asked.values() if "peak" in methods]
+    assert set(told[: told.index("peak")]).isdisjoint({"prefilled", "chosen"})
+    assert ("sample" in told) is (task == "forward")
+    assert [line["name"] for line in record.of(kept.lines, "memory")] == ["honest"]
+    kept.finish(None, None)
 
 
 def test_a_judge_is_asked_once_for_the_same_work(monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import job, room
 from benchmarks.harness import machine
+from benchmarks.suites import SUITES, Scope
 from common import gpu
 from common.errors import UserError
 
@@ -44,6 +45,33 @@ def test_the_machine_tells_of_its_gpus_what_does_not_change(monkeypatch):
     assert list(first) == ["name", "driver", "memory", "power_limit", "mig"]
 
 
+@pytest.mark.parametrize("word", ["event", "throttle", None])
+def test_the_state_of_a_gpu_is_asked_for_by_either_name(monkeypatch, word):
+    """A driver refuses a whole question in which one name is none of its own."""
+    held = {f"clocks_{word}_reasons.active": "0x0000000000000044"}
+    known = driver({"clocks.sm": "1980 MHz", "temperature.gpu": "34", **held})
+
+    def run(*command):
+        asked = [what for what in ("event", "throttle") if f"clocks_{what}_reasons" in " ".join(command)]
+        return known(*command) if asked == [word] else None
+
+    monkeypatch.setattr(gpu, "run", run)
+    found = gpu.state()
+    if word is None:
+        assert found is None
+        return
+    (told,) = found
+    assert told == {
+        "clock": "1980 MHz",
+        "memory_clock": "[N/A]",
+        "temperature": "34",
+        "power": "[N/A]",
+        "held_back": "0x0000000000000044",
+    }
+    assert gpu.reasons(told["held_back"]) == ["power cap", "heat (hardware)"]
+    assert gpu.reasons("[N/A]") == []
+
+
 def prepared(folder, device):
     return job.prepare(job.Settings(suites=("forward",), device=device, quick=True, out=folder))
 
@@ -52,7 +80,7 @@ def test_too_little_memory_on_the_device_is_refused_with_the_numbers(tmp_path, m
     monkeypatch.setattr(gpu, "run", driver(*TWO))
     monkeypatch.setattr(room.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 40))
     assert prepared(tmp_path, "cuda").device["slug"] == "nvidia-h200"
-    words = r"needs about \d+ GB for its \d+ contenders at once, and 1 GB are free on cuda:1"
+    words = r"needs about \d+\.\d GB for its \d+ contenders at once, and 0\.9 GB are free on cuda:1"
     with pytest.raises(UserError, match=words):
         prepared(tmp_path, "cuda:1")
 
@@ -62,8 +90,26 @@ def test_a_driver_that_does_not_tell_refuses_nothing_and_the_host_still_counts(t
     monkeypatch.setattr(room.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 40))
     assert prepared(tmp_path, "cuda").cells
     monkeypatch.setattr(room.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 28))
-    with pytest.raises(UserError, match=r"and 0 GB are free; choose"):
+    with pytest.raises(UserError, match=r"and 0\.3 GB are free; choose"):
         prepared(tmp_path, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("free", "limit", "words"),
+    [(50, None, "50.0 GB are free;"), (50, 60, "50.0 GB are free;"), (200, 9, "9.0 GB are free in this container;")],
+)
+def test_a_judge_computes_on_the_host_so_no_gpu_limits_it(free, limit, words, monkeypatch):
+    """The host's memory does, or that of its container, whichever is less."""
+    there = {"": free * 10**9, " in this container": None if limit is None else limit * 10**9, " on cuda": 10**9}
+    monkeypatch.setattr(room, "room", lambda device: there)
+    monkeypatch.setattr(room, "need", lambda cell: 0)
+    (cell, *_) = SUITES["forward"](Scope("cuda", quick=True))
+    monkeypatch.setattr(room, "judges", lambda cell: 8 * 10**9)
+    room.check_memory([[cell]], "cuda")
+    monkeypatch.setattr(room, "judges", lambda cell: 123_400_000_000)
+    with pytest.raises(UserError) as refused:
+        room.check_memory([[cell]], "cuda")
+    assert f"needs about 123.4 GB for its judge in float64, and {words} choose" in str(refused.value)
 
 
 @pytest.mark.parametrize(

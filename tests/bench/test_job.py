@@ -5,6 +5,7 @@ import signal
 from importlib import metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from planted_suite import CELLS, seconds
@@ -16,6 +17,7 @@ from benchmarks.harness.record import RAW
 from benchmarks.harness.worker import Worker
 from benchmarks.suites import DEFAULT
 from common import cli, files
+from common.cores import usable_cores
 from common.errors import UserError
 from common.stopping import STOPS, stoppable
 from reports.perf import job as pages
@@ -286,6 +288,36 @@ def test_the_environment_and_the_packages_are_those_of_the_workers(tmp_path, run
     assert "PYTHONPATH" not in told["environment"]
     monkeypatch.setattr(metadata, "version", lambda name: {"transformers": "5.0"}.get(name) or missing(name))
     assert machine.versions() == {"transformers": "5.0"}
+
+
+def test_seeds_cores_checksums_and_gpus_at_both_ends_are_on_record(tmp_path, run, monkeypatch):
+    states = iter([[{"clock": "345 MHz"}], [{"clock": "1980 MHz"}]])
+    monkeypatch.setattr(job.gpu, "state", lambda: next(states))
+    run()
+    first, *_, last = record.read(tmp_path / "here" / RAW)
+    assert first["seeds"] == {"weights and inputs": [0], "turns": 0}
+    assert first["machine"]["affinity"] == usable_cores()
+    assert set(first["machine"]["wheels"]) == set(machine.WHEELS)
+    assert [line["gpu_state"][0]["clock"] for line in (first, last)] == ["345 MHz", "1980 MHz"]
+    assert pages.derive(tmp_path / "here")["gpu_state"] == {"start": first["gpu_state"], "end": last["gpu_state"]}
+
+
+def test_the_same_wheel_has_the_same_checksum_wherever_it_is_installed(monkeypatch):
+    """Scripts name the place of their Python, and installers leave notes; files that differ are another wheel."""
+    files = ["numpy/a.py,sha256=one,1", '"numpy/a,b.py",sha256=two,2']
+    notes = ["../../../bin/f2py,sha256=here,3", "numpy-2.dist-info/INSTALLER,sha256=pip,4", "numpy/a.pyc,,"]
+    records = {"here": files + notes, "there": files[::-1], "other": [files[0], files[1].replace("two", "2")]}
+    found = {}
+    for place, lines in (*records.items(), ("none", None)):
+        told = SimpleNamespace(read_text={"RECORD": lines and "\n".join(lines)}.get)
+        monkeypatch.setattr(
+            metadata, "distribution", lambda name, told=told: told if name == "numpy" else missing(name)
+        )
+        found[place] = machine.wheels()
+    assert found["here"] == found["there"] != found["other"]
+    assert set(found["here"]) == set(found["other"]) == {"numpy"}
+    assert len(found["here"]["numpy"]) == 64
+    assert found["none"] == {}
 
 
 def missing(name):

@@ -1,15 +1,19 @@
 """What a cell's call has to do, in closed form: by hand for a small model, and against the accounts it is made of."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from benchmarks.harness.cells import Cell, work
-from benchmarks.suites.scope import wing
+from benchmarks.suites.parts import random_numbers
+from benchmarks.suites.scope import Scope, wing
 from common import params
 from common.accounting import flops
 from common.config import GPTConfig
 from common.variants import Latent
+from reports import perf
 
 CONFIG = GPTConfig(31, 16, 12, 2, 3, ff_dim=20)
 BATCH, LENGTH = 3, 8
@@ -92,6 +96,27 @@ def test_without_a_cache_every_token_is_a_pass():
     found, lengths = told("decode", new=3, cached=False), (LENGTH, LENGTH + 1, LENGTH + 2)
     assert found["flops_full"] == sum(flops.flops_full(CONFIG, "prefill", BATCH, length) for length in lengths)
     assert found["bytes"] == 3 * read()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_random_numbers_are_made_on_the_way(dtype):
+    """What is dropped or drawn from is read once as float32, and what it becomes is written."""
+    assert told("dropout", dtype) == {**told("start-up"), "bytes": 2 * 4 * BATCH * LENGTH * 12}
+    assert told("sample", dtype) == {**told("start-up"), "bytes": 4 * BATCH * (31 + 1)}
+
+
+def test_random_numbers_move_no_more_than_kept_runs_could_read():
+    """At the times that were measured, those bytes are a share of the measured bandwidth."""
+    suite = {cell.task: cell for cell in random_numbers(Scope())}
+    shares = []
+    for path in Path(perf.__file__).parent.glob("*/summary.json"):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        for cell in (cell for cell in kept["cells"] if cell["cell"] in {own.name for own in suite.values()}):
+            seconds = [one["seconds"]["median"] for one in cell["contenders"]]
+            moved, most = work(suite[cell["task"]])["bytes"], kept["peaks"]["read"]["value"]
+            shares += [moved / spent / most for spent in seconds]
+    assert shares
+    assert all(0 < share <= 1 for share in shares)
 
 
 def test_beginnings_have_no_work():

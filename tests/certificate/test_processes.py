@@ -136,7 +136,7 @@ def test_a_mistake_that_a_worker_finds_is_the_users(monkeypatch):
 
 
 def test_the_default_is_a_core_each_as_far_as_memory_goes_and_one_process_beside_an_accelerator(monkeypatch):
-    monkeypatch.setattr("benchmarks.harness.worker.usable_cores", lambda: list(range(16)))
+    monkeypatch.setattr("common.cores.usable_cores", lambda: list(range(16)))
     for free, limit, fit in ((64e9, None, job.MOST), (64e9, 8e9, 2), (1e9, None, 1)):
         monkeypatch.setattr("benchmarks.room.room", lambda device, found={"": free, "container": limit}: found)
         assert job.processes(None, "cpu") == fit

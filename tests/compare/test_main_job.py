@@ -114,6 +114,12 @@ def test_mistakes_are_refused_before_any_work(tmp_path, changes, words):
         plan.make(given)
 
 
+def test_a_model_too_large_for_the_container_is_refused_with_both_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "room", lambda device: {"": 10**12, " in this container": 1_140_000_000})
+    with pytest.raises(UserError, match=r"about 5\.0 GB .* and 1\.1 GB are free in this container; choose"):
+        plan.make(settings(tmp_path, model=None, preset="gpt2-124m"))
+
+
 def test_a_mode_and_what_is_said_beside_it(tmp_path):
     """What is said counts more; float64 runs plainly, and the page says so."""
     made = plan.make(settings(tmp_path, mode="fused", attention="plain", compile=True))

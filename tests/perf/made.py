@@ -126,6 +126,7 @@ def compiling(cell, one):
 def typical(cell, one):
     """Seconds of a steady call; of a beginning, what its cell times."""
     line, speed = told(cell), SPEED.get(one.name, USUAL)
+    line = line | line["own"].get(one.name, {})
     if cell.task == "compile":
         return compiling(cell, one)
     if cell.task in FRESH:

@@ -3,13 +3,16 @@
 import hashlib
 import itertools
 import json
+import os
 import re
+from pathlib import Path
 
 import made
 import pytest
 
 from benchmarks.harness import record
 from benchmarks.harness.summary import summarise
+from common import files
 from common.errors import UserError
 from reports.perf import command, ink, job, plots, series, table
 
@@ -146,6 +149,69 @@ def test_a_failure_midway_leaves_everything_as_it_was(sketched, folder, monkeypa
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+def tree(folder):
+    """What lies in a folder and below it, by path."""
+    places = (path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
+    return {str(path.relative_to(folder)): path.is_symlink() or path.read_bytes() for path in places}
+
+
+class Interruption:
+    """Ctrl-C before or after a call of a function that is watched: at the `stop`th of these moments."""
+
+    def __init__(self):
+        self.stop = self.seen = 0
+
+    def moment(self):
+        self.seen += 1
+        if self.seen == self.stop:
+            raise KeyboardInterrupt
+
+    def watched(self, run):
+        def watching(*arguments, **options):
+            self.moment()
+            found = run(*arguments, **options)
+            self.moment()
+            return found
+
+        return watching
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_an_interruption_leaves_the_old_report_or_the_new_one(folder, monkeypatch, exchange):
+    """Before and after everything that is written, taken along or renamed. Nothing else in the folder is lost, and
+    nothing is left beside it."""
+    monkeypatch.setattr(plots, "files", lambda name, own, footer: {"svg": b"", "png": str(own).encode()})
+    monkeypatch.setattr(plots, "inline", lambda name, own: "")
+    (folder / "more").mkdir()
+    for place in ("README.md", "more/notes.txt"):
+        (folder / place).write_text("kept")
+    (folder / "link").symlink_to("README.md")
+    reports = [summarise(made.lines(seed, suites=("forward",))) for seed in (7, 8)]
+    own, both = {name: tree(folder)[name] for name in ("raw.jsonl", "README.md", "more/notes.txt", "link")}, []
+    for found in reports:
+        job.write(folder, found)
+        both.append(tree(folder))
+    assert own.items() <= both[0].items() & both[1].items()
+    assert both[0]["index.html"] != both[1]["index.html"]
+    if not exchange:
+        monkeypatch.setattr(files, "_exchanged", lambda one, other: False)
+    at, stages = Interruption(), set()
+    for place, name in (*((Path, f"write_{kind}") for kind in ("bytes", "text")), (os, "link"), (os, "rename"),
+                        (os, "symlink"), (files, "_exchanged")):  # fmt: skip
+        monkeypatch.setattr(place, name, at.watched(getattr(place, name)))
+    for at.stop in itertools.count(1):
+        at.seen, before = 0, both.index(tree(folder))
+        try:
+            job.write(folder, reports[1 - before])
+        except KeyboardInterrupt:
+            stages.add(both.index(tree(folder)) == before)
+            assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+        else:
+            break
+    assert at.stop > 2 * len(both[0])
+    assert stages == {True, False}
+
+
 def test_a_failing_table_leaves_everything_as_it_was(folder, monkeypatch):
     before = content(folder)
     monkeypatch.setattr(table, "markdown", lambda found: 1 / 0)
@@ -247,6 +313,18 @@ def test_places_that_are_none(call, tmp_path, monkeypatch):
     code, _, err = call("--check")
     assert code == 2
     assert "has raw.jsonl; measure with" in err
+
+
+def test_the_current_folder_is_not_exchanged(folder, call, monkeypatch):
+    before = tree(folder)
+    monkeypatch.chdir(folder)
+    code, out, err = call(".")
+    assert (code, out) == (2, "")
+    assert (
+        err.strip() == "parallax: . is the current folder, or holds it, and is exchanged as a whole; call from outside."
+    )
+    assert call(".", "--check")[0] == 0
+    assert tree(folder) == before
 
 
 def test_a_folder_in_a_files_place_is_refused(folder, tmp_path):

@@ -143,6 +143,29 @@ def test_a_run_without_an_end_and_without_cells(summary):
     assert series.series(summary) == {}
 
 
+def test_what_a_run_says_of_its_conditions_is_told(summary):
+    """Older ones do not say all of it, and have no rows of it then."""
+    before = rendered(summary)
+    summary["machine"] |= {"affinity": [0, 1, 2, 6], "wheels": {"torch": "ab" * 32}}
+    start = {"clock": "345 MHz", "memory_clock": "[N/A]", "temperature": "31", "held_back": "0x0000000000000001"}
+    end = start | {"clock": "1980 MHz", "held_back": "0x0000000000000000"}
+    summary["gpu_state"] = {"start": [start], "end": [end, start]}
+    summary["seeds"] = {"weights and inputs": [0, 3], "turns": 7}
+    rows = {
+        "GPU at the start": "345 MHz, 31 °C, held back by idleness",
+        "GPU at the end": "1980 MHz, 31 °C; 345 MHz, 31 °C, held back by idleness",
+        "Affinity": "0 to 2, 6",
+        "Files of packages": f"torch sha256 {'ab' * 8}",
+        "Seeds": "weights and inputs 0, 3, turns 7",
+    }
+    after = rendered(summary)
+    for name, value in rows.items():
+        assert f'<tr><td>{name}</td><td class="left">{value}</td></tr>' in after
+        assert f"<td>{name}</td>" not in before
+    summary["gpu_state"]["end"] = None
+    assert "GPU at the end" not in rendered(summary)
+
+
 def test_a_data_sheet_is_told_beside_what_was_measured(summary):
     assert "data sheet" not in rendered(summary).lower().replace("<th>data sheet</th>", "")
     sheet = {"name": "NVIDIA H200", "float32": 6.7e11, "bandwidth": 4.8e10}

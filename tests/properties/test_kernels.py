@@ -1,5 +1,7 @@
 """Fused attention, half precision and compilation compute the same function, as well as their arithmetic allows."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from common.errors import UserError
 from common.taps import Taps
 
 DTYPES = ("float32", "bfloat16")
+DIFFERENTIATED = ("JVPTracer", "LinearizeTracer")  # what JAX hands to functions whose gradients are taken
 
 
 class Noise(Taps):
@@ -147,6 +150,27 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(model_of, fr
 def test_the_kernel_that_runs_is_named(model_of, wing_name, kernel):
     assert model_of(wing_name, dtype="float32", attention="fused").about() == {"kernel": kernel}
     assert model_of(wing_name, dtype="float32").about() == {}
+
+
+@pytest.mark.parametrize("shape", [(), (3, 5, False), (2, 8, True)])
+def test_the_kernel_is_that_of_the_calls_that_are_asked_about(model_of, monkeypatch, wing, shape):
+    """Without a mask and with one, which another kernel may take, or none: that is no error, but a row's name."""
+    accounts = importlib.import_module(f"{wing}_impl.accounts")
+    seen, attention = [], accounts.fused_attention
+
+    def watched(q, k, v, mask, reduce):
+        differentiated = q.requires_grad if wing == "torch" else type(q).__name__ in DIFFERENTIATED
+        seen.append((q.shape[0], q.shape[2], differentiated, mask is not None))
+        if mask is not None:
+            raise UserError("not with a mask")
+        return attention(q, k, v, mask, reduce)
+
+    monkeypatch.setattr(accounts, "fused_attention", watched)
+    model = model_of(wing, dtype="float32", attention="fused")
+    (kernel,) = model.about(*shape).values()
+    batch, length, gradients = shape or (1, min(128, model.config.context_length), True)
+    assert seen == [(batch, length, gradients, masked) for masked in (False, True)]
+    assert kernel.endswith("; with a mask none")
 
 
 def test_flags_name_tf32_and_what_decides_it(model_of):
