@@ -47,7 +47,7 @@ def test_the_peak_is_that_of_the_format_that_is_multiplied_in():
 
 def test_processes_on_a_cpu_have_cores_of_their_own_and_simulated_devices_have_not(monkeypatch):
     monkeypatch.setattr(meter, "reached", lambda kind: ({"float32": 2e9, "float64": 1e9}[kind], 1.02))
-    monkeypatch.setattr(meter.layouts, "cores", lambda: 8)
+    monkeypatch.setattr(meter, "usable_cores", lambda: list(range(8)))
     assert meter.most(Execution(), None) == 2e9
     assert meter.most(Execution(layout="data=2,shard=4"), None) == 2e9  # JAX's, in this process
     monkeypatch.setenv("RANK", "0")
