@@ -99,7 +99,7 @@ def _choosing(quick: bool) -> Iterator[Cell]:
 
 
 def experts(scope: Scope) -> Iterator[Cell]:
-    """Experts of which every token takes two against a dense layer of the same active size: forward and with gradients
+    """Experts of which every token takes two against a dense layer of the same active size: forward and a training step
     in the forms for many tokens, and decoding, where what streams gathers the matrices of a token (of a thousand tokens
     9 GB).
     """
@@ -109,6 +109,6 @@ def experts(scope: Scope) -> Iterator[Cell]:
     many, one = (FASTEST, f"{FASTEST}+grouped experts"), (FASTEST, "default", "grouped experts")
     whole, steps = ((*(wing(who, how) for who in wings for how in forms), *rivals) for forms in (many, one))
     name, (batch, length) = f"{EXPERTS} experts, {TOP} taken", (2, 64) if scope.quick else (4, 256)
-    for task, part in (("forward", ""), ("gradients", "backward")):
+    for task, part in (("forward", ""), ("train", "training")):
         yield Cell("experts", task, name, mixed, batch, length, "float32", whole, part=part, memory=True)
     yield Cell("experts", "continue", name, mixed, 1, length, "float32", steps, SHORT, memory=True)
