@@ -45,8 +45,16 @@ def xla_flops(function, *args):
     """
     traced = _jitted(function).trace(*args)
     found = (traced.lower().compile().cost_analysis() or {}).get("flops", -1)
-    every, once = (_walk(traced.jaxpr.jaxpr, 1, 1, repeated) for repeated in (True, False))
-    return Reported(found, every - once) if found >= 0 else None
+    return Reported(found, _missed(traced.jaxpr.jaxpr)) if found >= 0 else None
+
+
+def _missed(jaxpr):
+    """FLOPs of products in bodies of scans, but for the first time; 0 where there are operations that nobody knows."""
+    try:
+        every, once = (_walk(jaxpr, 1, 1, repeated) for repeated in (True, False))
+    except ValueError:
+        return 0
+    return every - once
 
 
 def _jitted(function):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -12,7 +13,7 @@ import typer
 
 from common import allocator, gpu
 from common import layout as layouts
-from common.config import ATTENTION_KERNELS, PRESETS, STRATEGIES, Execution
+from common.config import ATTENTION_KERNELS, MODES, PRESETS, STRATEGIES, Execution
 from common.config import mode as mode_of
 from common.errors import UserError, unknown
 
@@ -95,8 +96,9 @@ def execution(
     return chosen
 
 
-def plain(backend: str, was: Mapping[str, Any]) -> dict[str, str]:
-    """What a command line says to do without each way of running that is no plain one, of those that a run had."""
+def plain(backend: str, was: Mapping[str, Any], told: str) -> dict[str, str]:
+    """What a command line says to do without each way of running that is no plain one, of those that a run had and of
+    which an error tells: by its name, or by that of a field that it sets."""
     usual = {"device": "cpu", "mode": "default"}
     said = {
         "device": "--device cpu",
@@ -107,7 +109,18 @@ def plain(backend: str, was: Mapping[str, Any]) -> dict[str, str]:
         "layers": "--layers loop",
         **({"dtype": "--dtype float64"} if backend == "numpy" else {}),
     }
-    return {name: words for name, words in said.items() if name in was and was[name] != usual.get(name)}
+    mine = {name: words for name, words in said.items() if name in was and was[name] != usual.get(name)}
+    return {name: words for name, words in mine.items() if _is_told(name, was[name], backend, told)}
+
+
+def _is_told(name: str, value: Any, backend: str, told: str) -> bool:
+    """Whether an error tells of an option, by a word of its value."""
+    if name == "compile":
+        return "compile" in told
+    values = [text.partition("=")[2] for text in value] if name == "more" else [value]
+    if name == "mode" and all(part in MODES for part in value.split("+")):
+        values += [one for one in mode_of(value, backend).values() if isinstance(one, str) and one != "plain"]
+    return any(re.search(rf"(?<!\w){re.escape(str(one))}(?!\w)", told) for one in values)
 
 
 def _fields(texts: Iterable[str]) -> dict[str, str]:

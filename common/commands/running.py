@@ -4,6 +4,7 @@ log, progress, patience."""
 import contextlib
 import json
 import math
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,7 +149,7 @@ class Running:
             yield
         except UserError as error:
             was = {} if self.run.resume is None else groups.as_it_was(self.context, self.run.resume)
-            plain = options.plain(self.run.backend, was)
+            plain = options.plain(self.run.backend, was, str(error))
             had = [name for name in plain if was[name] == getattr(self.how, name) and not self.typed(name)]
             if not had:
                 raise
@@ -159,10 +160,12 @@ class Running:
 
     def _going_on(self) -> str:
         """The command that goes on with this run as it is now: it says what would not be found again by itself."""
-        names = groups.free() - groups.PLACE
-        names -= {"layout"} if layouts.processes()[1] > 1 else set()  # who started them starts them again
-        other = settings.otherwise(self.context, groups.as_it_was(self.context, self.out), names)
-        return f"{self.command} --resume {self.out}{other}"
+        was, now = groups.as_it_was(self.context, self.out), self.execution
+        meant = {name: getattr(now, name) for name in ("dtype", "attention", "layers", "compile")}
+        fields = [text.partition("=")[0] for text in was.get("more", ())]
+        meant["more"] = [f"{name}={getattr(now, name)}" for name in fields]
+        other = settings.otherwise(self.context, was, groups.free() - groups.PLACE, meant)
+        return f"{self.command} --resume {shlex.quote(str(self.out))}{other}"
 
     def model(
         self,

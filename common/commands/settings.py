@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,16 @@ def _was(before: dict[str, Any], option: Any) -> Any:
     return before.get(option.name, None if without else option.default)
 
 
-def otherwise(context: typer.Context, before: dict[str, Any], names: set[str]) -> str:
-    """The words that make options of a call that finds `before` what they are in this one; " --dtype float64"."""
+def otherwise(
+    context: typer.Context, before: dict[str, Any], names: set[str], meant: Mapping[str, Any] | None = None
+) -> str:
+    """The words that make options of a call that finds `before` what they are in this one; " --dtype float64". What
+    was not said in this one is what it `meant`."""
     found = []
     for option in _options(context).values():
         value = _is(context.params[option.name]) if option.name in names else None
+        if value is None and option.name in names and option.name in before:
+            value = (meant or {}).get(option.name)
         if value not in (None, before.get(option.name, option.default)):
             found += words(option, value)
     return "".join(f" {one}" for one in found)

@@ -19,6 +19,7 @@ from common.tokenizers.bpe import END_OF_TEXT
 
 START = re.compile(r"^\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG EBOOK[^*]*\*\*\*[^\n]*\n", re.M | re.I)
 SMALL_PRINT = re.compile(r"^\*END ?\*? ?THE SMALL PRINT![^\n]*\n", re.M | re.I)  # before 2002 it ends the header
+HEADER = 40_000  # characters of the longest header with small print
 END = re.compile(
     r"^(?:End of (?:the |this )?Project Gutenberg|\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG)", re.M | re.I
 )
@@ -84,9 +85,10 @@ def book(text: str) -> Book:
     after = begun.end() if begun else 0
     ended = END.search(text, after)
     until = ended.start() if ended else len(text)
-    # a newer mark may stand before an old header; what is printed behind the end of a book begins none
-    for begun in SMALL_PRINT.finditer(text, after, until):
-        after = begun.end()
+    # a newer mark may stand before an old header; what is printed behind a book, or at its end, begins none
+    for mark in SMALL_PRINT.finditer(text, after, min(until, after + HEADER)):
+        if text[mark.end() : until].strip():
+            begun, after = mark, mark.end()
     found = LANGUAGE.search(text[: begun.start()] if begun else text[:2000])
     body = text[after:until]
     body = CREDITS.sub("", body, count=1) if begun and CREDITS.match(body) else body

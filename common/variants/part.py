@@ -37,7 +37,7 @@ class Part(Record):
     by rows (0) or columns (1), see `common/layout.py`. `bare` are, by field of an execution and what is chosen there,
     patterns of the linear maps inside whose matrix that way multiplies by itself: what an adapter adds is not seen.
     `mapped` says that its products are those which `common/accounting/flow.py` knows, map by map, so that training a
-    part of it has a closed form.
+    part of it has a closed form; a kind that is made from such a one, and multiplies more, says that its are not.
     """
 
     kind: ClassVar[str]

@@ -105,7 +105,11 @@ def _take_along(folder: Path, other: Path, but: set[str]) -> None:
     def left(place: str, names: list[str]) -> set[str]:
         return but & set(names) if Path(place) == folder else set()
 
-    shutil.copytree(folder, other, symlinks=True, ignore=left, copy_function=_same, dirs_exist_ok=True)
+    try:
+        shutil.copytree(folder, other, symlinks=True, ignore=left, copy_function=_same, dirs_exist_ok=True)
+    except shutil.Error as error:
+        path, _, why = error.args[0][0]
+        raise UserError(f"{path} cannot be kept beside the report ({why}); nothing was changed.") from error
 
 
 def _same(file: str, place: str) -> None:

@@ -119,6 +119,7 @@ def test_autocast_keeps_float32_and_multiplies_in_bfloat16_as_the_wings_do():
     assert all(torch.equal(own[name], theirs[name]) for name in own)
     assert [model.about()["param"] for model in (cast, narrow, wide)] == ["float32", "bfloat16", "float32"]
     assert cast.about()["compute"] == "bfloat16"
+    assert {p.dtype for p in narrow.net.parameters()} == {torch.bfloat16}
     cell, one = Cell("forward", "forward", "tiny", CONFIG, 2, 9, "bfloat16", ()), Contender("x", "x", "x", "x")
     got, want = (
         {"logits": gate.digest(contenders.numpy(model.prepare("forward", ids)()["logits"]))} for model in (cast, wide)

@@ -297,7 +297,7 @@ def test_seeds_cores_checksums_and_gpus_at_both_ends_are_on_record(tmp_path, run
     first, *_, last = record.read(tmp_path / "here" / RAW)
     assert first["seeds"] == {"weights and inputs": [0], "turns": 0}
     assert first["machine"]["affinity"] == usable_cores()
-    assert set(first["machine"]["wheels"]) == set(machine.WHEELS)
+    assert set() < set(first["machine"]["wheels"]) <= set(machine.WHEELS)  # of packages that an installer recorded
     assert [line["gpu_state"][0]["clock"] for line in (first, last)] == ["345 MHz", "1980 MHz"]
     assert pages.derive(tmp_path / "here")["gpu_state"] == {"start": first["gpu_state"], "end": last["gpu_state"]}
 

@@ -69,6 +69,8 @@ def test_a_book_of_the_nineties_begins_behind_the_small_print(mark):
     for whole in (header + text + end, BEGUN.format(TITLE) + header + text + end, text + end + header):
         assert gutenberg.book(whole).text == text
     assert gutenberg.book(f"Language: Latin\n{header}{text}{end}") == gutenberg.Book(text, "Latin")
+    for unmarked in (f"{text}\n\n{mark}\n", "A line.\n" * 6000 + f"{mark}\nMore.\n"):  # at an end without a mark
+        assert gutenberg.book(unmarked).text == unmarked.strip().replace("\n\n\n", "\n\n")
 
 
 def test_real_books(data_dir):

@@ -39,6 +39,16 @@ def test_a_folder_is_replaced_only_when_the_new_one_is_complete(tmp_path):
     assert names(tmp_path) == ["folder"]
 
 
+def test_a_folder_that_takes_anothers_place_has_its_mode(tmp_path):
+    target = tmp_path / "folder"
+    target.mkdir()
+    target.chmod(0o700)
+    with files.replacing_folder(target) as temporary:
+        (temporary / "file").touch()
+    assert target.stat().st_mode & 0o7777 == 0o700
+    assert (target / "file").exists()
+
+
 @pytest.mark.parametrize("writer", [files.replacing, files.replacing_folder])
 def test_a_full_disk_is_told_in_a_sentence(tmp_path, writer):
     with pytest.raises(UserError, match=r"Cannot write .*No space left on device"), writer(tmp_path / "x"):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from bytes_of_runs import BYTES
 from common import backend as door
 from common import params
 from common import run as runs
+from common.commands import options
 from common.compare import difference
 from common.config import Execution
 from common.errors import UserError
@@ -215,6 +217,28 @@ def test_a_run_goes_on_as_it_was_by_the_words_that_it_prints(call, tmp_path, fil
             split.training["execution"],
         )
         assert all(np.array_equal(whole.weights[name], split.weights[name]) for name in whole.weights), place
+
+
+def test_only_what_an_error_tells_of_is_to_be_said_otherwise():
+    was = {"device": "cuda", "mode": "fast", "layers": "scan", "dtype": "bfloat16", "compile": True}
+    assert options.plain("torch", was, "PyTorch sees no device 'cuda'.") == {"device": "--device cpu"}
+    assert options.plain("torch", was, "layout=data=2 needs 2 processes; start them by torchrun.") == {}
+    assert options.plain("torch", was, "PyTorch does not compile this.") == {"compile": "--no-compile"}
+    assert options.plain("jax", {"mode": "nf4"}, "base='nf4' cannot be.") == {"mode": "--mode default"}
+    assert options.plain("jax", {"more": ["loss=chunked"]}, "loss='chunked' cannot be.") == {"more": "--set loss=plain"}
+
+
+def test_the_words_say_what_was_left_out_when_it_was_taken_up(call, tmp_path, file):
+    """A run may be taken up in another precision by saying none; who goes on by its words goes on in that."""
+    out, own = tmp_path / "my run", {"set": ["loss=chunked"]}
+    assert call("train", "--settings", file(dtype="float64", **own), "--until", 2, "--out", out)[0] == 0
+    code, said, err = call("train", "--settings", file(), "--auto-resume", "--until", 3, "--out", out)
+    assert code == 0, err
+    words = f"train --resume '{out}' --dtype float32 --set loss=plain"
+    assert f"Go on with: parallax {words} (any backend)" in said
+    assert load_checkpoint(out / "checkpoint").training["execution"]["dtype"] == "float32"
+    assert call(*shlex.split(words), "--until", 4)[0] == 0
+    assert load_checkpoint(out / "checkpoint").training["execution"]["dtype"] == "float32"
 
 
 def test_a_run_that_cannot_go_on_as_it_was_says_what_to_say(call, tmp_path, file):
