@@ -95,7 +95,7 @@ def reported(wing_name, folder):
 @pytest.mark.parametrize("name", ["torch", "jax"])
 def test_what_a_training_run_takes_is_the_sum_of_what_is_reported(name, tmp_path):
     """Both in turns, for machines have better and worse minutes. The process also starts Python, makes the weights and
-    ends; what was reported too small, or not at all, would be missing in every turn."""
+    ends; what was reported far too small would be missing in every turn, and so would a phase that is most of it."""
     ratios = []
     for number in range(REPEATS):
         outside = wall(name)
