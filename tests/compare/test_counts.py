@@ -28,7 +28,7 @@ class Played:
 def test_wings_that_multiply_by_all_experts_or_by_the_chosen_ones_both_count_right():
     ids = np.zeros((2, 7), np.int32)
     plan = SimpleNamespace(
-        config=CONFIG, batches=[(ids, ids)], settings=SimpleNamespace(device="cpu"), threads=1, recipe=None
+        config=CONFIG, batches=[(ids, ids)], settings=SimpleNamespace(device="cpu"), threads=None, recipe=None
     )
     found = speed.count_flops(plan, {wing: Played(wing) for wing in ("torch", "jax")})
     assert found["passed"]
