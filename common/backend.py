@@ -138,7 +138,8 @@ class Model(Protocol):
     four are accounts of one call of a task of `common.accounting.tasks`: `matmul_flops` counts what the framework would
     multiply (2 FLOPs a multiply-add), `reported_flops` is the compiler's own figure (`Reported`), `saved_bytes` are
     kept from forward to backward, without parameters, and `planned_bytes` is the compiler's plan of memory, or what
-    lives at the peak where nothing is compiled (PLAN says which); None where a framework has no such number.
+    lives at the peak where nothing is compiled (PLAN says which), of PLANNED tasks; None where a framework has no such
+    number.
     `path` is a submodule as in `component`; "prefill" and "decode" run on a cache of
     `slots`. The oracle has neither `prepare` nor `refill` nor accounts.
     """
@@ -195,7 +196,8 @@ class Backend(Protocol):
     `four_bits` gives what a base of that name keeps of a float32 matrix, by the names of `nf4.PARTS`, and as "weight"
     what this stands for.
     `flags` are the switches of the framework that decide how precisely it computes; "tf32" says whether a GPU may
-    multiply float32 in short.
+    multiply float32 in short. `planned_bytes` is that of `Model` for a function of the framework which is none of ours;
+    what it does not take as an argument and still needs are tensors (or a module) that are `held`.
     """
 
     name: str
@@ -205,6 +207,7 @@ class Backend(Protocol):
     def flags(self) -> dict[str, Any]: ...
     def devices(self) -> list[str]: ...
     def threads(self) -> int: ...
+    def planned_bytes(self, function: Callable[..., Any], *args: Any, held: Sequence[Any] = ()) -> dict[str, int]: ...
     def draw(
         self, kind: str, address: Sequence[int], shape: tuple[int, ...], probability: float = 0.5
     ) -> np.ndarray: ...

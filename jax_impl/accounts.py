@@ -5,8 +5,9 @@ import numpy as np
 
 from common import backend as door
 from common import params as parameters
-from common.accounting.tasks import check_counted, input_width
+from common.accounting.tasks import PLANNED, check_counted, input_width
 from common.config import COMPILED_KERNELS, SamplingConfig, TrainConfig
+from common.errors import UserError
 
 from .attention import empty_cache
 from .attention.kernels import fused_attention
@@ -15,6 +16,7 @@ from .generate import recipe
 from .memory import planned_bytes
 from .optim import empty_slots
 from .precision import MATMULS, dtype, told
+from .tasks import RATE
 
 
 def fused_kernel(config, execution, masked, batch=1, length=None, gradients=True):
@@ -72,8 +74,10 @@ class Accounts:
     def planned_bytes(self, what, batch, length, path="", slots=None):
         if self.execution.compile is False:
             return None  # nothing is planned for operations that run one by one
+        check_counted(what, length, path, slots, self.config, PLANNED)
         with self.scope():
-            return planned_bytes(*self._counted(what, batch, length, path, slots))
+            call = UNCOUNTED[what](self, batch, length) if what in UNCOUNTED else None
+            return planned_bytes(*(call or self._counted(what, batch, length, path, slots)))
 
     def _counted(self, what, batch, length, path, slots):
         """(compiled program, its arguments) of one call; arrays that a program only needs the shape of are shapes."""
@@ -107,3 +111,25 @@ class Accounts:
         row, greedy = np.zeros(batch, np.int32), recipe(SamplingConfig())
         served = jax.eval_shape(programs.serve, self.params)
         return programs.decode, served, caches, row, row, row.astype(bool), zero, np.int32(1), 1, greedy
+
+
+def _optimizer(model, batch, length):
+    if not hasattr(model, "slots"):
+        raise UserError("An optimizer's step has memory to plan once `start_training` has been called.")
+    rates = np.zeros(len(model.recipe.adam_scalars(0)), dtype(model.execution.precision.param))
+    grads = jax.eval_shape(lambda: model.params)
+    return model.programs.optimize, model.params, grads, model.slots, rates, model.recipe
+
+
+def _dropout(model, batch, length):
+    x = jax.ShapeDtypeStruct((batch, length, model.config.embed_dim), np.float32)
+    return model.programs.dropout, x, RATE, np.uint32(0)
+
+
+def _sample(model, batch, length):
+    logits = jax.ShapeDtypeStruct((batch, model.config.vocab_size), np.float32)
+    positions, drawn = np.zeros(batch, np.int32), recipe(SamplingConfig(temperature=1.0))
+    return model.programs.choose, logits, positions, np.uint32(0), drawn
+
+
+UNCOUNTED = {"optimizer": _optimizer, "dropout": _dropout, "sample": _sample}  # (compiled program, its arguments)

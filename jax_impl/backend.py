@@ -22,6 +22,7 @@ from .accounts import Accounts
 from .attention import empty_cache
 from .generate import generate
 from .layers import ELEMENTWISE
+from .memory import planned_bytes
 from .optim import empty_slots
 from .precision import MATMULS, dtype, multiplying, told
 from .programs import programs, programs_of
@@ -278,7 +279,7 @@ class Shared(dict):
 class JaxBackend:
     """See `common.backend.Backend`."""
 
-    name, title = "jax", JaxModel.title
+    name, title, PLAN = "jax", JaxModel.title, JaxModel.PLAN
 
     def versions(self):
         return {"jax": jax.__version__, "flax": flax.__version__, "optax": optax.__version__}
@@ -297,6 +298,9 @@ class JaxBackend:
     def threads(self):
         asked = os.environ.get("NPROC", "")
         return int(asked) if asked.isdigit() else len(usable_cores())
+
+    def planned_bytes(self, function, *args, held=()):
+        return planned_bytes(function, *args)  # of a compiled function, which takes all that it needs
 
     def draw(self, kind, address, shape, probability=0.5):
         key = rng.address(*address)

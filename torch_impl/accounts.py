@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from common import backend as door
 from common import params
 from common.accounting import parts
-from common.accounting.tasks import check_counted, input_width
+from common.accounting.tasks import PLANNED, check_counted, input_width
 from common.config import COMPILED_KERNELS
 from common.errors import UserError
 
@@ -23,6 +23,7 @@ from .generate import serve
 from .masks import causal_mask
 from .memory import live_bytes, saved_bytes
 from .precision import MATMULS, dtype, told
+from .tasks import chosen, dropped, optimised
 from .train import loss_and_grads, objective
 
 
@@ -98,10 +99,15 @@ class Accounts:
     def planned_bytes(self, what, batch, length, path="", slots=None):
         if self.execution.attention in COMPILED_KERNELS:
             return None  # MemTracker knows no operators of higher order
+        check_counted(what, length, path, slots, self.config, PLANNED)
+        averages = getattr(self, "slots", {}).values()
+        if what in UNCOUNTED:
+            taken, run = UNCOUNTED[what](self, batch, length)
+            return live_bytes([self.net, *averages, *taken], run)
         call = self._counted(what, batch, length, path, slots)
         with self._eagerly(), torch.set_grad_enabled(what in ("gradients", "train")):
             held = call[1] if what == "decode" else self.net
-            return live_bytes(held, getattr(self, "slots", {}).values(), *call)
+            return live_bytes([held, *averages], *call)
 
     def _eagerly(self):
         return torch.compiler.set_stance("force_eager") if self.execution.compile else contextlib.nullcontext()
@@ -140,6 +146,26 @@ class Accounts:
         ids = np.zeros((batch, length), np.int32)
         inputs, targets, positions, count = door.step_inputs(ids, ids, self.config)
         return self._put(inputs), self._put(targets), self._places(positions), count
+
+
+def _optimizer(model, batch, length):
+    if not hasattr(model, "slots"):
+        raise UserError("An optimizer's step has memory to plan once `start_training` has been called.")
+    grads = {name: torch.zeros_like(p) for name, p in model.net.named_parameters() if model.trained[name]}
+    return grads.values(), optimised(model, grads)
+
+
+def _dropout(model, batch, length):
+    x = torch.zeros((batch, length, model.config.embed_dim), device=model.execution.device)
+    return [x], dropped(model, x)
+
+
+def _sample(model, batch, length):
+    logits = torch.zeros((batch, model.config.vocab_size), device=model.execution.device)
+    return [logits], chosen(model, logits)
+
+
+UNCOUNTED = {"optimizer": _optimizer, "dropout": _dropout, "sample": _sample}  # (tensors that it takes, what to run)
 
 
 def _component(module, x, positions):

@@ -19,6 +19,7 @@ from .generate import generate, serve
 from .kv_cache import emptied
 from .layers import ELEMENTWISE
 from .loss import batch_loss
+from .memory import live_bytes
 from .models import MODELS
 from .optim import OPTIMIZERS, empty_slots
 from .precision import dtype, multiplying, told
@@ -294,7 +295,7 @@ class Shared(dict):
 class TorchBackend:
     """See `common.backend.Backend`. State dicts in PyTorch's own file format are read and written here too."""
 
-    name, title = "torch", TorchModel.title
+    name, title, PLAN = "torch", TorchModel.title, TorchModel.PLAN
 
     def read_state_dict(self, path):
         return pth.read_state_dict(path)
@@ -327,6 +328,9 @@ class TorchBackend:
 
     def threads(self):
         return torch.get_num_threads()
+
+    def planned_bytes(self, function, *args, held=()):
+        return live_bytes(held, function, *args)
 
     def draw(self, kind, address, shape, probability=0.5):
         key = rng.address(*address)

@@ -36,13 +36,13 @@ class _NoHook:
         pass
 
 
-def live_bytes(model, others, function, *args):
+def live_bytes(held, function, *args):
     """Bytes of all tensors that live at the peak of `function(*args)`, by what they are, and of all ("planned").
 
-    The model's parameters and the tensors `others` are among them; the device is that of the model.
+    What is `held` is among them, a model's parameters and other tensors; the device is that of the first.
     """
     tracker = _Tracker()
-    tracker.track_external(model, *others)
+    tracker.track_external(*held)
     with tracker:
         function(*args)
     (parts,) = tracker.get_tracker_snapshot("peak").values()

@@ -86,8 +86,12 @@ def prefill(model, inputs, targets):
 def optimizer(model, inputs, targets):
     """Clipping and one step of the optimizer with the gradients of a batch: {"grad_norm", "param/<parameter>"}."""
     found = gradients(model, inputs, targets)()
-    params = dict(model.net.named_parameters())
-    grads = {name: found[f"grad/{name}"] for name in params}
+    return optimised(model, {name: found[f"grad/{name}"] for name, _ in model.net.named_parameters()})
+
+
+def optimised(model, grads):
+    """The same with gradients that are there, by name."""
+    params = {name: p for name, p in model.net.named_parameters() if name in grads}
     adam, scalars = OPTIMIZERS[model.execution.optimizer], model.train.adam_scalars(0)
 
     def run():
@@ -129,14 +133,22 @@ def component(model, inputs, cotangent, path):
 
 def drop(model, inputs, targets):
     """Dropout at rate 0.1 of an activation [B, T, E]: {"output"}."""
-    x = model._put(np.asarray(inputs))
+    return dropped(model, model._put(np.asarray(inputs)))
+
+
+def dropped(model, x):
+    """The same of a tensor."""
     return lambda: {"output": dropout(x, RATE, model.address(SEED, DROPOUT), 0)}
 
 
 def choose(model, inputs, targets, sampling=None):
     """The next tokens from logits [B, V]: {"tokens"}; the settings default to a draw at temperature 1."""
-    logits, sampling = model._put(np.asarray(inputs)), sampling or SamplingConfig(temperature=1.0)
-    positions = np.zeros(len(logits), np.int32)
+    return chosen(model, model._put(np.asarray(inputs)), sampling)
+
+
+def chosen(model, logits, sampling=None):
+    """The same from a tensor."""
+    sampling, positions = sampling or SamplingConfig(temperature=1.0), np.zeros(len(logits), np.int32)
     return lambda: {"tokens": sample(logits, positions, sampling, sampling.seed, model.address)}
 
 

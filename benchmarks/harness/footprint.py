@@ -88,6 +88,6 @@ def refused(cell: Cell, record: Record) -> set[str]:
 def _planned(worker: Worker, cell: Cell) -> tuple[int | None, str]:
     """The framework's own plan; one that cannot be had takes nothing from what was measured."""
     try:
-        return worker.ask("planned", MODEL, cell.task, *cell.tokens(), cell.new)
+        return worker.ask("planned", MODEL, cell.task, cell.batch, cell.length + cell.new, cell.path)
     except (UserError, WorkerFault) as error:
         return None, f"none: {sentence(error)}"

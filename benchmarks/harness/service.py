@@ -23,13 +23,14 @@ from benchmarks.harness import compilation, contenders, events, following, gate,
 from benchmarks.harness.cells import DECODING
 from benchmarks.harness.recipe import Recipe, write_arrays
 from common import backend as door
-from common.accounting import counters
+from common.accounting import counters, tasks
 from common.config import Execution, ModelConfig, SamplingConfig, TrainConfig
 from common.errors import UserError
 
 PLANNED = {  # tasks -> the door's names for them
-    **{name: name for name in ("forward", "gradients", "train", "prefill")},
+    **{name: name for name in tasks.PLANNED},
     **dict.fromkeys(DECODING, "decode"),
+    "component": "gradients",
 }
 PATIENCE = 3  # samples that may look unfinished in a row
 LATE, SETTLED = 0.05, 2e-3  # share of a sample, and seconds, that may be left to do after it; they count in any case
@@ -190,16 +191,13 @@ class Service:
         gc.collect()
         return memory.resident_bytes()
 
-    def planned(
-        self, handle: str, task: str, inputs: np.ndarray, targets: np.ndarray, new: int = 0
-    ) -> tuple[int | None, str]:
+    def planned(self, handle: str, task: str, batch: int, length: int, path: str = "") -> tuple[int | None, str]:
         """Bytes that the framework says a task needs, and by which means; None where it has none. Of decoding, those of
-        a step on a cache with room for `new` more tokens."""
+        a step on a cache of `length` slots; of a component, at its path, those of its gradients."""
         model, what = self.models[handle], PLANNED.get(task)
         if what is None or not hasattr(model, "planned_bytes"):
             return None, ""
-        batch, length = inputs.shape
-        found = model.planned_bytes(what, batch, length + new)
+        found = model.planned_bytes(what, batch, length, *([path] if path else []))
         return (None, "") if found is None else (found["planned"], model.PLAN)
 
     def settings(self, handle: str, *shape: Any) -> dict[str, Any]:

@@ -1,14 +1,18 @@
 """GPT-2 in plain calls of PyTorch's own functions: as little as PyTorch needs for the same work.
 
-No modules, masks, taps or options: fused norms and attention, cross-entropy and AdamW as PyTorch ships them. float32.
+No modules, masks, taps or options: fused norms and attention, cross-entropy and AdamW as PyTorch ships them, and
+its own generator. float32.
 """
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from common import backend as door
 from common.backend import SHOWN
 from common.errors import UserError
+
+RATE = 0.1  # of the task "dropout"
 
 
 class Timed:
@@ -18,24 +22,31 @@ class Timed:
         self.config, self.execution = config, execution
         self.weights = {name: torch.from_numpy(w.copy()).to(execution.device) for name, w in weights.items()}
 
+    @property
+    def PLAN(self):
+        return door.load("torch").PLAN
+
     def about(self, *shape):
         """What differs from the execution that was asked for."""
         return {"attention": "scaled_dot_product_attention", "norm": "layer_norm", "optimizer": "AdamW, fused"}
 
-    def prepare(self, task, inputs, targets=None):
-        ids = self._put(door.check_ids(inputs, self.config))
-        labels = None if targets is None else self._put(door.check_targets(targets, self.config))
-        tasks = {"forward": lambda: self._forward(ids), "train": lambda: self._train(ids, labels)}
-        if task not in tasks:
+    def prepare(self, task, inputs, targets=None, sampling=None):
+        if task not in TASKS:
             raise UserError(f"Plain PyTorch has no task {task!r} here.")
+        given = (targets, sampling) if task == "continue" else (targets,)
+        task = TASKS[task](self, inputs, *given)
 
         def run():
-            found = tasks[task]()
+            found = task()
             if self.execution.device != "cpu":
                 torch.cuda.synchronize(self.execution.device)
             return found
 
         return run
+
+    def generate(self, prompts, sampling):
+        """The likeliest continuation of prompts of one length."""
+        return self.new_tokens(self.put(np.array(prompts)), sampling.max_new_tokens, sampling.cache).tolist()
 
     def start_training(self, train):
         """Decay on matrices alone, as our parameter table has it."""
@@ -47,28 +58,155 @@ class Timed:
         options = {"lr": train.rate(0), "betas": (train.beta1, train.beta2), "eps": train.adam_eps}
         self.train, self.step, self.optimizer = train, 0, torch.optim.AdamW(groups, fused=True, **options)
 
-    def _forward(self, ids):
+    def planned_bytes(self, what, batch, length):
+        """See `common.backend.Model`; of a step of decoding the cache is there already."""
+        ids = np.zeros((batch, length), np.int32)
+        held = list(self.weights.values())
+        for state in self.optimizer.state.values() if hasattr(self, "optimizer") else ():
+            held += state.values()
+        if what == "decode":
+            with torch.inference_mode():
+                caches, token = self.filled(self.put(ids[:, :-1]), 1)
+            held += (half for pair in caches for half in pair)
+            run = torch.inference_mode()(lambda: self.steps(caches, token, length - 1, 2))
+        else:
+            run = TASKS[what](self, ids, ids)
+        return door.load("torch").planned_bytes(run, held=held)
+
+    def logits(self, ids, caches=None, start=0, last=False):
+        """[B, T, V] of ids [B, T], or of the last one alone [B, V]."""
+        x = hidden(self.weights, self.config, ids, caches, start)
+        head = self.weights.get("lm_head.weight", self.weights["model.embed_tokens.weight"])
+        return F.linear(x[:, -1] if last else x, head)
+
+    def loss(self, ids, labels):
+        return F.cross_entropy(self.logits(ids).flatten(0, 1), labels.flatten())
+
+    def new_tokens(self, ids, new, cache=True):
+        """The `new` likeliest tokens [B, N] behind ids [B, T], with a cache or a pass over everything for each."""
         with torch.inference_mode():
-            return {"logits": logits(self.weights, self.config, ids)}
+            if cache:
+                return self.steps(*self.filled(ids, new), ids.shape[1], new)
+            for _ in range(new):
+                ids = torch.cat([ids, self.logits(ids, last=True).argmax(-1, keepdim=True)], 1)
+        return ids[:, -new:]
 
-    def _train(self, ids, labels):
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.train.rate(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(logits(self.weights, self.config, ids).flatten(0, 1), labels.flatten())
+    def filled(self, ids, new):
+        """A cache with room for `new` tokens more, and the first one [B]."""
+        caches = self.empty(ids.shape[0], ids.shape[1] + new)
+        return caches, self.logits(ids, caches, last=True).argmax(-1)
+
+    def empty(self, batch, slots):
+        heads = self.config.num_heads
+        shape = batch, heads, slots, self.config.embed_dim // heads
+        make = lambda: torch.zeros(shape, device=self.execution.device)  # noqa: E731
+        return [(make(), make()) for _ in range(self.config.num_layers)]
+
+    def steps(self, caches, token, start, new):
+        """Tokens [B, new] of which the first is there, from position `start` on."""
+        found = [token]
+        for at in range(start, start + new - 1):
+            found.append(self.logits(found[-1][:, None], caches, at, last=True).argmax(-1))
+        return torch.stack(found, 1)
+
+    def averages(self):
+        return {f"exp_avg/{name}": self.optimizer.state[self.weights[name]]["exp_avg"] for name in SHOWN}
+
+    def clipped(self):
+        return torch.nn.utils.clip_grad_norm_(self.weights.values(), self.train.clip_norm or float("inf"))
+
+    def put(self, array):
+        return torch.from_numpy(np.asarray(array)).long().to(self.execution.device)
+
+    def batch(self, ids, targets):
+        return self.put(door.check_ids(ids, self.config)), self.put(door.check_targets(targets, self.config))
+
+
+def forward(own, ids, targets):
+    ids = own.put(door.check_ids(ids, own.config))
+    return torch.inference_mode()(lambda: {"logits": own.logits(ids)})
+
+
+def prefill(own, ids, targets):
+    ids = own.put(door.check_ids(ids, own.config))
+    return torch.inference_mode()(lambda: {"logits": own.logits(ids, own.empty(*ids.shape), last=True)})
+
+
+def go_on(own, ids, targets, sampling):
+    ids, new = own.put(door.check_ids(ids, own.config)), sampling.max_new_tokens
+    with torch.inference_mode():
+        caches, first = own.filled(ids, new)
+    return torch.inference_mode()(lambda: {"tokens": own.steps(caches, first, ids.shape[1], new)})
+
+
+def gradients(own, ids, targets):
+    ids, labels = own.batch(ids, targets)
+    for weight in own.weights.values():
+        weight.requires_grad_()
+
+    def run():
+        loss = own.loss(ids, labels)
+        grads = torch.autograd.grad(loss, own.weights.values())
+        return {"loss": loss.detach()} | {f"grad/{name}": g for name, g in zip(own.weights, grads, strict=True)}
+
+    return run
+
+
+def train(own, ids, targets):
+    ids, labels = own.batch(ids, targets)
+
+    def run():
+        for group in own.optimizer.param_groups:
+            group["lr"] = own.train.rate(own.step)
+        own.optimizer.zero_grad(set_to_none=True)
+        loss = own.loss(ids, labels)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), self.train.clip_norm or float("inf"))
-        self.optimizer.step()
-        self.step += 1
-        averages = {f"exp_avg/{n}": self.optimizer.state[self.weights[n]]["exp_avg"] for n in SHOWN}
-        return {"loss": loss.detach(), "grad_norm": norm, **averages}
+        norm = own.clipped()
+        own.optimizer.step()
+        own.step += 1
+        return {"loss": loss.detach(), "grad_norm": norm, **own.averages()}
 
-    def _put(self, array):
-        return torch.from_numpy(array).long().to(self.execution.device)
+    return run
 
 
-def logits(weights, config, ids):
-    """[B, T, V] from ids [B, T]."""
+def optimizer(own, ids, targets):
+    """Clipping and an AdamW update with the gradients of a batch."""
+    own.loss(*own.batch(ids, targets)).backward()
+
+    def run():
+        norm = own.clipped()
+        own.optimizer.step()
+        shown = {f"param/{name}": own.weights[name].detach() for name in SHOWN}
+        return {"grad_norm": norm, **shown, **own.averages()}
+
+    return run
+
+
+def drop(own, x, targets):
+    x = torch.from_numpy(x).to(own.execution.device)
+    return lambda: {"output": F.dropout(x, RATE, training=True)}
+
+
+def choose(own, logits, targets):
+    logits = torch.from_numpy(logits).to(own.execution.device)
+    return lambda: {"tokens": torch.multinomial(logits.softmax(-1), 1)[:, 0]}
+
+
+TASKS = {
+    "forward": forward,
+    "prefill": prefill,
+    "continue": go_on,
+    "gradients": gradients,
+    "train": train,
+    "optimizer": optimizer,
+    "dropout": drop,
+    "sample": choose,
+}
+
+
+def hidden(weights, config, ids, caches=None, start=0):
+    """[B, T, E] from ids [B, T] at positions from `start` on; keys and values are written into `caches`, if there are
+    any. Several ids begin at 0."""
 
     def linear(x, name):
         return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
@@ -77,20 +215,25 @@ def logits(weights, config, ids):
         return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], config.norm_eps)
 
     batch, length = ids.shape
+    end = start + length
     kind = "tanh" if config.activation == "gelu_tanh" else "none"
-    x = F.embedding(ids, weights["model.embed_tokens.weight"]) + weights["model.embed_positions.weight"][:length]
-    for at in (f"model.layers.{i}" for i in range(config.num_layers)):
+    x = F.embedding(ids, weights["model.embed_tokens.weight"]) + weights["model.embed_positions.weight"][start:end]
+    for number in range(config.num_layers):
+        at = f"model.layers.{number}"
         normed = norm(x, f"{at}.input_layernorm")
         q, k, v = (
             linear(normed, f"{at}.self_attn.{part}_proj").view(batch, length, config.num_heads, -1).transpose(1, 2)
             for part in "qkv"
         )
-        context = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if caches is not None:
+            keys, values = caches[number]
+            keys[:, :, start:end], values[:, :, start:end] = k, v
+            k, v = keys[:, :, :end], values[:, :, :end]
+        context = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
         x = x + linear(context.transpose(1, 2).flatten(2), f"{at}.self_attn.o_proj")
         inner = F.gelu(linear(norm(x, f"{at}.post_attention_layernorm"), f"{at}.mlp.up_proj"), approximate=kind)
         x = x + linear(inner, f"{at}.mlp.down_proj")
-    head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
-    return F.linear(norm(x, "model.norm"), head)
+    return norm(x, "model.norm")
 
 
 class Contender:

@@ -23,6 +23,10 @@ class Timed:
 
     narrow = None
 
+    @property
+    def PLAN(self):
+        return door.load("torch").PLAN
+
     def __init__(self, net, config, execution, narrow=None):
         self.net, self.config, self.execution = net, config, execution
         self.net.set_attn_implementation(ATTENTION)
@@ -44,11 +48,36 @@ class Timed:
         if task == "continue":
             return self._waited(self._continued(ids, sampling))
         labels = None if targets is None else self._put(door.check_targets(targets, self.config))
+        return self._waited(self._task(task, ids, labels))
+
+    def _task(self, task, ids, labels):
         tasks = {"forward": lambda: self._forward(ids), "prefill": lambda: self._prefill(ids)}
         tasks |= {"train": lambda: self._train(ids, labels)}
         if task not in tasks:
             raise UserError(f"transformers has no task {task!r} of its own.")
-        return self._waited(tasks[task])
+        return tasks[task]
+
+    def planned_bytes(self, what, batch, length):
+        """See `common.backend.Model`; of a step of decoding the cache is there already."""
+        ids = self._put(np.zeros((batch, length), np.int32))
+        held = [self.net]
+        for state in self.optimizer.state.values() if hasattr(self, "optimizer") else ():
+            held += state.values()
+        if what == "decode":
+            with torch.inference_mode(), self.cast():
+                cache = self.net(ids[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
+            held += (half for layer in cache.layers for half in (layer.keys, layer.values))
+            run = self._step(ids[:, -1:], cache)
+        else:
+            run = self._task(what, ids, ids)
+        return door.load("torch").planned_bytes(run, held=held)
+
+    def _step(self, ids, cache):
+        def run():
+            with torch.inference_mode(), self.cast():
+                return self.net(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+
+        return run
 
     def start_training(self, train):
         """PyTorch's AdamW with decay on matrices alone, as our parameter table has it."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from benchmarks.harness.cells import Cell
-from benchmarks.suites.scope import FASTEST, Scope, kept, transformers, wing
+from benchmarks.suites.scope import FASTEST, Scope, kept, plain, transformers, wing
 
 MAIN = {"nano": (64, 32), "gpt2-124m": (128, 64)}  # prompt and new tokens
 CONTEXTS = {"nano": (16, 64, 112), "gpt2-124m": (32, 512, 960)}
@@ -27,12 +27,12 @@ def cells(scope: Scope) -> Iterator[Cell]:
 
     recorded = tuple(wing("torch", how) for how in scope.graphs)
     every = (wing("torch"), wing("torch", FASTEST), *recorded, wing("jax"), *held, *transformers(kept=bool(held)))
-    yield cell(1, prompt, every, new, memory=True)
+    yield cell(1, prompt, (*every, *plain()), new, memory=True)
     narrow = (*(wing("torch", how, "bfloat16") for how in scope.narrow), wing("jax", FASTEST, "bfloat16"))
     recorded_narrow = tuple(wing("torch", how, "bfloat16") for how in scope.graphs)
     yield cell(1, prompt, (*fast, *narrow, *recorded, *recorded_narrow), new, mixed=True)
-    yield cell(1, prompt, (*best, *transformers()), FEW, cached=False, part="no cache")
-    yield after(1, prompt, (*best, *recorded, *transformers()), new, part="filled cache")
+    yield cell(1, prompt, (*best, *transformers(), *plain()), FEW, cached=False, part="no cache")
+    yield after(1, prompt, (*best, *recorded, *transformers(), *plain()), new, part="filled cache")
     for length in CONTEXTS.get(model, (32, 256)):
         yield after(1, length, (*best, *transformers()), part="context", axis=("context", length), memory=True)
     for batch in BATCHES[: 2 if scope.quick else None]:

@@ -40,7 +40,7 @@ def prefills(scope: Scope) -> Iterator[Cell]:
         fast = (FASTEST,) if dtype == "float32" else scope.narrow
         ours = ("default", "compiled", *fast)
         chosen = (*(wing("torch", how) for how in ours), *(wing("jax", how) for how in ("default", "scan")))
-        size = PREFILL.get(model, (1, 512))
+        size, single = PREFILL.get(model, (1, 512)), dtype == "float32"
         yield Cell(
             "prefill",
             "prefill",
@@ -48,5 +48,5 @@ def prefills(scope: Scope) -> Iterator[Cell]:
             scope.config(model),
             *size,
             dtype,
-            (*chosen, *transformers(cast=dtype == "bfloat16")),
+            (*chosen, *transformers(cast=not single), *(plain() if single else ())),
         )

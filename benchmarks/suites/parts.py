@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from benchmarks.harness.cells import Cell
-from benchmarks.suites.scope import FASTEST, Scope, padded, wing
+from benchmarks.suites.scope import FASTEST, Scope, padded, plain, wing
 from common.cases import CASES, Case
 
 SIZES = {"nano": (8, 128), "gpt2-124m": (4, 256)}
@@ -18,21 +18,22 @@ def losses(scope: Scope) -> Iterator[Cell]:
     more = tuple(wing(name, model=wider) for name in ("torch", "jax")) if wider else ()
     size = SIZES.get(model, (4, 256))
     name = f"{model} × 1 layer"
-    yield Cell("loss", "gradients", name, config, *size, "float32", (*ours, *more), memory=True)
+    yield Cell("loss", "gradients", name, config, *size, "float32", (*ours, *more, *plain()), memory=True)
 
 
 def optimizers(scope: Scope) -> Iterator[Cell]:
     """Clipping and one AdamW update of all parameters."""
     model = scope.main
     ours = tuple(wing(name, mode) for name in ("torch", "jax") for mode in ("default", "fused optimizer"))
-    yield Cell("optimizer", "optimizer", model, scope.config(model), 1, 8, "float32", ours)
+    yield Cell("optimizer", "optimizer", model, scope.config(model), 1, 8, "float32", (*ours, *plain()))
 
 
 def random_numbers(scope: Scope) -> Iterator[Cell]:
     """Dropout of an activation and drawing tokens, by the shared generator and by the framework's own."""
     model = scope.main
     config = scope.config(model).with_(num_layers=1, dropout_embed=0.1)
-    chosen = tuple(wing(name, mode) for name in ("torch", "jax") for mode in ("default", "native rng"))
+    ours = tuple(wing(name, mode) for name in ("torch", "jax") for mode in ("default", "native rng"))
+    chosen = (*ours, *plain(rng="native"))
     for task in ("dropout", "sample"):
         size = SIZES.get(model, (4, 256))
         yield Cell("random", task, model, config, *size, "float32", chosen, part=task)

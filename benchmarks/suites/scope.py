@@ -83,11 +83,18 @@ def outside(name: str, title: str, entry: str, framework: str, lower_bound: bool
     return (Contender(name, title, entry, framework, "as it is", {}, lower_bound, CLIPPED),)
 
 
-def plain() -> tuple[Contender, ...]:
+def plain(**options: str) -> tuple[Contender, ...]:
     """As little as each framework needs for the same work in float32: plain calls of its own functions."""
     return tuple(
         Contender(
-            f"plain {name}", f"plain {title}", f"benchmarks.outside.plain_{name}:backend", name, "as it is", {}, True
+            f"plain {name}",
+            f"plain {title}",
+            f"benchmarks.outside.plain_{name}:backend",
+            name,
+            "as it is",
+            options,
+            lower_bound=True,
+            allowed=CLIPPED if name == "torch" else {},
         )
         for name, title in TITLES.items()
     )

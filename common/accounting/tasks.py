@@ -8,12 +8,17 @@ from common.errors import UserError, unknown
 # One forward pass; the gradients of a batch; the same with its optimizer step; filling a cache, where the head predicts
 # at the last position only; one more token a row on a cache, whose slots are then the length.
 COUNTED = ("forward", "gradients", "train", "prefill", "decode")
+# And what multiplies no matrices, but needs memory: clipping and the optimizer's step; dropout of an activation
+# [B, T, E]; tokens drawn from logits [B, V].
+PLANNED = (*COUNTED, "optimizer", "dropout", "sample")
 
 
-def check_counted(what: str, length: int, path: str, slots: int | None, config: ModelConfig) -> int:
-    """The slots of the cache that a COUNTED task runs on, or an error that says why there is nothing to count."""
-    if what not in COUNTED:
-        raise unknown("task to count", what, COUNTED)
+def check_counted(
+    what: str, length: int, path: str, slots: int | None, config: ModelConfig, known: tuple[str, ...] = COUNTED
+) -> int:
+    """The slots of the cache that a task of these runs on, or an error that says why there is nothing to count."""
+    if what not in known:
+        raise unknown("task to count", what, known)
     if path not in params.modules(config):
         raise unknown("component", path, params.modules(config))
     if path and what not in ("forward", "gradients"):

@@ -8,6 +8,7 @@ from common.accounting import memory
 from common.backend import load
 from common.cases import CASES
 from common.config import DTYPES, PRECISIONS, Execution, TrainConfig
+from common.errors import UserError
 
 TIED, UNTIED = CASES["gpt"].config, CASES["gpt_untied"].config
 
@@ -106,6 +107,23 @@ def test_what_lives_at_the_peak_contains_the_closed_forms():
     forward = model.planned_bytes("forward", 2, 7)["planned"]
     assert memory.weights(TIED) + 4 * 2 * 7 * TIED.vocab_size <= forward < step
     assert model.planned_bytes("decode", 2, 16)["planned"] >= memory.weights(TIED) + memory.kv_cache(TIED, 2, 16)
+
+
+@pytest.mark.parametrize("wing", ["torch", "jax"])
+def test_plans_of_what_multiplies_nothing(wing):
+    """Of an optimizer's step weights, gradients and averages; of dropout what comes and what goes; of a draw the
+    logits. A model's weights lie there too where what is seen is all that lives."""
+    model, held = build(wing, TIED), memory.weights(TIED)
+    with pytest.raises(UserError, match="once `start_training` has been called"):
+        model.planned_bytes("optimizer", 2, 7)
+    model.start_training(TrainConfig())
+    state = 2 * held + memory.optimizer_slots(TIED)
+    assert state <= model.planned_bytes("optimizer", 2, 7)["planned"] <= state + 4 * held
+    there = held + memory.optimizer_slots(TIED) if wing == "torch" else 0
+    dropped, drawn = (model.planned_bytes(what, 2, 7)["planned"] - there for what in ("dropout", "sample"))
+    activation, logits = 4 * 2 * 7 * TIED.embed_dim, 4 * 2 * TIED.vocab_size
+    assert 2 * activation <= dropped <= 60 * activation
+    assert logits <= drawn <= 60 * logits
 
 
 def test_each_wing_says_what_it_does_not_know():

@@ -92,17 +92,6 @@ def test_a_filled_cache_is_continued_as_often_as_one_likes(wing, mode):
             assert np.asarray(run()["tokens"]).tolist() == want
 
 
-def test_transformers_continues_a_filled_cache_as_often_as_one_likes():
-    pytest.importorskip("transformers")
-    model = contenders.load("transformers").build(CONFIG, Recipe("uneven", CONFIG).weights(), Execution())
-    ids = np.random.default_rng(0).integers(0, 31, (2, 9)).astype(np.int32)
-    for new in (1, 2, 6):
-        sampling = SamplingConfig(max_new_tokens=new)
-        run = model.prepare("continue", ids, sampling=sampling)
-        for _ in range(3):
-            assert np.asarray(run()["tokens"]).tolist() == model.generate(ids.tolist(), sampling)
-
-
 def test_autocast_keeps_float32_and_multiplies_in_bfloat16_as_the_wings_do():
     pytest.importorskip("transformers")
     weights, ids = Recipe("uneven", CONFIG).weights(), np.random.default_rng(0).integers(0, 31, (2, 9)).astype(np.int32)

@@ -152,6 +152,10 @@ ONE_SIDED_NAMES = {
         f"jax_impl/placing.py:{what}": "a compiled program is told where arrays lie"
         for what in ("NOT_GATHERED", "SLOTS", "Places", "spread_of")
     },
+    **{
+        f"torch_impl/tasks.py:{what}": "tensors are there when their bytes are counted; XLA plans from shapes"
+        for what in ("optimised", "dropped", "chosen")
+    },
     "torch_impl/memory.py:saved_bytes": "eager autograd keeps tensors, a compiler has a plan",
     "torch_impl/memory.py:live_bytes": "eager execution has live tensors, a compiler has a plan",
     "jax_impl/memory.py:planned_bytes": "eager autograd keeps tensors, a compiler has a plan",
