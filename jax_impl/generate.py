@@ -38,7 +38,7 @@ def generate(programs, params, decoder, config, execution, prompts, sampling, bl
 def generate_plain(programs, params, config, execution, progress, sampling):
     """One full forward per token over the last `context_length` tokens of every row (the book's loop)."""
     seed, most = np.uint32(sampling.seed), int(progress.lengths.max()) + sampling.max_new_tokens - 1
-    width = min(config.context_length, -(-most // 64) * 64)  # one shape, one compilation
+    width = min(config.context_length, -(-most // 16) * 16)  # one shape, one compilation
     while not progress.finished:
         # [1] the window, padded on the left
         ids_BT, positions_BT = context_window(progress.rows, config, width)

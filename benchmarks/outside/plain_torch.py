@@ -69,8 +69,13 @@ class Timed:
                 caches, token = self.filled(self.put(ids[:, :-1]), 1)
             held += (half for pair in caches for half in pair)
             run = torch.inference_mode()(lambda: self.steps(caches, token, length - 1, 2))
+        elif what in DRAWN:
+            shapes = {"dropout": (batch, length, self.config.embed_dim), "sample": (batch, self.config.vocab_size)}
+            held.append(torch.zeros(shapes[what], device=self.execution.device))
+            run = DRAWN[what](held[-1])
         else:
             run = TASKS[what](self, ids, ids)
+            held += (w.grad for w in self.weights.values() if what == "optimizer")
         return door.load("torch").planned_bytes(run, held=held)
 
     def logits(self, ids, caches=None, start=0, last=False):
@@ -183,12 +188,18 @@ def optimizer(own, ids, targets):
 
 
 def drop(own, x, targets):
-    x = torch.from_numpy(x).to(own.execution.device)
-    return lambda: {"output": F.dropout(x, RATE, training=True)}
+    return dropped(torch.from_numpy(x).to(own.execution.device))
 
 
 def choose(own, logits, targets):
-    logits = torch.from_numpy(logits).to(own.execution.device)
+    return drawn(torch.from_numpy(logits).to(own.execution.device))
+
+
+def dropped(x):
+    return lambda: {"output": F.dropout(x, RATE, training=True)}
+
+
+def drawn(logits):
     return lambda: {"tokens": torch.multinomial(logits.softmax(-1), 1)[:, 0]}
 
 
@@ -202,6 +213,7 @@ TASKS = {
     "dropout": drop,
     "sample": choose,
 }
+DRAWN = {"dropout": dropped, "sample": drawn}
 
 
 def hidden(weights, config, ids, caches=None, start=0):
