@@ -6,7 +6,7 @@ outside. Arrays cross the door as NumPy; token ids are checked here, because the
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
@@ -138,13 +138,14 @@ class Model(Protocol):
     four are accounts of one call of a task of `common.accounting.tasks`: `matmul_flops` counts what the framework would
     multiply (2 FLOPs a multiply-add), `reported_flops` is the compiler's own figure (`Reported`), `saved_bytes` are
     kept from forward to backward, without parameters, and `planned_bytes` is the compiler's plan of memory, or what
-    lives at the peak where nothing is compiled (PLAN says which), of PLANNED tasks; None where a framework has no such
-    number.
-    `path` is a submodule as in `component`; "prefill" and "decode" run on a cache of
-    `slots`. The oracle has neither `prepare` nor `refill` nor accounts.
+    lives at the peak where nothing is compiled (PLAN says which), of PLANNED tasks (of PyTorch's "train" up to the
+    optimizer, which comes when activations are gone); None where a framework has no such number. They leave the model
+    as it is. `path` is a submodule as in `component`; "prefill" and "decode" run on a cache of `slots`. The oracle has
+    neither `prepare` nor `refill` nor accounts.
     """
 
     title: str
+    PLAN: str
     config: ModelConfig
     execution: Execution
 
@@ -196,18 +197,21 @@ class Backend(Protocol):
     `four_bits` gives what a base of that name keeps of a float32 matrix, by the names of `nf4.PARTS`, and as "weight"
     what this stands for.
     `flags` are the switches of the framework that decide how precisely it computes; "tf32" says whether a GPU may
-    multiply float32 in short. `planned_bytes` is that of `Model` for a function of the framework which is none of ours;
-    what it does not take as an argument and still needs are tensors (or a module) that are `held`.
+    multiply float32 in short. `planned_bytes` is that of `Model` for a function of the framework which is none of ours
+    (in JAX a compiled one, which takes all that it needs); tensors and modules that are `held` lie there already.
     """
 
     name: str
     title: str
+    PLAN: str
 
     def versions(self) -> dict[str, str]: ...
     def flags(self) -> dict[str, Any]: ...
     def devices(self) -> list[str]: ...
     def threads(self) -> int: ...
-    def planned_bytes(self, function: Callable[..., Any], *args: Any, held: Sequence[Any] = ()) -> dict[str, int]: ...
+    def planned_bytes(
+        self, function: Callable[..., Any], *args: Any, held: Iterable[Any] = ()
+    ) -> dict[str, int] | None: ...
     def draw(
         self, kind: str, address: Sequence[int], shape: tuple[int, ...], probability: float = 0.5
     ) -> np.ndarray: ...

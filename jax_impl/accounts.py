@@ -76,7 +76,7 @@ class Accounts:
             return None  # nothing is planned for operations that run one by one
         check_counted(what, length, path, slots, self.config, PLANNED)
         with self.scope():
-            call = UNCOUNTED[what](self, batch, length) if what in UNCOUNTED else None
+            call = WITHOUT_PRODUCTS[what](self, batch, length) if what in WITHOUT_PRODUCTS else None
             return planned_bytes(*(call or self._counted(what, batch, length, path, slots)))
 
     def _counted(self, what, batch, length, path, slots):
@@ -132,4 +132,4 @@ def _sample(model, batch, length):
     return model.programs.choose, logits, positions, np.uint32(0), drawn
 
 
-UNCOUNTED = {"optimizer": _optimizer, "dropout": _dropout, "sample": _sample}  # (compiled program, its arguments)
+WITHOUT_PRODUCTS = {"optimizer": _optimizer, "dropout": _dropout, "sample": _sample}  # (program, its arguments)

@@ -100,14 +100,16 @@ class Accounts:
         if self.execution.attention in COMPILED_KERNELS:
             return None  # MemTracker knows no operators of higher order
         check_counted(what, length, path, slots, self.config, PLANNED)
-        averages = getattr(self, "slots", {}).values()
-        if what in UNCOUNTED:
-            taken, run = UNCOUNTED[what](self, batch, length)
-            return live_bytes([self.net, *averages, *taken], run)
+        if what in WITHOUT_PRODUCTS:
+            return live_bytes(*WITHOUT_PRODUCTS[what](self, batch, length))
         call = self._counted(what, batch, length, path, slots)
         with self._eagerly(), torch.set_grad_enabled(what in ("gradients", "train")):
+            if path:
+                _, module, x, positions = call
+                cotangent = [_component(module, x.detach(), positions).detach()] if what == "gradients" else []
+                return live_bytes([x, module, *cotangent], *call)
             held = call[1] if what == "decode" else self.net
-            return live_bytes([held, *averages], *call)
+            return live_bytes([held, *getattr(self, "slots", {}).values()], *call)
 
     def _eagerly(self):
         return torch.compiler.set_stance("force_eager") if self.execution.compile else contextlib.nullcontext()
@@ -151,8 +153,9 @@ class Accounts:
 def _optimizer(model, batch, length):
     if not hasattr(model, "slots"):
         raise UserError("An optimizer's step has memory to plan once `start_training` has been called.")
-    grads = {name: torch.zeros_like(p) for name, p in model.net.named_parameters() if model.trained[name]}
-    return grads.values(), optimised(model, grads)
+    params = {name: p for name, p in model.net.named_parameters() if model.trained[name]}
+    like = [{name: torch.zeros_like(t) for name, t in part.items()} for part in (params, params, model.slots)]
+    return [tensor for part in like for tensor in part.values()], optimised(model, *like)
 
 
 def _dropout(model, batch, length):
@@ -165,7 +168,7 @@ def _sample(model, batch, length):
     return [logits], chosen(model, logits)
 
 
-UNCOUNTED = {"optimizer": _optimizer, "dropout": _dropout, "sample": _sample}  # (tensors that it takes, what to run)
+WITHOUT_PRODUCTS = {"optimizer": _optimizer, "dropout": _dropout, "sample": _sample}  # (what it takes, what to run)
 
 
 def _component(module, x, positions):

@@ -1,5 +1,6 @@
 """What the framework keeps in memory, measured on a run. Bytes."""
 
+import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed._tools.mem_tracker import MemTracker
 
@@ -39,12 +40,19 @@ class _NoHook:
 def live_bytes(held, function, *args):
     """Bytes of all tensors that live at the peak of `function(*args)`, by what they are, and of all ("planned").
 
-    What is `held` is among them, a model's parameters and other tensors; the device is that of the first.
+    What is `held` is among them: modules, by their parameters, and tensors, at least one. They are those of the device
+    where the first of these lies. It is gone through once, so that what the function drops can go.
     """
-    tracker = _Tracker()
-    tracker.track_external(*held)
+    devices, tracker = [], _Tracker()
+
+    def seen():
+        for one in held:
+            devices.extend(t.device for t in (one.parameters() if isinstance(one, torch.nn.Module) else [one]))
+            yield one
+
+    tracker.track_external(*seen())
     with tracker:
         function(*args)
-    (parts,) = tracker.get_tracker_snapshot("peak").values()
+    parts = tracker.get_tracker_snapshot("peak")[devices[0]]
     found = {getattr(kind, "value", str(kind)).lower(): size for kind, size in parts.items()}
     return {**found, "planned": found.pop("total")}

@@ -85,20 +85,25 @@ def prefill(model, inputs, targets):
 
 def optimizer(model, inputs, targets):
     """Clipping and one step of the optimizer with the gradients of a batch: {"grad_norm", "param/<parameter>"}."""
-    found = gradients(model, inputs, targets)()
-    return optimised(model, {name: found[f"grad/{name}"] for name, _ in model.net.named_parameters()})
+    found, params = gradients(model, inputs, targets)(), dict(model.net.named_parameters())
+    step = optimised(model, params, {name: found[f"grad/{name}"] for name in params}, model.slots)
+
+    def run():
+        norm = step()
+        return {"grad_norm": norm, **{f"param/{name}": params[name] for name in SHOWN}, **_averages(model, SHOWN)}
+
+    return run
 
 
-def optimised(model, grads):
-    """The same with gradients that are there, by name."""
-    params = {name: p for name, p in model.net.named_parameters() if name in grads}
+def optimised(model, params, grads, slots):
+    """The step of parameters with gradients and averages that are there, by name, which gives the norm."""
     adam, scalars = OPTIMIZERS[model.execution.optimizer], model.train.adam_scalars(0)
 
     def run():
         with torch.no_grad():
             clipped, norm = clip_by_global_norm(grads, model.train.clip_norm)
-            update(params, clipped, model.slots, scalars, model.train, model.decays, adam)
-        return {"grad_norm": norm, **{f"param/{name}": params[name] for name in SHOWN}, **_averages(model, SHOWN)}
+            update(params, clipped, slots, scalars, model.train, model.decays, adam)
+        return norm
 
     return run
 

@@ -27,7 +27,7 @@ from common.accounting import counters, tasks
 from common.config import Execution, ModelConfig, SamplingConfig, TrainConfig
 from common.errors import UserError
 
-PLANNED = {  # tasks -> the door's names for them
+PLANS = {  # tasks -> the door's names for them
     **{name: name for name in tasks.PLANNED},
     **dict.fromkeys(DECODING, "decode"),
     "component": "gradients",
@@ -175,7 +175,7 @@ class Service:
         waiting.done(outputs)
         tokens = task in DECODING
         return {
-            f"{name}{more}": np.asarray(value).tolist() if tokens else gate.digest(contenders.numpy(value))
+            f"{name}{more}": contenders.numpy(value).tolist() if tokens else gate.digest(contenders.numpy(value))
             for name, value in (outputs or {}).items()
         }
 
@@ -194,7 +194,7 @@ class Service:
     def planned(self, handle: str, task: str, batch: int, length: int, path: str = "") -> tuple[int | None, str]:
         """Bytes that the framework says a task needs, and by which means; None where it has none. Of decoding, those of
         a step on a cache of `length` slots; of a component, at its path, those of its gradients."""
-        model, what = self.models[handle], PLANNED.get(task)
+        model, what = self.models[handle], PLANS.get(task)
         if what is None or not hasattr(model, "planned_bytes"):
             return None, ""
         found = model.planned_bytes(what, batch, length, *([path] if path else []))

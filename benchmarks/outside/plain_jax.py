@@ -16,6 +16,7 @@ from common.errors import UserError
 
 PRECISION = "highest"  # no TF32, as in all float32 rows
 RATE = 0.1  # of the task "dropout"
+KEY = functools.partial(jax.random.key, 0, impl="rbg")  # as the wing's native generator, faster than JAX's default
 
 
 class Timed:
@@ -27,7 +28,7 @@ class Timed:
         self.forward = jax.jit(functools.partial(logits, config))
         self.differentiated = jax.jit(jax.value_and_grad(functools.partial(loss, config)))
         self.fill = jax.jit(functools.partial(fill, config), static_argnums=2)
-        self.steps = jax.jit(functools.partial(steps, config), static_argnums=4, donate_argnums=1)
+        self.decoded = jax.jit(functools.partial(decoded, config), static_argnums=4, donate_argnums=1)
         self.following = jax.jit(functools.partial(following, config))
 
     @property
@@ -38,22 +39,21 @@ class Timed:
         """What differs from the execution that was asked for."""
         return {"attention": "dot_product_attention", "optimizer": "optax"}
 
-    def prepare(self, task, inputs, targets=None, sampling=None):
+    def prepare(self, task, inputs, targets=None, **more):
         if task not in TASKS:
             raise UserError(f"Plain JAX has no task {task!r} here.")
-        given = (targets, sampling) if task == "continue" else (targets,)
         with jax.default_matmul_precision(PRECISION):
-            task = TASKS[task](self, inputs, *given)
+            call = TASKS[task](self, inputs, targets, **more)
 
         def run():
             with jax.default_matmul_precision(PRECISION):
-                return jax.block_until_ready(task())
+                return jax.block_until_ready(call())
 
         return run
 
     def generate(self, prompts, sampling):
         """The likeliest continuation of prompts of one length."""
-        ids, new = np.array(prompts, np.int32), sampling.max_new_tokens
+        ids, new = self.prompts(np.array(prompts, np.int32), sampling), sampling.max_new_tokens
         with jax.default_matmul_precision(PRECISION):
             found = self.new_tokens(ids, new) if sampling.cache else self.without_cache(ids, new)
             return np.asarray(found).tolist()
@@ -84,7 +84,9 @@ class Timed:
         ids = np.zeros((batch, length), np.int32)
         if what == "decode":
             caches = jax.eval_shape(lambda: empty(self.config, batch, length))
-            call = self.steps, self.weights, caches, ids[:, 0], np.int32(length - 1), 1
+            call = self.decoded, self.weights, caches, ids[:, 0], np.int32(length - 1), 1
+        elif what in ("train", "optimizer") and not hasattr(self, "train"):
+            raise UserError("An optimizer's step has memory to plan once `start_training` has been called.")
         elif what == "train":
             call = self.update, self.weights, self.state, ids, ids, self.rate()
         elif what == "optimizer":
@@ -92,12 +94,12 @@ class Timed:
         elif what == "prefill":
             call = self.fill, self.weights, ids, length
         elif what == "dropout":
-            call = dropped, jax.ShapeDtypeStruct((*ids.shape, self.config.embed_dim), jnp.float32), jax.random.key(0)
+            call = dropped, jax.ShapeDtypeStruct((*ids.shape, self.config.embed_dim), jnp.float32), KEY()
         elif what == "sample":
-            call = drawn, jax.ShapeDtypeStruct((batch, self.config.vocab_size), jnp.float32), jax.random.key(0)
+            call = drawn, jax.ShapeDtypeStruct((batch, self.config.vocab_size), jnp.float32), KEY()
         else:
             functions = {"forward": (self.forward, ids), "gradients": (self.differentiated, ids, ids)}
-            function, *given = door.pick("task", what, functions)
+            function, *given = door.pick("task to plan", what, functions)
             call = function, self.weights, *given
         with jax.default_matmul_precision(PRECISION):
             return door.load("jax").planned_bytes(*call)
@@ -108,18 +110,19 @@ class Timed:
         first = found.argmax(-1).astype(jnp.int32)
         if new == 1:
             return first[:, None]
-        return jnp.concatenate([first[:, None], self.steps(self.weights, caches, first, ids.shape[1], new - 1)[1]], 1)
+        return jnp.concatenate([first[:, None], self.decoded(self.weights, caches, first, ids.shape[1], new - 1)[1]], 1)
 
     def without_cache(self, ids, new):
         """The same by a pass over everything for each; as many ids in all of them, so that one program serves."""
-        length = ids.shape[1]
-        ids = jnp.pad(ids, ((0, 0), (0, new)))
+        length, found = ids.shape[1], []
+        ids = jnp.pad(ids, ((0, 0), (0, new - 1)))
         for at in range(length, length + new):
-            ids = self.following(self.weights, ids, at)
-        return ids[:, length:]
+            ids, token = self.following(self.weights, ids, at)
+            found.append(token)
+        return jnp.stack(found, 1)
 
     def rate(self):
-        return jnp.float32(self.train.rate(self.step))
+        return np.float32(self.train.rate(self.step))
 
     def averages(self):
         found = next(one.mu for one in self.state if hasattr(one, "mu"))
@@ -127,6 +130,11 @@ class Timed:
 
     def put(self, array):
         return jax.device_put(jnp.asarray(array), self.device)
+
+    def prompts(self, ids, sampling):
+        """Ids [B, T] behind which there is room for what is asked."""
+        door.check_length(ids.shape[1] + sampling.max_new_tokens - 1, self.config)
+        return self.put(door.check_ids(ids, self.config))
 
     def batch(self, ids, targets):
         return self.put(door.check_ids(ids, self.config)), self.put(door.check_targets(targets, self.config))
@@ -145,14 +153,14 @@ def prefill(own, ids, targets):
 def go_on(own, ids, targets, sampling):
     """What the last call wrote behind the prompts is hidden: it stands later than any query."""
     length, new = ids.shape[1], sampling.max_new_tokens
-    found, caches = own.fill(own.weights, own.put(door.check_ids(ids, own.config)), length + new)
+    found, caches = own.fill(own.weights, own.prompts(ids, sampling), length + new)
     first = found.argmax(-1).astype(jnp.int32)
 
     def run():
         nonlocal caches
         if new == 1:
             return {"tokens": first[:, None]}
-        caches, tokens = own.steps(own.weights, caches, first, length, new - 1)
+        caches, tokens = own.decoded(own.weights, caches, first, length, new - 1)
         return {"tokens": jnp.concatenate([first[:, None], tokens], 1)}
 
     return run
@@ -193,12 +201,12 @@ def optimizer(own, ids, targets):
 
 
 def drop(own, x, targets):
-    x, key = own.put(x), own.put(jax.random.key(0))
+    x, key = own.put(x), own.put(KEY())
     return lambda: {"output": dropped(x, key)}
 
 
 def choose(own, logits, targets):
-    logits, key = own.put(logits), own.put(jax.random.key(0))
+    logits, key = own.put(logits), own.put(KEY())
     return lambda: {"tokens": drawn(logits, key)}
 
 
@@ -239,7 +247,7 @@ def fill(config, weights, ids, slots):
     return x[:, -1] @ head(weights), caches
 
 
-def steps(config, weights, caches, token, start, new):
+def decoded(config, weights, caches, token, start, new):
     """The cache, and `new` tokens [B, N] behind a token [B] at position `start`."""
 
     def step(state, at):
@@ -253,10 +261,11 @@ def steps(config, weights, caches, token, start, new):
 
 
 def following(config, weights, ids, at):
-    """Ids [B, S] with the likeliest one at position `at`."""
+    """(ids [B, S] with the likeliest one at position `at`, if there is such a place; that one [B])."""
     x = hidden(config, weights, ids)[0]
     last = jax.lax.dynamic_index_in_dim(x, at - 1, 1, keepdims=False)
-    return ids.at[:, at].set((last @ head(weights)).argmax(-1).astype(ids.dtype))
+    token = (last @ head(weights)).argmax(-1).astype(ids.dtype)
+    return ids.at[:, at].set(token, mode="drop"), token
 
 
 def empty(config, batch, slots):

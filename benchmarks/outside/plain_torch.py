@@ -30,14 +30,13 @@ class Timed:
         """What differs from the execution that was asked for."""
         return {"attention": "scaled_dot_product_attention", "norm": "layer_norm", "optimizer": "AdamW, fused"}
 
-    def prepare(self, task, inputs, targets=None, sampling=None):
+    def prepare(self, task, inputs, targets=None, **more):
         if task not in TASKS:
             raise UserError(f"Plain PyTorch has no task {task!r} here.")
-        given = (targets, sampling) if task == "continue" else (targets,)
-        task = TASKS[task](self, inputs, *given)
+        call = TASKS[task](self, inputs, targets, **more)
 
         def run():
-            found = task()
+            found = call()
             if self.execution.device != "cpu":
                 torch.cuda.synchronize(self.execution.device)
             return found
@@ -46,7 +45,8 @@ class Timed:
 
     def generate(self, prompts, sampling):
         """The likeliest continuation of prompts of one length."""
-        return self.new_tokens(self.put(np.array(prompts)), sampling.max_new_tokens, sampling.cache).tolist()
+        ids = self.prompts(np.array(prompts, np.int32), sampling)
+        return self.new_tokens(ids, sampling.max_new_tokens, sampling.cache).tolist()
 
     def start_training(self, train):
         """Decay on matrices alone, as our parameter table has it."""
@@ -60,23 +60,37 @@ class Timed:
 
     def planned_bytes(self, what, batch, length):
         """See `common.backend.Model`; of a step of decoding the cache is there already."""
-        ids = np.zeros((batch, length), np.int32)
-        held = list(self.weights.values())
-        for state in self.optimizer.state.values() if hasattr(self, "optimizer") else ():
-            held += state.values()
+        ids, held = np.zeros((batch, length), np.int32), self.held()
         if what == "decode":
             with torch.inference_mode():
                 caches, token = self.filled(self.put(ids[:, :-1]), 1)
             held += (half for pair in caches for half in pair)
-            run = torch.inference_mode()(lambda: self.steps(caches, token, length - 1, 2))
+            run = torch.inference_mode()(lambda: self.decoded(caches, token, length - 1, 2))
+        elif what == "optimizer":
+            own = self.another()
+            run = optimizer(own, ids, ids)
+            run()
+            held = own.held() + [w.grad for w in own.weights.values()]
         elif what in DRAWN:
             shapes = {"dropout": (batch, length, self.config.embed_dim), "sample": (batch, self.config.vocab_size)}
-            held.append(torch.zeros(shapes[what], device=self.execution.device))
-            run = DRAWN[what](held[-1])
+            held = [torch.zeros(shapes[what], device=self.execution.device)]
+            run = DRAWN[what](*held)
         else:
-            run = TASKS[what](self, ids, ids)
-            held += (w.grad for w in self.weights.values() if what == "optimizer")
+            run = door.pick("task to plan", "gradients" if what == "train" else what, TASKS)(self, ids, ids)
         return door.load("torch").planned_bytes(run, held=held)
+
+    def held(self):
+        """Weights, and what the optimizer keeps, if there is one."""
+        states = self.optimizer.state.values() if hasattr(self, "optimizer") else ()
+        return [*self.weights.values(), *(tensor for state in states for tensor in state.values())]
+
+    def another(self):
+        """The same model at the beginning of the same run, for what changes it."""
+        if not hasattr(self, "train"):
+            raise UserError("An optimizer's step has memory to plan once `start_training` has been called.")
+        own = Timed(self.config, {name: w.detach().cpu().numpy() for name, w in self.weights.items()}, self.execution)
+        own.start_training(self.train)
+        return own
 
     def logits(self, ids, caches=None, start=0, last=False):
         """[B, T, V] of ids [B, T], or of the last one alone [B, V]."""
@@ -91,7 +105,7 @@ class Timed:
         """The `new` likeliest tokens [B, N] behind ids [B, T], with a cache or a pass over everything for each."""
         with torch.inference_mode():
             if cache:
-                return self.steps(*self.filled(ids, new), ids.shape[1], new)
+                return self.decoded(*self.filled(ids, new), ids.shape[1], new)
             for _ in range(new):
                 ids = torch.cat([ids, self.logits(ids, last=True).argmax(-1, keepdim=True)], 1)
         return ids[:, -new:]
@@ -104,10 +118,10 @@ class Timed:
     def empty(self, batch, slots):
         heads = self.config.num_heads
         shape = batch, heads, slots, self.config.embed_dim // heads
-        make = lambda: torch.zeros(shape, device=self.execution.device)  # noqa: E731
-        return [(make(), make()) for _ in range(self.config.num_layers)]
+        layers = range(self.config.num_layers)
+        return [tuple(torch.empty(shape, device=self.execution.device) for _ in "kv") for _ in layers]
 
-    def steps(self, caches, token, start, new):
+    def decoded(self, caches, token, start, new):
         """Tokens [B, new] of which the first is there, from position `start` on."""
         found = [token]
         for at in range(start, start + new - 1):
@@ -122,6 +136,11 @@ class Timed:
 
     def put(self, array):
         return torch.from_numpy(np.asarray(array)).long().to(self.execution.device)
+
+    def prompts(self, ids, sampling):
+        """Ids [B, T] behind which there is room for what is asked."""
+        door.check_length(ids.shape[1] + sampling.max_new_tokens - 1, self.config)
+        return self.put(door.check_ids(ids, self.config))
 
     def batch(self, ids, targets):
         return self.put(door.check_ids(ids, self.config)), self.put(door.check_targets(targets, self.config))
@@ -138,10 +157,10 @@ def prefill(own, ids, targets):
 
 
 def go_on(own, ids, targets, sampling):
-    ids, new = own.put(door.check_ids(ids, own.config)), sampling.max_new_tokens
+    ids, new = own.prompts(ids, sampling), sampling.max_new_tokens
     with torch.inference_mode():
         caches, first = own.filled(ids, new)
-    return torch.inference_mode()(lambda: {"tokens": own.steps(caches, first, ids.shape[1], new)})
+    return torch.inference_mode()(lambda: {"tokens": own.decoded(caches, first, ids.shape[1], new)})
 
 
 def gradients(own, ids, targets):
@@ -176,6 +195,7 @@ def train(own, ids, targets):
 
 def optimizer(own, ids, targets):
     """Clipping and an AdamW update with the gradients of a batch."""
+    own.optimizer.zero_grad(set_to_none=True)
     own.loss(*own.batch(ids, targets)).backward()
 
     def run():
@@ -196,11 +216,11 @@ def choose(own, logits, targets):
 
 
 def dropped(x):
-    return lambda: {"output": F.dropout(x, RATE, training=True)}
+    return torch.inference_mode()(lambda: {"output": F.dropout(x, RATE, training=True)})
 
 
 def drawn(logits):
-    return lambda: {"tokens": torch.multinomial(logits.softmax(-1), 1)[:, 0]}
+    return torch.inference_mode()(lambda: {"tokens": torch.multinomial(logits.softmax(-1), 1)[:, 0]})
 
 
 TASKS = {

@@ -4,6 +4,8 @@ Attention is their SDPA path; training is the plain loop of their documentation 
 it is bfloat16, parameters included; with `autocast` parameters are float32, as the wings', and products in bfloat16.
 """
 
+import functools
+
 import numpy as np
 import torch
 
@@ -60,24 +62,34 @@ class Timed:
     def planned_bytes(self, what, batch, length):
         """See `common.backend.Model`; of a step of decoding the cache is there already."""
         ids = self._put(np.zeros((batch, length), np.int32))
-        held = [self.net]
-        for state in self.optimizer.state.values() if hasattr(self, "optimizer") else ():
-            held += state.values()
         if what == "decode":
             with torch.inference_mode(), self.cast():
                 cache = self.net(ids[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
-            held += (half for layer in cache.layers for half in (layer.keys, layer.values))
-            run = self._step(ids[:, -1:], cache)
-        else:
-            run = self._task(what, ids, ids)
-        return door.load("torch").planned_bytes(run, held=held)
+            return door.load("torch").planned_bytes(self._step, ids[:, -1:], cache, held=self._held(cache))
+        run = functools.partial(self._gradients, ids) if what == "train" else self._task(what, ids, ids)
+        return door.load("torch").planned_bytes(run, held=self._held())
+
+    def _held(self, cache=None):
+        """The model, averages and the halves of a cache, one after the other: a step drops old halves."""
+        yield self.net
+        for state in self.optimizer.state.values() if hasattr(self, "optimizer") else ():
+            yield from state.values()
+        for layer in cache.layers if cache else ():
+            yield layer.keys
+            yield layer.values
 
     def _step(self, ids, cache):
-        def run():
-            with torch.inference_mode(), self.cast():
-                return self.net(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        with torch.inference_mode(), self.cast():
+            return self.net(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
 
-        return run
+    def _gradients(self, ids):
+        self.net.zero_grad(set_to_none=True)
+        self._loss(ids, ids).backward()
+        self.net.zero_grad(set_to_none=True)
+
+    def _loss(self, ids, labels):
+        with self.cast():
+            return self.net(ids, use_cache=False, labels=labels, shift_labels=labels).loss
 
     def start_training(self, train):
         """PyTorch's AdamW with decay on matrices alone, as our parameter table has it."""
@@ -137,8 +149,7 @@ class Timed:
         for group in self.optimizer.param_groups:
             group["lr"] = self.train.rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        with self.cast():
-            loss = self.net(ids, use_cache=False, labels=labels, shift_labels=labels).loss
+        loss = self._loss(ids, labels)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.own, self.train.clip_norm or float("inf"))
         self.optimizer.step()

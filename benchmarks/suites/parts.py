@@ -25,7 +25,8 @@ def optimizers(scope: Scope) -> Iterator[Cell]:
     """Clipping and one AdamW update of all parameters."""
     model = scope.main
     ours = tuple(wing(name, mode) for name in ("torch", "jax") for mode in ("default", "fused optimizer"))
-    yield Cell("optimizer", "optimizer", model, scope.config(model), 1, 8, "float32", (*ours, *plain()))
+    contenders = (*ours, *plain(clipped=model != scope.small))
+    yield Cell("optimizer", "optimizer", model, scope.config(model), 1, 8, "float32", contenders)
 
 
 def random_numbers(scope: Scope) -> Iterator[Cell]:

@@ -18,7 +18,7 @@ def check_counted(
 ) -> int:
     """The slots of the cache that a task of these runs on, or an error that says why there is nothing to count."""
     if what not in known:
-        raise unknown("task to count", what, known)
+        raise unknown("task to count" if known is COUNTED else "task to plan", what, known)
     if path not in params.modules(config):
         raise unknown("component", path, params.modules(config))
     if path and what not in ("forward", "gradients"):

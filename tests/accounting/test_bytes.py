@@ -112,18 +112,28 @@ def test_what_lives_at_the_peak_contains_the_closed_forms():
 @pytest.mark.parametrize("wing", ["torch", "jax"])
 def test_plans_of_what_multiplies_nothing(wing):
     """Of an optimizer's step weights, gradients and averages; of dropout what comes and what goes; of a draw the
-    logits. A model's weights lie there too where what is seen is all that lives."""
+    logits; the shared generator makes its numbers of several of the same size. The model stays as it is."""
     model, held = build(wing, TIED), memory.weights(TIED)
     with pytest.raises(UserError, match="once `start_training` has been called"):
         model.planned_bytes("optimizer", 2, 7)
     model.start_training(TrainConfig())
-    state = 2 * held + memory.optimizer_slots(TIED)
-    assert state <= model.planned_bytes("optimizer", 2, 7)["planned"] <= state + 4 * held
-    there = held + memory.optimizer_slots(TIED) if wing == "torch" else 0
-    dropped, drawn = (model.planned_bytes(what, 2, 7)["planned"] - there for what in ("dropout", "sample"))
+    before, state = model.weights(), 2 * held + memory.optimizer_slots(TIED)
+    assert state <= model.planned_bytes("optimizer", 2, 7)["planned"] < state + held
+    dropped, drawn = (model.planned_bytes(what, 2, 7)["planned"] for what in ("dropout", "sample"))
     activation, logits = 4 * 2 * 7 * TIED.embed_dim, 4 * 2 * TIED.vocab_size
-    assert 2 * activation <= dropped <= 60 * activation
-    assert logits <= drawn <= 60 * logits
+    assert 2 * activation <= dropped <= 20 * activation
+    assert logits <= drawn <= 20 * logits
+    assert all(np.array_equal(before[name], w) for name, w in model.weights().items())
+
+
+@pytest.mark.parametrize("wing", ["torch", "jax"])
+def test_plans_of_a_component_are_about_it_alone(wing):
+    """Its parameters, input and cotangent, and for gradients as much again."""
+    model, path = build(wing, TIED), "model.layers.0.mlp"
+    own = sum(4 * w.size for name, w in model.weights().items() if name.startswith(path))
+    x = 4 * 2 * 7 * TIED.embed_dim
+    found = model.planned_bytes("gradients", 2, 7, path)["planned"]
+    assert 2 * own + 3 * x <= found < 2 * own + 3 * x + 12 * 4 * 2 * 7 * TIED.ff_dim
 
 
 def test_each_wing_says_what_it_does_not_know():

@@ -2,15 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 
+from benchmarks import once
 from benchmarks.harness import contenders, footprint
 from benchmarks.harness.cells import TRAIN, Cell
 from benchmarks.harness.process import Rules
 from benchmarks.harness.recipe import Recipe
 from benchmarks.harness.record import Record
-from benchmarks.suites.scope import wing
+from benchmarks.suites.scope import plain, wing
 from common import backend as door
-from common.accounting import memory
+from common.accounting import activations, memory
 from common.cases import CASES
 from common.config import Execution, SamplingConfig, preset
 from common.errors import UserError
@@ -52,7 +54,7 @@ def test_plain_calls_decode_what_the_oracle_decodes(source, cache):
 @pytest.mark.parametrize("source", PLAIN)
 def test_a_task_that_is_none_of_theirs_is_refused(source):
     with pytest.raises(UserError, match="has no task 'component'"):
-        built(source).prepare("component", tokens())
+        built(source).prepare("component", tokens(), path="model.norm")
 
 
 @pytest.mark.parametrize("source", ALL)
@@ -64,33 +66,71 @@ def test_their_plans_contain_the_closed_forms(source):
     forward, prefill, decode = (
         model.planned_bytes(what, BATCH, LENGTH)["planned"] for what in ("forward", "prefill", "decode")
     )
-    assert held + logits <= forward < 2 * (held + logits) + 2**20
-    assert held + memory.kv_cache(CONFIG, BATCH, LENGTH) <= min(prefill, decode)
-    assert decode < forward
+    assert held + logits <= forward < 2 * (held + logits)
+    kept, layer = memory.kv_cache(CONFIG, BATCH, LENGTH), memory.kv_cache(CONFIG, BATCH, LENGTH) // CONFIG.num_layers
+    assert held + kept <= min(prefill, decode)
+    assert decode < held + kept + layer + 8 * 4 * BATCH * CONFIG.vocab_size  # nobody's cache lies there twice
     model.start_training(TRAIN)
     model.prepare("train", ids, ids)()
     step = model.planned_bytes("train", BATCH, LENGTH)["planned"]
-    assert step >= 2 * held + memory.optimizer_slots(CONFIG)
-    assert step < 3 * (2 * held + memory.optimizer_slots(CONFIG)) + 2**20
-    assert "planned" in model.PLAN or "peak" in model.PLAN or "XLA" in model.PLAN
+    state = 2 * held + memory.optimizer_slots(CONFIG)
+    kept = sum(activations.saved(CONFIG, BATCH, LENGTH).values())
+    assert state <= step < state + 2 * (kept + 2 * logits)
+    assert model.PLAN == door.load("jax" if "jax" in source else "torch").PLAN
 
 
 @pytest.mark.parametrize("source", PLAIN)
 def test_plans_of_what_multiplies_nothing(source):
     model, ids = built(source), tokens()
-    model.start_training(TRAIN)
-    model.prepare("optimizer", ids, ids)()
     held = memory.weights(CONFIG)
     assert model.planned_bytes("gradients", BATCH, LENGTH)["planned"] >= 2 * held
-    assert model.planned_bytes("optimizer", BATCH, LENGTH)["planned"] >= 2 * held + memory.optimizer_slots(CONFIG)
-    activation = 4 * BATCH * LENGTH * CONFIG.embed_dim
-    assert model.planned_bytes("dropout", BATCH, LENGTH)["planned"] >= 2 * activation
-    assert model.planned_bytes("sample", BATCH, LENGTH)["planned"] >= 4 * BATCH * CONFIG.vocab_size
+    with pytest.raises(UserError, match="once `start_training` has been called"):
+        model.planned_bytes("optimizer", BATCH, LENGTH)
+    model.start_training(TRAIN)
+    model.prepare("train", ids, ids)()
+    before = {name: np.array(contenders.numpy(w)) for name, w in model.weights.items()}
+    state = 2 * held + memory.optimizer_slots(CONFIG)
+    assert state <= model.planned_bytes("optimizer", BATCH, LENGTH)["planned"] <= 2 * state
+    activation, logits = 4 * BATCH * LENGTH * CONFIG.embed_dim, 4 * BATCH * CONFIG.vocab_size
+    assert 2 * activation <= model.planned_bytes("dropout", BATCH, LENGTH)["planned"] <= 8 * activation
+    assert logits <= model.planned_bytes("sample", BATCH, LENGTH)["planned"] <= 16 * logits
+    assert all(np.array_equal(before[name], contenders.numpy(w)) for name, w in model.weights.items())
+    with pytest.raises(UserError, match="Unknown task to plan 'nothing'"):
+        model.planned_bytes("nothing", BATCH, LENGTH)
+
+
+@pytest.mark.parametrize("task", ["forward", "prefill", "gradients", "train", "optimizer", "dropout", "sample"])
+@pytest.mark.parametrize("one", plain(), ids=lambda one: one.name)
+def test_plain_calls_pass_the_gate(one, task):
+    config = CONFIG.with_(dropout_embed=0.1)
+    (drawn,) = (other for other in plain(rng="native") if other.name == one.name)
+    own = drawn if task in ("dropout", "sample") else one
+    once.check(Cell("parts", task, "gpt", config, BATCH, LENGTH, "float32", (own,)), own)
+
+
+@pytest.mark.parametrize("source", PLAIN)
+def test_what_has_no_place_in_the_context_is_refused(source):
+    model, sampling = built(source), SamplingConfig(max_new_tokens=CONFIG.context_length)
+    for call in (
+        lambda: model.generate(tokens().tolist(), sampling),
+        lambda: model.prepare("continue", tokens(), sampling=sampling),
+    ):
+        with pytest.raises(UserError, match="do not fit"):
+            call()
+    with pytest.raises(UserError):
+        model.generate([[CONFIG.vocab_size]], SamplingConfig(max_new_tokens=1))
+
+
+def test_bytes_are_those_of_the_device_where_the_first_lies():
+    """What a function makes elsewhere (a counter on the host, beside a GPU) is not among them."""
+    held = torch.zeros(1000)
+    found = door.load("torch").planned_bytes(lambda: (held + 1, torch.zeros(10_000, device="meta")), held=[held])
+    assert 8000 <= found["planned"] < 12_000
 
 
 @pytest.mark.parametrize(
     ("task", "path"),
-    [("component", "model.layers.0.mlp"), ("optimizer", ""), ("dropout", ""), ("sample", "")],
+    [("component", "model.layers.0.mlp"), ("component", "model.layers.0.self_attn"), ("optimizer", ""), ("sample", "")],
 )
 def test_every_cell_of_a_wing_has_three_measures_of_memory(task, path, tmp_path):
     config = preset("nano").with_(num_layers=1, dropout_embed=0.1)
