@@ -37,7 +37,7 @@ def prefills(scope: Scope) -> Iterator[Cell]:
     multiplies 16 bits). JAX at its best is the scan, as in `contenders`."""
     model = scope.main
     for dtype in scope.dtypes(model):
-        fast = (FASTEST, f"{FASTEST}+fused") if dtype == "float32" else (*scope.narrow, *scope.flash)
+        fast = (FASTEST, f"{FASTEST}+fused") if dtype == "float32" else scope.narrow
         ours = ("default", "compiled", *fast)
         chosen = (*(wing("torch", how) for how in ours), *(wing("jax", how) for how in ("default", "scan")))
         size, single = PREFILL.get(model, (1, 512)), dtype == "float32"

@@ -58,12 +58,14 @@ def test_pytorchs_launches_are_recorded_on_a_gpu(device, dtypes):
 
 @pytest.mark.parametrize(("device", "asked"), [("cpu", []), ("cuda", ["torch", "jax"]), ("cuda:1", ["torch", "jax"])])
 def test_a_gpus_own_attention_is_asked_for_in_16_bits(device, asked):
-    """In forward passes and training, of both wings, by a contender of its own; elsewhere nobody has it."""
+    """In forward passes and training, of both wings, by a contender of its own; elsewhere nobody has it, but PyTorch's
+    prefill in float32, which is otherwise slower than plain calls are."""
     for suite in ("forward", "train", "decode", "prefill", "loss"):
         for cell in SUITES[suite](Scope(device)):
             if cell.dtype == "bfloat16" or not asked:
                 found = [one.wing for one in cell.contenders if one.mode == "fast+fused"]
-                assert found == (asked if suite in ("forward", "train") else []), cell.name
+                own = ["torch"] if suite == "prefill" and cell.dtype == "float32" else []
+                assert found == (asked if suite in ("forward", "train") else own), cell.name
 
 
 def choice(cell):
