@@ -99,6 +99,7 @@ def test_plans_of_what_multiplies_nothing(source):
         model.planned_bytes("nothing", BATCH, LENGTH)
 
 
+@pytest.mark.full_for("forward", "train", "dropout", "sample")
 @pytest.mark.parametrize("task", ["forward", "prefill", "gradients", "train", "optimizer", "dropout", "sample"])
 @pytest.mark.parametrize("one", plain(), ids=lambda one: one.name)
 def test_plain_calls_pass_the_gate(one, task):
@@ -128,6 +129,7 @@ def test_bytes_are_those_of_the_device_where_the_first_lies():
     assert 8000 <= found["planned"] < 12_000
 
 
+@pytest.mark.full_for("self_attn", "optimizer", "sample")
 @pytest.mark.parametrize(
     ("task", "path"),
     [("component", "model.layers.0.mlp"), ("component", "model.layers.0.self_attn"), ("optimizer", ""), ("sample", "")],
