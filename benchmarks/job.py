@@ -31,7 +31,7 @@ from common.stopping import stoppable
 INTERRUPTED = "interrupted"
 NOBODY = "not a single contender could be timed"
 SECONDS = {False: 20.0, True: 2.0}
-LEAST = {False: 6, True: 6}
+LEAST = {False: 12, True: 6}
 WEEK = 7 * 24 * 60  # minutes
 MANY = 1  # processes for each core that begin at once: with more, imports and compilations hold each other up
 

@@ -229,7 +229,7 @@ def _timed(cell: Cell, own, shown, wanted: Wanted, rules: Rules, record: Record)
             most = WARM_CALLS if rules.device == "cpu" else ANY  # a GPU's clock rises with seconds, not with calls
             rule = min(1.0, rules.seconds / 8), 2 if rules.quick else 3, most
             steady[name] = max(worker.ask("warm", MODEL, cell.task, *rule) for worker in own[name])
-    how = {name: timing.turns(seconds) for name, seconds in steady.items()}
+    how = {name: timing.turns(seconds, rules.short) for name, seconds in steady.items()}
     arms = {name: _turn(own[name], cell.task, *how[name]) for name in steady}
     mirrored = max(steady.values(), default=0.0) < timing.LONG_CALL
     contend(cell, arms, {name: calls for name, (calls, _) in how.items()}, mirrored, rules, record)

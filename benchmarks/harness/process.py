@@ -31,6 +31,11 @@ class Rules:
     together: bool = False
     judged: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    @property
+    def short(self) -> bool:
+        """Whether turns are short: of quick runs, and on a GPU, which has minutes."""
+        return self.quick or self.device != "cpu"
+
 
 @dataclass(frozen=True)
 class Beginning:

@@ -41,7 +41,7 @@ def summarise(lines: Sequence[Line], sha256: str | None = None) -> dict[str, Any
         **_provenance(run, end),
         "raw_sha256": sha256 or hashlib.sha256("".join(map(written, lines)).encode()).hexdigest(),
         "peaks": peaks,
-        "apart": apart,
+        "apart": {"seconds": apart.seconds, "times": apart.times},
         "cells": cells,
         "break_even": list(itertools.chain.from_iterable(map(_break_even, cells))),
         "skipped": [_without(line, "kind") for line in of(lines, "skipped")] + beyond,
@@ -82,18 +82,13 @@ def _peaks(lines: Sequence[Line]) -> tuple[dict[str, Any], list[dict[str, str]]]
     return found, beyond
 
 
-def _apart(lines: Sequence[Line]) -> float:
-    """What two processes of one contender typically differ by in this run, in log seconds (a standard deviation)."""
-    differences = []
-    for cell in of(lines, "cell", processes=2):
-        blocks = [timing.of_rows(line["turns"]) for line in of(lines, "block", cell=cell["cell"])]
-        if len(blocks) >= timing.ENOUGH:
-            names = sorted({turn.name for turn in blocks[-1]})
-            differences += [float(np.median(timing.log_ratios(blocks, name, name))) for name in names]
-    return timing.typical(differences)
+def _apart(lines: Sequence[Line]) -> timing.Apart:
+    """What this run tells of two processes of one contender."""
+    names = [cell["cell"] for cell in of(lines, "cell", processes=2)]
+    return timing.Apart.of([[timing.of_rows(line["turns"]) for line in of(lines, "block", cell=one)] for one in names])
 
 
-def _cell(lines: Sequence[Line], cell: Line, peaks: Mapping[str, Any], apart: float) -> dict[str, Any]:
+def _cell(lines: Sequence[Line], cell: Line, peaks: Mapping[str, Any], apart: timing.Apart) -> dict[str, Any]:
     mine = [line for line in lines if line.get("cell") == cell["cell"]]
     blocks = [timing.of_rows(line["turns"]) for line in of(mine, "block")]
     contenders = [_contender(mine, blocks, cell, one, peaks) for one in of(mine, "contender")]

@@ -4,6 +4,9 @@ A turn is: a pause, calls of one's own that are not timed, then timed calls. In 
 copy 0 and copy 1 (two processes where memory allows), in an order drawn by coin; where calls are short the same order
 follows backwards, which cancels a linear drift of the machine. What copy 0 differs from copy 1 of the same contender
 (A/A) is what this machine calls a difference where there is none.
+
+Intervals hold 99 %, for a report has hundreds of them and is to say the same when it is made again: two of 95 % that
+are right lie apart once in 180 times, of 99 % once in 3,700.
 """
 
 import functools
@@ -16,14 +19,18 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 GAP = 0.02  # seconds: OpenMP's threads spin on for a while after a call and would hold the next one's cores
-LONG_ENOUGH = 0.02  # seconds a timed sample should last at least
+LONG_ENOUGH, SHORT = 0.1, 0.02  # seconds a timed sample should last at least; where time is short
+WARM_UP = 0.04  # seconds of calls until caches and clocks of a CPU are a contender's own again
 LONG_CALL = 0.5  # seconds from which a turn is one timed call after one that is not, and is not mirrored
 NOISY = math.log(1.05)
-STUDENT = 4.30  # standard errors that hold 95 % of Student's t with two degrees of freedom
-NORMAL = 1.96  # standard deviations that hold 95 % of a normal distribution
+HOLD = 0.99  # of an interval: how often the true ratio lies in it
+NORMAL = 2.576  # standard deviations that hold as much of a normal distribution
+PRIOR = 8  # how many differences what a whole run tells weighs as much as, beside a contender's own
 APART = 0.03  # log seconds that two processes of one contender typically differ by, where a run does not tell
+TIMES = 1.25  # how many times what their turns alone would make them, likewise: kept runs of CPUs have 1.0 to 1.5
 TELLING = 5  # contenders with two processes from which a run tells it
 ENOUGH = 6  # blocks below which there is no verdict: an interval of so few says nothing
 FEW = 4  # turns of a kind below which nothing is said about carry-over
@@ -81,11 +88,15 @@ class Contest:
             each(self.block())
 
 
-def turns(seconds: float) -> tuple[int, int]:
+def turns(seconds: float, short: bool = False) -> tuple[int, int]:
     """(timed calls, burn-in calls) of a turn whose call takes that long. Long ones too begin after one of their own: a
     minute after the last turn a system has taken freed memory back, and a step that gets it again takes up to a fifth
-    longer than in a row of steps."""
-    return max(1, math.ceil(LONG_ENOUGH / max(seconds, 1e-9))), 2 if seconds < 0.03 else 1
+    longer than in a row of steps. Calls of milliseconds take ten of their own until they are as fast as the later ones,
+    the first up to twice as long. `short` turns are for where time is short: they scatter more."""
+    seconds = max(seconds, 1e-9)
+    if short:
+        return max(1, math.ceil(SHORT / seconds)), 2 if seconds < 0.03 else 1
+    return max(1, math.ceil(LONG_ENOUGH / seconds)), max(1, math.ceil(WARM_UP / seconds))
 
 
 def log_ratios(blocks: Sequence[Block], first: str, second: str) -> np.ndarray:
@@ -99,16 +110,19 @@ def _mean(block: Block, name: str, copy: int | None) -> float:
     return float(np.mean([math.log(t.seconds) for t in block if t.name == name and copy in (None, t.copy)]))
 
 
-def interval(values: np.ndarray, rounds: int = 5, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """(estimate, low, high): the mean over rounds of the rounds' medians, with a 95 % hierarchical bootstrap interval.
+def interval(
+    values: np.ndarray, rounds: int = 5, draws: int = 2000, seed: int = 0, hold: float = 0.95
+) -> tuple[float, float, float]:
+    """(estimate, low, high): the mean over rounds of the rounds' medians, with a hierarchical bootstrap interval that
+    holds 95 %, or another share.
 
     Rounds are consecutive parts of the run; both rounds and the blocks within them are drawn again.
     """
-    return _interval(np.asarray(values, np.float64).tobytes(), rounds, draws, seed)
+    return _interval(np.asarray(values, np.float64).tobytes(), rounds, draws, seed, hold)
 
 
 @functools.lru_cache(1024)  # everybody is held against itself once for every rival
-def _interval(values: bytes, rounds: int, draws: int, seed: int) -> tuple[float, float, float]:
+def _interval(values: bytes, rounds: int, draws: int, seed: int, hold: float) -> tuple[float, float, float]:
     values = np.frombuffer(values)
     parts = np.array_split(values, min(rounds, max(1, len(values) // 2)))
     rng = np.random.default_rng(seed)
@@ -117,31 +131,75 @@ def _interval(values: bytes, rounds: int, draws: int, seed: int) -> tuple[float,
     for number, part in enumerate(parts):
         places = np.nonzero(chosen == number)
         medians[places] = np.median(rng.choice(part, (len(places[0]), part.size)), axis=1)
-    low, high = np.percentile(medians.mean(1), [2.5, 97.5])
+    low, high = np.percentile(medians.mean(1), [50 * (1 - hold), 50 * (1 + hold)])
     return float(np.mean([np.median(part) for part in parts])), float(low), float(high)
 
 
-def typical(differences: Sequence[float]) -> float:
-    """The standard deviation of what two processes of one contender differ by, from such differences (log seconds) of a
-    run's contenders: of outliers too, by their median; APART where there are few."""
-    return APART if len(differences) < TELLING else 1.4826 * float(np.median(np.abs(differences)))
+def typical(differences: Sequence[float], otherwise: float) -> float:
+    """The standard deviation of what two processes of one contender differ by, from such differences of a run's
+    contenders: of outliers too, by their median; `otherwise` where there are few."""
+    return otherwise if len(differences) < TELLING else 1.4826 * float(np.median(np.abs(differences)))
+
+
+@dataclass(frozen=True)
+class Apart:
+    """What a run tells of two processes of one contender: the standard deviation of what they differ by (log seconds),
+    and by how many times that exceeds what the scatter of their turns alone would make them differ by."""
+
+    seconds: float = APART
+    times: float = TIMES
+
+    @classmethod
+    def of(cls, contests: Sequence[Sequence[Block]]) -> "Apart":
+        """From the blocks of contests in which copies were processes; those with fewer than ENOUGH tell nothing."""
+        found = [
+            difference(blocks, name)
+            for blocks in contests
+            if len(blocks) >= ENOUGH
+            for name in sorted({turn.name for turn in blocks[-1]})
+        ]
+        scaled = [apart / error for apart, error in found if error > 0]
+        return cls(typical([apart for apart, _ in found], APART), max(1.0, typical(scaled, TIMES)))
+
+
+def difference(blocks: Sequence[Block], name: str) -> tuple[float, float]:
+    """What copy 0 of a contender differs from copy 1 by, in log seconds, and its standard error by the blocks alone."""
+    values = log_ratios(blocks, name, name)
+    return interval(values)[0], _error_of_mean(values)
+
+
+def _error_of_mean(values: np.ndarray) -> float:
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def between(
-    blocks: Sequence[Block], first: str, second: str, processes: int = 1, apart: float = APART
+    blocks: Sequence[Block], first: str, second: str, processes: int = 1, apart: Apart = Apart()
 ) -> tuple[float, float, float]:
-    """(estimate, low, high) of the log seconds of one contender over another's: the interval of blocks, and that of
-    processes; squares add up.
+    """(estimate, low, high) of the log seconds of one contender over another's.
 
-    Where copies are processes the standard error of a mean of two is half of what they differ by, and with one
-    difference for each contender (two degrees of freedom) 4.30 of it make 95 % (Student 1908). Where each contender has
-    one process nobody sees what another would have taken: two differ as two of one contender do, by `apart` (a standard
-    deviation).
+    Where copies are processes, half of what the two of a contender differ by is the standard error of its mean: turns
+    that scatter and processes that differ, both in it. One difference alone tells little of that (it has one degree of
+    freedom), so it is put together with what those of the whole run are like, as PRIOR differences are: a moderated t
+    (Smyth 2004). The interval of blocks is never wider than the outcome.
+
+    Where each contender has one process nobody sees what another would have taken: two differ as two of one contender
+    do, which is added to the interval of blocks (squares add up).
     """
-    ratio, low, high = interval(log_ratios(blocks, first, second))
-    own = (float(np.median(log_ratios(blocks, name, name))) for name in (first, second))
-    apart = NORMAL * apart if processes < 2 else STUDENT / 2 * math.hypot(*own)
-    return ratio, ratio - math.hypot(ratio - low, apart), ratio + math.hypot(high - ratio, apart)
+    values = log_ratios(blocks, first, second)
+    ratio, low, high = interval(values, hold=HOLD)
+    if processes < 2:
+        more = NORMAL * apart.seconds
+        return ratio, ratio - math.hypot(ratio - low, more), ratio + math.hypot(high - ratio, more)
+    error = max(_error_of_mean(values), math.hypot(*(_moderated(blocks, name, apart) for name in (first, second))) / 2)
+    freedom = 2 / (1 / (PRIOR + 1) + 1 / max(1, len(blocks) - 1))  # of the run's share, and of the blocks' own errors
+    reach = error * float(stdtrit(freedom, (1 + HOLD) / 2))
+    return ratio, min(low, ratio - reach), max(high, ratio + reach)
+
+
+def _moderated(blocks: Sequence[Block], name: str, apart: Apart) -> float:
+    """The standard deviation of what two processes of a contender differ by, from its own difference and the run's."""
+    own, error = difference(blocks, name)
+    return math.sqrt((PRIOR * (apart.times * error) ** 2 + own**2) / (PRIOR + 1))
 
 
 def carry_over(blocks: Sequence[Block], name: str, processes: int = 1) -> float | None:
@@ -166,10 +224,10 @@ def _error_of_median(values: Sequence[float]) -> float:
 
 
 def compare(
-    blocks: Sequence[Block], first: str, second: str, processes: int = 1, apart: float = APART
+    blocks: Sequence[Block], first: str, second: str, processes: int = 1, apart: Apart = Apart()
 ) -> dict[str, Any]:
     """What the blocks say of two contenders: ratio of seconds (first over second), its interval, the floor, a verdict.
-    With two `processes` the copies of a contender are processes; with one, `apart` is what these would differ by.
+    With two `processes` the copies of a contender are processes; `apart` is what the run tells of such.
 
     The floor is the largest ratio that either cannot be told from itself by: the far end of the A/A intervals. One is
     faster only if the interval excludes 1 and the ratio lies beyond the floor and beyond the carry-over, the larger of

@@ -77,7 +77,7 @@ def _forest(axes: Any, found: Found) -> None:
     first, second = (say.title(found, wing) for wing in wings)
     gap = 3 * "\u2003"  # browsers fold plain spaces
     axes.set_xlabel(f"← {first} faster{gap}seconds of {first} / seconds of {second}{gap}{second} faster →")
-    axes.set_title("Paired ratio, 95 % interval; the band is the noise floor", loc="left", fontsize=10)
+    axes.set_title("Paired ratio, 99 % interval; the band is the noise floor", loc="left", fontsize=10)
 
 
 def memories(found: Found) -> str:

@@ -73,7 +73,7 @@ def _agreement(found: Found) -> Table:
 def _speed(found: Found) -> Table:
     wings = found["settings"]["wings"]
     names = [say.title(found, wing) for wing in wings]
-    table = _new("Tokens per second, measured in turns", "", *names, "faster (95 % interval)", "noise floor")
+    table = _new("Tokens per second, measured in turns", "", *names, "faster (99 % interval)", "noise floor")
     for task, row in found["speed"].items():
         rates = [say.count(row["seconds"][wing]["tokens_per_second"]) for wing in wings]
         ratio = _ratio(found, row) if row["faster"] else say.verdict(found, row)

@@ -75,7 +75,7 @@ def forest(figure: Any, rows: list[Row], ink: Ink) -> None:
     axes.set_xticks(ticks, [f"{tick:g} ×" for tick in ticks])
     _frame(axes, labels, heads, 1, ink)
     axes.set_xlabel(
-        "times as fast as the reference, with 95 % interval; the band is the noise floor; hollow: no difference",
+        "times as fast as the reference, with 99 % interval; the band is the noise floor; hollow: no difference",
         fontsize=LETTER + 1,
     )
 

@@ -12,7 +12,7 @@ from reports.perf.numbers import NONE, Found, Number, Sentence, marked
 from reports.perf.plots import PLOTS
 
 TOLD = {
-    "ratio_forest": "A point is how many times as fast a contender is as its cell's reference, the line its 95 %"
+    "ratio_forest": "A point is how many times as fast a contender is as its cell's reference, the line its 99 %"
     " interval, the band the noise floor: what this machine calls a difference between a function and itself. A hollow"
     " point: no difference seen. Carry-over is how much a contender's turn depends on whose turn came before it; what"
     " does not exceed it is void, and has no point. Pairs that are noisy or have too few samples are not drawn.",

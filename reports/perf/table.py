@@ -13,7 +13,7 @@ from reports.perf.numbers import NONE, Found, Number, Sentence, plain, told
 from reports.perf.view import Cell, Contender, Pair, cells, refusals
 
 HEADS = (
-    "Cell", "Contender", "Mode", "Precision", "Threads", "Attention", "Median", "Per second", "Ratio (95 %)", "Floor",
+    "Cell", "Contender", "Mode", "Precision", "Threads", "Attention", "Median", "Per second", "Ratio (99 %)", "Floor",
     "Verdict", "MFU", "MBU", "Peak memory", "Compile",
 )  # fmt: skip
 WIDE, NAMES = 75, 20  # characters of an indented line, and of a contender's name
