@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.harness import timing
 from benchmarks.harness.cells import Cell
+from benchmarks.harness.others import Others
 from benchmarks.harness.process import Rules, sentence
 from benchmarks.harness.record import Record
 from benchmarks.harness.worker import WorkerFault
@@ -41,10 +42,12 @@ def contend(
     it; the block in which it failed is dropped."""
     alive = {name: _guarded(name, turn) for name, turn in arms.items()}
     match = timing.Contest(alive, rules.seed, mirrored)
+    others = Others()
 
     def keep(block: timing.Block) -> None:
         own = {name: calls[name] for name in match.arms}
-        record.add("block", cell=cell.name, block=len(match.blocks) - 1, calls=own, turns=timing.rows(block))
+        told = {"calls": own, "others": round(others.share(), 4), "turns": timing.rows(block)}
+        record.add("block", cell=cell.name, block=len(match.blocks) - 1, **told)
 
     seconds = rules.seconds
     while match.arms:

@@ -41,7 +41,7 @@ def summarise(lines: Sequence[Line], sha256: str | None = None) -> dict[str, Any
         **_provenance(run, end),
         "raw_sha256": sha256 or hashlib.sha256("".join(map(written, lines)).encode()).hexdigest(),
         "peaks": peaks,
-        "apart": {"seconds": apart.seconds, "times": apart.times},
+        "apart": apart,
         "cells": cells,
         "break_even": list(itertools.chain.from_iterable(map(_break_even, cells))),
         "skipped": [_without(line, "kind") for line in of(lines, "skipped")] + beyond,
@@ -82,13 +82,13 @@ def _peaks(lines: Sequence[Line]) -> tuple[dict[str, Any], list[dict[str, str]]]
     return found, beyond
 
 
-def _apart(lines: Sequence[Line]) -> timing.Apart:
-    """What this run tells of two processes of one contender."""
+def _apart(lines: Sequence[Line]) -> float:
+    """What two processes of one contender differ by in this run beyond the scatter of their turns, in log seconds."""
     names = [cell["cell"] for cell in of(lines, "cell", processes=2)]
-    return timing.Apart.of([[timing.of_rows(line["turns"]) for line in of(lines, "block", cell=one)] for one in names])
+    return timing.apart([[timing.of_rows(line["turns"]) for line in of(lines, "block", cell=one)] for one in names])
 
 
-def _cell(lines: Sequence[Line], cell: Line, peaks: Mapping[str, Any], apart: timing.Apart) -> dict[str, Any]:
+def _cell(lines: Sequence[Line], cell: Line, peaks: Mapping[str, Any], apart: float) -> dict[str, Any]:
     mine = [line for line in lines if line.get("cell") == cell["cell"]]
     blocks = [timing.of_rows(line["turns"]) for line in of(mine, "block")]
     contenders = [_contender(mine, blocks, cell, one, peaks) for one in of(mine, "contender")]
@@ -96,12 +96,19 @@ def _cell(lines: Sequence[Line], cell: Line, peaks: Mapping[str, Any], apart: ti
     return {
         **_without(cell, "kind", "own"),
         "blocks": len(blocks),
+        **_others(of(mine, "block")),
         "flops": [_without(line, "kind", "cell") for line in of(mine, "flops")],
         "contenders": contenders,
         "pairs": [
             timing.compare(blocks, *pair, cell.get("processes", 1), apart) for pair in itertools.combinations(timed, 2)
         ],
     }
+
+
+def _others(blocks: Iterable[Line]) -> dict[str, float]:
+    """The mean share of the cores that other work took meanwhile; nothing where blocks do not tell, as older ones."""
+    shares = [line["others"] for line in blocks if "others" in line]
+    return {"others": float(np.mean(shares))} if shares else {}
 
 
 def _contender(mine, blocks, cell: Line, line: Line, peaks: Mapping[str, Any]) -> dict[str, Any]:

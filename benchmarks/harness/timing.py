@@ -29,10 +29,11 @@ NOISY = math.log(1.05)
 HOLD = 0.99  # of an interval: how often the true ratio lies in it
 NORMAL = 2.576  # standard deviations that hold as much of a normal distribution
 PRIOR = 8  # how many differences what a whole run tells weighs as much as, beside a contender's own
-APART = 0.03  # log seconds that two processes of one contender typically differ by, where a run does not tell
-TIMES = 1.25  # how many times what their turns alone would make them, likewise: kept runs of CPUs have 1.0 to 1.5
+APART = 0.015  # log seconds that two processes of one contender differ by beyond their turns' scatter, at least where
+# nobody sees it: what kept runs of CPUs have where turns scatter little
 TELLING = 5  # contenders with two processes from which a run tells it
 ENOUGH = 6  # blocks below which there is no verdict: an interval of so few says nothing
+HALF_OF_SQUARES, TINY = 0.455, 1e-30  # the median of a normal variable's square, of variance 1
 FEW = 4  # turns of a kind below which nothing is said about carry-over
 
 
@@ -135,31 +136,25 @@ def _interval(values: bytes, rounds: int, draws: int, seed: int, hold: float) ->
     return float(np.mean([np.median(part) for part in parts])), float(low), float(high)
 
 
-def typical(differences: Sequence[float], otherwise: float) -> float:
-    """The standard deviation of what two processes of one contender differ by, from such differences of a run's
-    contenders: of outliers too, by their median; `otherwise` where there are few."""
-    return otherwise if len(differences) < TELLING else 1.4826 * float(np.median(np.abs(differences)))
-
-
-@dataclass(frozen=True)
-class Apart:
-    """What a run tells of two processes of one contender: the standard deviation of what they differ by (log seconds),
-    and by how many times that exceeds what the scatter of their turns alone would make them differ by."""
-
-    seconds: float = APART
-    times: float = TIMES
-
-    @classmethod
-    def of(cls, contests: Sequence[Sequence[Block]]) -> "Apart":
-        """From the blocks of contests in which copies were processes; those with fewer than ENOUGH tell nothing."""
-        found = [
-            difference(blocks, name)
-            for blocks in contests
-            if len(blocks) >= ENOUGH
-            for name in sorted({turn.name for turn in blocks[-1]})
-        ]
-        scaled = [apart / error for apart, error in found if error > 0]
-        return cls(typical([apart for apart, _ in found], APART), max(1.0, typical(scaled, TIMES)))
+def apart(contests: Sequence[Sequence[Block]]) -> float:
+    """What two processes of one contender differ by beyond the scatter of their turns, in log seconds (a standard
+    deviation): APART unless at least TELLING contenders tell. From the blocks of contests whose copies were processes;
+    those with fewer than ENOUGH tell nothing."""
+    found = [
+        difference(blocks, name)
+        for blocks in contests
+        if len(blocks) >= ENOUGH
+        for name in sorted({turn.name for turn in blocks[-1]})
+    ]
+    if len(found) < TELLING:
+        return APART
+    squares, errors = (np.square(values) for values in zip(*found, strict=True))
+    low, high = 0.0, float(squares.max())  # of its square: where the median of what is scaled by it is chi-square's
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = np.median(squares / np.maximum(errors + middle, TINY)) > HALF_OF_SQUARES
+        low, high = (middle, high) if above else (low, middle)
+    return math.sqrt(low)
 
 
 def difference(blocks: Sequence[Block], name: str) -> tuple[float, float]:
@@ -173,22 +168,22 @@ def _error_of_mean(values: np.ndarray) -> float:
 
 
 def between(
-    blocks: Sequence[Block], first: str, second: str, processes: int = 1, apart: Apart = Apart()
+    blocks: Sequence[Block], first: str, second: str, processes: int = 1, apart: float = APART
 ) -> tuple[float, float, float]:
-    """(estimate, low, high) of the log seconds of one contender over another's.
+    """(estimate, low, high) of the log seconds of one contender over another's: at least the interval of blocks.
 
     Where copies are processes, half of what the two of a contender differ by is the standard error of its mean: turns
     that scatter and processes that differ, both in it. One difference alone tells little of that (it has one degree of
-    freedom), so it is put together with what those of the whole run are like, as PRIOR differences are: a moderated t
-    (Smyth 2004). The interval of blocks is never wider than the outcome.
+    freedom), so it is put together with what is due by its blocks and by the run's `apart`, which weighs as much as
+    PRIOR differences: a moderated t (Smyth 2004).
 
     Where each contender has one process nobody sees what another would have taken: two differ as two of one contender
-    do, which is added to the interval of blocks (squares add up).
+    do, by `apart` and at least by APART, which is added to the interval of blocks (squares add up).
     """
     values = log_ratios(blocks, first, second)
     ratio, low, high = interval(values, hold=HOLD)
     if processes < 2:
-        more = NORMAL * apart.seconds
+        more = NORMAL * max(apart, APART)
         return ratio, ratio - math.hypot(ratio - low, more), ratio + math.hypot(high - ratio, more)
     error = max(_error_of_mean(values), math.hypot(*(_moderated(blocks, name, apart) for name in (first, second))) / 2)
     freedom = 2 / (1 / (PRIOR + 1) + 1 / max(1, len(blocks) - 1))  # of the run's share, and of the blocks' own errors
@@ -196,10 +191,10 @@ def between(
     return ratio, min(low, ratio - reach), max(high, ratio + reach)
 
 
-def _moderated(blocks: Sequence[Block], name: str, apart: Apart) -> float:
-    """The standard deviation of what two processes of a contender differ by, from its own difference and the run's."""
+def _moderated(blocks: Sequence[Block], name: str, apart: float) -> float:
+    """The standard deviation of what a contender's processes differ by, from its own difference and what is due."""
     own, error = difference(blocks, name)
-    return math.sqrt((PRIOR * (apart.times * error) ** 2 + own**2) / (PRIOR + 1))
+    return math.sqrt((PRIOR * (error**2 + apart**2) + own**2) / (PRIOR + 1))
 
 
 def carry_over(blocks: Sequence[Block], name: str, processes: int = 1) -> float | None:
@@ -224,7 +219,7 @@ def _error_of_median(values: Sequence[float]) -> float:
 
 
 def compare(
-    blocks: Sequence[Block], first: str, second: str, processes: int = 1, apart: Apart = Apart()
+    blocks: Sequence[Block], first: str, second: str, processes: int = 1, apart: float = APART
 ) -> dict[str, Any]:
     """What the blocks say of two contenders: ratio of seconds (first over second), its interval, the floor, a verdict.
     With two `processes` the copies of a contender are processes; `apart` is what the run tells of such.

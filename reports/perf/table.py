@@ -49,7 +49,7 @@ def _head(found: Found) -> Text:
     line = Text(plain(found, say.headline(found)), style="bold")
     line.append(f"\n{plain(found, say.footer(found))}", style="not bold dim")
     for warning in say.warnings(found):
-        line.append(f"\n{warning}", style="bold red")
+        line.append(f"\n{plain(found, warning)}", style="bold red")
     return line
 
 
@@ -113,7 +113,7 @@ def markdown(found: Found) -> str:
     """table.md: a table for each suite, what was refused and skipped, and how to measure it again."""
     lines = [f"# {plain(found, say.headline(found))}", "", f"{plain(found, say.footer(found))}.", ""]
     for warning in say.warnings(found):
-        lines += [f"**{warning}**", ""]
+        lines += [f"**{plain(found, warning)}**", ""]
     lines += ["Ratio: seconds of the cell's reference over seconds of the row; above 1 the row is faster.", ""]
     for suite in dict.fromkeys(cell.cell["suite"] for cell in cells(found)):
         lines += [f"## {suite}", "", _line(HEADS), "|" + " --- |" * len(HEADS)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from benchmarks.harness.others import MUCH
 from benchmarks.harness.summary import DERIVED
 from reports.perf.numbers import NONE, Found, Number, Sentence, tally
 from reports.perf.view import WINGS, BreakEven, Cell, Contender, Pair, cells
@@ -181,19 +182,31 @@ def _number(some: list[Cell]) -> Number:
     return tally(cell.at for cell in some)
 
 
-def warnings(found: Found) -> list[str]:
+def warnings(found: Found) -> list[Sentence]:
     """What a reader must know before any number."""
-    out = []
+    out: list[Sentence] = []
     if found["partial"] is not None:
-        out.append(f"A partial run ({found['partial']}): what is missing was not measured.")
+        out.append((f"A partial run ({found['partial']}): what is missing was not measured.",))
     if found["quick"]:
-        out.append("A quick run: few samples, good for a look, not for conclusions.")
+        out.append(("A quick run: few samples, good for a look, not for conclusions.",))
     if found.get("together"):
-        out.append(
+        told = (
             "Contenders began side by side and were timed in turns: seconds of import, build and compiling are upper"
             " bounds, and XLA chose kernels on a device that it shared."
         )
-    return out
+        out.append((told,))
+    return out + [disturbed(found)] * bool(disturbed(found))
+
+
+def disturbed(found: Found) -> Sentence:
+    """Where other work took much of the cores, which moves ratios in ways that intervals do not know; () if nowhere."""
+    much = [cell for cell in cells(found) if cell.cell.get("others", 0.0) > MUCH]
+    if not much:
+        return ()
+    worst = max(much, key=lambda cell: cell.cell["others"])
+    by = Number(f"{worst.at}/others", "percent")
+    told = f" cell{'' if len(much) == 1 else 's'}; their ratios may be others in a quiet run."
+    return ("Other work took up to ", by, " of the cores in ", _number(much), told)
 
 
 def costs(one: Contender) -> Costs:
