@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import beside
-from benchmarks.harness import abreast, contest, fresh, machine
+from benchmarks.harness import abreast, contest, fresh, machine, timing
 from benchmarks.harness.cells import FRESH, Cell
 from benchmarks.harness.contenders import Contender
 from benchmarks.harness.groups import Group, grouped, in_turn
@@ -313,7 +313,8 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
             ahead = abreast.run(batch, work.rules, record, told, late, patience)
         else:
             hasty = work.asked.quick or limit is not None
-            contest.run(group, work.rules, record, told, 1 if hasty else processes(group, work.asked.device))
+            each = 1 if hasty else processes(group, work.asked.device)
+            contest.run(group, work.rules, record, told, each, 1 if hasty or each > 1 else timing.ROUNDS)
     ahead = 0.0
     if why := over():
         return why

@@ -36,24 +36,31 @@ Turn = Callable[[int], float]
 
 
 def contend(
-    cell: Cell, arms: Mapping[str, Turn], calls: Mapping[str, int], mirrored: bool, rules: Rules, record: Record
+    cell: Cell,
+    arms: Mapping[str, Turn],
+    calls: Mapping[str, int],
+    mirrored: bool,
+    rules: Rules,
+    record: Record,
+    number: int = 0,
 ) -> None:
-    """Blocks of turns, by `calls` calls each. A contender that fails in a turn is refused, and the others go on without
-    it; the block in which it failed is dropped."""
+    """Blocks of turns, by `calls` calls each, of a round. A contender that fails in a turn is refused, and the others
+    go on without it; the block in which it failed is dropped."""
     alive = {name: _guarded(name, turn) for name, turn in arms.items()}
-    match = timing.Contest(alive, rules.seed, mirrored)
+    match = timing.Contest(alive, rules.seed + number, mirrored, number)
+    before = sum(line["kind"] == "block" and line["cell"] == cell.name for line in record.lines)
     others = Others()
 
     def keep(block: timing.Block) -> None:
         own = {name: calls[name] for name in match.arms}
         told = {"calls": own, "others": round(others.share(), 4), "turns": timing.rows(block)}
-        record.add("block", cell=cell.name, block=len(match.blocks) - 1, **told)
+        record.add("block", cell=cell.name, block=before + len(match.blocks) - 1, **told)
 
     seconds = rules.seconds
     while match.arms:
         begun = time.perf_counter()
         try:
-            match.run(seconds, rules.least, each=keep)
+            match.run(seconds, rules.least, each=keep, enough=rules.enough)
             return
         except Failed as failed:
             Refusals(cell, record).add(failed.name, sentence(failed.error))

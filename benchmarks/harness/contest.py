@@ -29,7 +29,7 @@ from benchmarks.harness.judging import (
 )
 from benchmarks.harness.process import CHANGING, MODEL, Beginning, Rules, prepare, process, sentence
 from benchmarks.harness.recipe import Recipe, on_disk
-from benchmarks.harness.record import Record
+from benchmarks.harness.record import Again, Record
 from benchmarks.harness.together import at_once
 from benchmarks.harness.worker import Worker, WorkerFault
 from common.config import Execution
@@ -52,15 +52,15 @@ def workers(
         }
 
 
-def run(cells: Sequence[Cell], rules: Rules, record: Record, report: Report, processes: int = 2) -> None:
-    """Time cells that share model, precision and contenders; writes everything into the record.
-
-    With two `processes` the copies of a contender live apart, and what they differ by is what one process of it differs
-    by from the next; where memory does not allow that, both are turns of one.
-    """
+def run(
+    cells: Sequence[Cell], rules: Rules, record: Record, report: Report, processes: int = 2, rounds: int = 1
+) -> None:
+    """Time cells that share model, precision and contenders; writes everything into the record. With two `processes`
+    the copies of a contender live apart, and what they differ by is what one process of it differs by from the next;
+    where memory does not allow that, both are turns of one, and in the second of two `rounds` of another."""
     for cell in cells:
         record.add("cell", **cell.line(), processes=processes)
-    for _ in stages(cells, rules, record, report, processes):
+    for _ in stages(cells, rules, record, report, processes, rounds=rounds):
         continue
 
 
@@ -71,18 +71,24 @@ def stages(
     report: Report,
     processes: int,
     late: Callable[[], bool] = lambda: False,
+    rounds: int = 1,
 ) -> Iterator[None]:
     """The same in three: all is ready to time the first cell; all are timed, unless it is `late` before one is, and
-    named; memory is measured. Where contenders begin together there are two: memory is no stage of its own."""
+    named; memory is measured, and further rounds. Where contenders begin together memory is no stage of its own."""
     first = cells[0]
     with ExitStack() as stack, TemporaryDirectory() as folder:
         made = {config: Recipe(first.weights, config, first.seed) for config in first.configs}
         recipes = {config: stack.enter_context(on_disk(recipe)) for config, recipe in made.items()}
         places = {one.name: f"{folder}/{number}" for number, one in enumerate(first.contenders)}
+        rules = rules.part(rounds)
         yield from _stages(cells, recipes, rules, record, report, processes, places, late)
+        for number in range(1, rounds):
+            list(_stages(cells, recipes, rules, Again(record), report, processes, places, late, number))
 
 
-def _stages(cells, recipes: Recipes, rules: Rules, record: Record, report: Report, processes: int, places, late):
+def _stages(
+    cells, recipes: Recipes, rules: Rules, record: Record, report: Report, processes: int, places, late, number=0
+):
     first, told, left = cells[0], set(), cells[:0]
     with workers(first.contenders, rules, processes, places) as own:
         try:
@@ -91,22 +97,24 @@ def _stages(cells, recipes: Recipes, rules: Rules, record: Record, report: Repor
             for cell in cells:
                 unjudged(cell, error, record)
             return
-        for number, cell in enumerate(cells):
-            if number and late():
-                left = cells[number:]
+        for place, cell in enumerate(cells):
+            if place and late():
+                left = cells[place:]
                 break
-            report(cell.title, number / len(cells))
+            report(cell.title, place / len(cells))
             mine = {name: own[name] for name in begun}
             shown = _admitted(cell, mine, begun, wanted, recipes, rules, record)
-            if not number:
+            if not place:
                 yield
             elif late():  # while it was compiled
-                left = cells[number:]
+                left = cells[place:]
                 break
-            _timed(cell, {name: own[name] for name in shown}, shown, wanted, rules, record)
-            if rules.together and cell.memory and _did_nothing_else(number, cell) and not late():
+            _timed(cell, {name: own[name] for name in shown}, shown, wanted, rules, record, number)
+            if rules.together and cell.memory and _did_nothing_else(place, cell) and not late():
                 footprint.ask(cell, {name: own[name][0] for name in shown}, begun, record)
                 told.add(cell.name)
+    if number:
+        return
     if not rules.together:
         yield
     for cell in left:
@@ -220,8 +228,8 @@ def _admitted(cell: Cell, own, begun, wanted: Wanted, recipes: Recipes, rules: R
     return shown
 
 
-def _timed(cell: Cell, own, shown, wanted: Wanted, rules: Rules, record: Record) -> None:
-    """Warm-up and contest of one cell."""
+def _timed(cell: Cell, own, shown, wanted: Wanted, rules: Rules, record: Record, number: int = 0) -> None:
+    """Warm-up and contest of one cell, a round of it."""
     refuse = Refusals(cell, record)
     steady: dict[str, float] = {}
     for name in own:
@@ -232,7 +240,7 @@ def _timed(cell: Cell, own, shown, wanted: Wanted, rules: Rules, record: Record)
     how = {name: timing.turns(seconds, rules.short) for name, seconds in steady.items()}
     arms = {name: _turn(own[name], cell.task, *how[name]) for name in steady}
     mirrored = max(steady.values(), default=0.0) < timing.LONG_CALL
-    contend(cell, arms, {name: calls for name, (calls, _) in how.items()}, mirrored, rules, record)
+    contend(cell, arms, {name: calls for name, (calls, _) in how.items()}, mirrored, rules, record, number)
     timed = {name: own[name] for name in arms}
     if cell.task in CHANGING:
         _still_working(cell, timed, refuse)

@@ -12,8 +12,8 @@ MUCH = 0.05  # of the cores: from here on a report says so
 
 class Others:
     """A watch on the cores that this process may use. Work beside a contest takes caches and memory from some
-    contenders more than from others, which no interval of one run knows. What neighbours on one host take from a virtual
-    machine is seen as far as the system tells of it (steal)."""
+    contenders more than from others, which no interval of one run knows. What neighbours on one host take from a
+    virtual machine is seen as far as the system tells of it (steal)."""
 
     def __init__(self):
         self._own = psutil.Process()

@@ -1,7 +1,8 @@
 """A contender's process: how it is started, and what it gets ready."""
 
+import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks.harness import timing
@@ -16,7 +17,8 @@ NAMED = re.compile(r"[\w.]*(Error|Exception|Warning|Failed|Violation|Exit|Interr
 
 @dataclass(frozen=True)
 class Rules:
-    """How long and on what: seconds and least blocks of a cell, threads, device; `quick` takes fewer and shorter.
+    """How long and on what: seconds and least blocks of a cell (`enough` after twice the seconds), threads, device;
+    `quick` takes fewer and shorter.
     Memory is measured in all cells, or where it is drawn. `together`: contenders begin side by side, which is soon
     over; what their beginnings take are upper bounds then. `judged` is what judges have said in this run, for cells
     whose work is the same."""
@@ -25,11 +27,17 @@ class Rules:
     device: str = "cpu"
     seconds: float = 30.0
     least: int = timing.ENOUGH
+    enough: int = timing.ENOUGH
     quick: bool = False
     seed: int = 0
     all_memory: bool = True
     together: bool = False
     judged: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def part(self, rounds: int) -> "Rules":
+        """Those of one of so many rounds."""
+        blocks = {"least": math.ceil(self.least / rounds), "enough": math.ceil(self.enough / rounds)}
+        return replace(self, seconds=self.seconds / rounds, **blocks)
 
     @property
     def short(self) -> bool:

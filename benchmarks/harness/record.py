@@ -61,6 +61,23 @@ class Record:
         return self.folder / RAW
 
 
+class Again:
+    """A record for a round that is not the first: turns, and who is refused for the first time. All else is told."""
+
+    def __init__(self, record: Record):
+        self._record = record
+
+    @property
+    def lines(self) -> list[Line]:
+        return self._record.lines
+
+    def add(self, kind: str, **values: Any) -> None:
+        if kind == "refused" and any(of(self.lines, kind, cell=values["cell"], name=values["name"])):
+            return
+        if kind in ("block", "refused"):
+            self._record.add(kind, **values)
+
+
 def written(line: Line) -> str:
     """A line as it stands in the file; NumPy's numbers and truths are written as Python's."""
     return json.dumps(line, allow_nan=False, default=_plain) + "\n"

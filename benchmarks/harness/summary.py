@@ -84,8 +84,12 @@ def _peaks(lines: Sequence[Line]) -> tuple[dict[str, Any], list[dict[str, str]]]
 
 def _apart(lines: Sequence[Line]) -> float:
     """What two processes of one contender differ by in this run beyond the scatter of their turns, in log seconds."""
-    names = [cell["cell"] for cell in of(lines, "cell", processes=2)]
-    return timing.apart([[timing.of_rows(line["turns"]) for line in of(lines, "block", cell=one)] for one in names])
+    contests = []
+    for cell in of(lines, "cell"):
+        blocks = [timing.of_rows(line["turns"]) for line in of(lines, "block", cell=cell["cell"])]
+        if cell.get("processes", 1) > 1 or timing.rounds(blocks) > 1:
+            contests.append(blocks)
+    return timing.apart(contests)
 
 
 def _cell(lines: Sequence[Line], cell: Line, peaks: Mapping[str, Any], apart: float) -> dict[str, Any]:
@@ -93,15 +97,17 @@ def _cell(lines: Sequence[Line], cell: Line, peaks: Mapping[str, Any], apart: fl
     blocks = [timing.of_rows(line["turns"]) for line in of(mine, "block")]
     contenders = [_contender(mine, blocks, cell, one, peaks) for one in of(mine, "contender")]
     timed = [one["name"] for one in contenders if one["seconds"] is not None and one["refused"] is None]
+    processes = cell.get("processes", 1)
+    if processes > 1 or timing.rounds(blocks) > 1:  # some tasks' processes differ by more than others'
+        apart = max(apart, timing.apart([blocks], apart))
     return {
         **_without(cell, "kind", "own"),
         "blocks": len(blocks),
+        **({"rounds": timing.rounds(blocks)} if timing.rounds(blocks) > 1 else {}),
         **_others(of(mine, "block")),
         "flops": [_without(line, "kind", "cell") for line in of(mine, "flops")],
         "contenders": contenders,
-        "pairs": [
-            timing.compare(blocks, *pair, cell.get("processes", 1), apart) for pair in itertools.combinations(timed, 2)
-        ],
+        "pairs": [timing.compare(blocks, *pair, processes, apart) for pair in itertools.combinations(timed, 2)],
     }
 
 

@@ -5,6 +5,10 @@ copy 0 and copy 1 (two processes where memory allows), in an order drawn by coin
 follows backwards, which cancels a linear drift of the machine. What copy 0 differs from copy 1 of the same contender
 (A/A) is what this machine calls a difference where there is none.
 
+Where memory holds one process of each contender, a contest has two rounds with processes of their own: copies 0 and 1
+are turns of the first, 2 and 3 of the second. Two processes of one contender may differ by a tenth, in where its memory
+lies; turns of one never show that.
+
 Intervals hold 99 %, for a report has hundreds of them and is to say the same when it is made again: two of 95 % that
 are right lie apart once in 180 times, of 99 % once in 3,700.
 """
@@ -13,6 +17,7 @@ import functools
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -28,7 +33,8 @@ LONG_CALL = 0.5  # seconds from which a turn is one timed call after one that is
 NOISY = math.log(1.05)
 HOLD = 0.99  # of an interval: how often the true ratio lies in it
 NORMAL = 2.576  # standard deviations that hold as much of a normal distribution
-PRIOR = 8  # how many differences what a whole run tells weighs as much as, beside a contender's own
+ROUNDS = 2  # of a contest whose contenders have one process each at a time
+PRIOR = 4  # how many differences what a whole run tells weighs as much as, beside a contender's own
 APART = 0.015  # log seconds that two processes of one contender differ by beyond their turns' scatter, at least where
 # nobody sees it: what kept runs of CPUs have where turns scatter little
 TELLING = 5  # contenders with two processes from which a run tells it
@@ -57,6 +63,7 @@ class Contest:
     arms: Mapping[str, Callable[[int], float]]
     seed: int
     mirrored: bool = True
+    number: int = 0  # of the round
     blocks: list[Block] = field(default_factory=list)
 
     def __post_init__(self):
@@ -64,7 +71,7 @@ class Contest:
 
     def block(self) -> Block:
         """One more block: every copy of every contender in a random order, and backwards where mirrored."""
-        order = [(name, copy) for name in self.arms for copy in (0, 1)]
+        order = [(name, copy) for name in self.arms for copy in (2 * self.number, 2 * self.number + 1)]
         self._coin.shuffle(order)
         if self.mirrored:
             order += reversed(order)
@@ -77,14 +84,15 @@ class Contest:
         least: int,
         progress: Callable[[float], None] = lambda share: None,
         each: Callable[[Block], None] = lambda block: None,
+        enough: int = ENOUGH,
     ) -> None:
         """Blocks until the time is up and `least` are done; `each` gets them as they come. After twice the time
-        ENOUGH blocks are."""
+        `enough` blocks are."""
         begun = time.perf_counter()
         while True:
             elapsed = time.perf_counter() - begun
             progress(min(1.0, elapsed / seconds) if seconds else 0.0)
-            if elapsed >= seconds and len(self.blocks) >= (least if elapsed < 2 * seconds else min(ENOUGH, least)):
+            if elapsed >= seconds and len(self.blocks) >= (least if elapsed < 2 * seconds else min(enough, least)):
                 return
             each(self.block())
 
@@ -101,14 +109,24 @@ def turns(seconds: float, short: bool = False) -> tuple[int, int]:
 
 
 def log_ratios(blocks: Sequence[Block], first: str, second: str) -> np.ndarray:
-    """By block: the mean log seconds of one contender less that of another; of a contender and itself, copy 0 less
-    copy 1."""
+    """By block: the mean log seconds of one contender less that of another; of a contender and itself, its even copy
+    less its odd one."""
     return np.array([_mean(block, first, 0 if first == second else None) - _mean(block, second, 1 if first == second
                      else None) for block in blocks])  # fmt: skip
 
 
 def _mean(block: Block, name: str, copy: int | None) -> float:
-    return float(np.mean([math.log(t.seconds) for t in block if t.name == name and copy in (None, t.copy)]))
+    return float(np.mean([math.log(t.seconds) for t in block if t.name == name and copy in (None, t.copy % 2)]))
+
+
+def round_of(block: Block) -> int:
+    """Which round a block is of."""
+    return block[0].copy // 2
+
+
+def rounds(blocks: Sequence[Block]) -> int:
+    """How many rounds there are with at least two blocks, which is what scatter needs."""
+    return sum(many > 1 for many in Counter(map(round_of, blocks)).values())
 
 
 def interval(
@@ -136,10 +154,10 @@ def _interval(values: bytes, rounds: int, draws: int, seed: int, hold: float) ->
     return float(np.mean([np.median(part) for part in parts])), float(low), float(high)
 
 
-def apart(contests: Sequence[Sequence[Block]]) -> float:
+def apart(contests: Sequence[Sequence[Block]], otherwise: float = APART) -> float:
     """What two processes of one contender differ by beyond the scatter of their turns, in log seconds (a standard
-    deviation): APART unless at least TELLING contenders tell. From the blocks of contests whose copies were processes;
-    those with fewer than ENOUGH tell nothing."""
+    deviation), or `otherwise` unless at least TELLING contenders tell. From the blocks of contests in which each had
+    two processes; those with fewer than ENOUGH blocks tell nothing."""
     found = [
         difference(blocks, name)
         for blocks in contests
@@ -147,7 +165,7 @@ def apart(contests: Sequence[Sequence[Block]]) -> float:
         for name in sorted({turn.name for turn in blocks[-1]})
     ]
     if len(found) < TELLING:
-        return APART
+        return otherwise
     squares, errors = (np.square(values) for values in zip(*found, strict=True))
     low, high = 0.0, float(squares.max())  # of its square: where the median of what is scaled by it is chi-square's
     for _ in range(60):
@@ -158,9 +176,19 @@ def apart(contests: Sequence[Sequence[Block]]) -> float:
 
 
 def difference(blocks: Sequence[Block], name: str) -> tuple[float, float]:
-    """What copy 0 of a contender differs from copy 1 by, in log seconds, and its standard error by the blocks alone."""
-    values = log_ratios(blocks, name, name)
-    return interval(values)[0], _error_of_mean(values)
+    """What the first process of a contender differs from the second by, in log seconds, and its standard error by the
+    scatter of blocks alone. Of processes in two rounds, against what all contenders differ by: at another time the
+    machine is another."""
+    if rounds(blocks) < 2:
+        values = log_ratios(blocks, name, name)
+        return interval(values)[0], _error_of_mean(values)
+    names = sorted({turn.name for turn in blocks[-1]})
+
+    def above(block: Block) -> float:
+        return _mean(block, name, None) - float(np.median([_mean(block, one, None) for one in names]))
+
+    first, second = (np.array([above(block) for block in blocks if round_of(block) == number]) for number in (0, 1))
+    return float(np.median(first) - np.median(second)), math.hypot(_error_of_mean(first), _error_of_mean(second))
 
 
 def _error_of_mean(values: np.ndarray) -> float:
@@ -172,17 +200,17 @@ def between(
 ) -> tuple[float, float, float]:
     """(estimate, low, high) of the log seconds of one contender over another's: at least the interval of blocks.
 
-    Where copies are processes, half of what the two of a contender differ by is the standard error of its mean: turns
-    that scatter and processes that differ, both in it. One difference alone tells little of that (it has one degree of
-    freedom), so it is put together with what is due by its blocks and by the run's `apart`, which weighs as much as
-    PRIOR differences: a moderated t (Smyth 2004).
+    Where each contender has two processes, at once or in two rounds, half of what they differ by is the standard error
+    of its mean: turns that scatter and processes that differ, both in it. One difference alone tells little of that (it
+    has one degree of freedom), so it is put together with what is due by its blocks and by `apart`, which weighs as
+    much as PRIOR differences: a moderated t (Smyth 2004).
 
-    Where each contender has one process nobody sees what another would have taken: two differ as two of one contender
-    do, by `apart` and at least by APART, which is added to the interval of blocks (squares add up).
+    Where each has one process nobody sees what another would have taken: two differ as two of one contender do, by
+    `apart` and at least by APART, which is added to the interval of blocks (squares add up).
     """
     values = log_ratios(blocks, first, second)
     ratio, low, high = interval(values, hold=HOLD)
-    if processes < 2:
+    if processes < 2 and rounds(blocks) < 2:
         more = NORMAL * max(apart, APART)
         return ratio, ratio - math.hypot(ratio - low, more), ratio + math.hypot(high - ratio, more)
     error = max(_error_of_mean(values), math.hypot(*(_moderated(blocks, name, apart) for name in (first, second))) / 2)

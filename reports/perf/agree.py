@@ -1,5 +1,6 @@
 """Runs of the same cells held against each other: whether they give the same verdicts, and the same factors."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -81,6 +82,11 @@ def _cell(pair: Pair, words: str) -> str:
 def comparable(held: Sequence[Held]) -> bool:
     """Whether at least one pair has a ratio in two runs."""
     return any(one.outcome != ALONE for one in held)
+
+
+def comparisons(held: Sequence[Held]) -> int:
+    """How many times two runs' intervals of a pair were held against each other."""
+    return sum(math.comb(sum(pair.usable for pair, _ in one.told.values()), 2) for one in held)
 
 
 def counts(held: Sequence[Held]) -> dict[str, int]:

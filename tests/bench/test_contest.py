@@ -59,6 +59,35 @@ def test_honest_contenders_pass_the_gate_and_are_timed_in_pairs(tmp_path):
     assert all(pair["low"] <= pair["high"] and pair["floor"] > 0 for pair in cell["pairs"])
 
 
+def test_with_one_process_each_a_second_round_has_others_and_all_else_is_told_once(tmp_path):
+    """Who is refused in the first round is so in the second, and not told again."""
+    contenders = contender("honest"), contender("slow"), contender("wrong")
+    cell = Cell("forward", "forward", "tiny", CONFIG, 3, 8, "float32", contenders, memory=True)
+    kept = Record(tmp_path)
+    kept.add("run", schema=1, device={"kind": "cpu"}, load=None)
+    rules = Rules(1, seconds=1.0, least=8, enough=4, all_memory=False)
+    contest.run([cell], rules, kept, lambda what, share: None, 1, rounds=2)
+    lines = kept.lines
+    assert [line["name"] for line in lines if line["kind"] == "contender"] == ["honest", "slow", "wrong"]
+    for kind, due in (("cell", 1), ("phase", 3), ("refused", 1), ("memory", 2)):
+        assert sum(line["kind"] == kind for line in lines) == due
+    blocks = [line for line in lines if line["kind"] == "block"]
+    assert [line["block"] for line in blocks] == list(range(len(blocks)))
+    assert all(0 <= line["others"] <= 1 for line in blocks)
+    copies = [{copy for _, copy, _ in line["turns"]} for line in blocks]
+    assert copies == sorted(copies, key=min)
+    assert copies.count({0, 1}) >= 2
+    assert copies.count({2, 3}) >= 2
+    (found,) = summarise(lines)["cells"]
+    assert found["rounds"] == 2
+    assert {one["name"]: one["seconds"] and one["seconds"]["samples"] for one in found["contenders"]} == {
+        "honest": 4 * len(blocks),
+        "slow": 4 * len(blocks),
+        "wrong": None,
+    }
+    kept.finish(None, None)
+
+
 @pytest.mark.parametrize(("task", "spent"), [("start-up", 40_000_000), ("load", 0)])
 def test_a_beginnings_peak_memory_is_measured_from_the_import_on(tmp_path, task, spent):
     """Of starting up, what the first call takes for a moment is in it; of loading, which makes none, it is not."""
@@ -209,8 +238,8 @@ def test_an_interrupted_run_is_kept_and_marked_and_never_replaces_a_whole_one(tm
     assert partial is None
     whole = (folder / record.RAW).read_bytes()
 
-    def cut(cells, rules, kept, report, processes, run=contest.run):
-        run(cells, rules, kept, report, processes)
+    def cut(cells, rules, kept, report, *how, run=contest.run):
+        run(cells, rules, kept, report, *how)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(contest, "run", cut)
@@ -235,7 +264,7 @@ def test_what_there_is_no_time_for_is_listed_and_the_rest_is_kept(tmp_path, monk
     clock = iter((0.0, 0.0, 1.0))
     monkeypatch.setattr(job.time, "monotonic", lambda: next(clock))
 
-    def run(cells, rules, kept, report, processes):
+    def run(cells, rules, kept, report, *how):
         kept.add("cell", **cells[0].line())
         kept.add("block", cell=cells[0].name, turns=[])
 

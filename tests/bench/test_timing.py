@@ -1,24 +1,95 @@
 """Intervals and verdicts on drawn times: another run of the same contenders says the same."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
 from benchmarks.harness import timing
 
+NAMES = "abcdefghijkl"
+PAIRS = tuple(zip(NAMES[::2], NAMES[1::2], strict=True))
 
-def run(rng, blocks, noise, process, factor=1.0):
-    """One run: two contenders, two processes each, that are off by `process`; turns are off by `noise`."""
-    off = {(name, copy): process * rng.standard_normal() for name in "ab" for copy in (0, 1)}
 
-    def turn(name):
-        return lambda copy: float(
-            np.exp(off[name, copy] + noise * rng.standard_normal()) * (factor if name == "a" else 1.0)
-        )
+def drawn(rng, blocks, noise, process, factor=1.0, rounds=1, shift=0.0):
+    """The blocks of one run: twelve contenders with two processes each, at once or in two rounds, that are off by
+    `process`; turns are off by `noise`, every other contender takes `factor` times as long, and all take `shift` more
+    in a second round."""
+    off = {(name, copy): process * rng.standard_normal() for name in NAMES for copy in (0, 1)}
+    found = []
+    for number in range(rounds):
 
-    contest = timing.Contest({name: turn(name) for name in "ab"}, int(rng.integers(1 << 30)))
-    for _ in range(blocks):
-        contest.block()
-    return timing.compare(contest.blocks, "a", "b", processes=2)
+        def turn(name, number=number):
+            slow = number * shift + (np.log(factor) if NAMES.index(name) % 2 == 0 else 0.0)
+            own = (lambda copy: off[name, copy]) if rounds == 1 else (lambda copy: off[name, number])
+            return lambda copy: float(np.exp(own(copy) + slow + noise * rng.standard_normal()))
+
+        contest = timing.Contest({name: turn(name) for name in NAMES}, int(rng.integers(1 << 30)), number=number)
+        for _ in range(blocks // rounds):
+            contest.block()
+        found += contest.blocks
+    return found
+
+
+def compared(blocks, processes=2):
+    apart = timing.apart([blocks])
+    return [timing.compare(blocks, *pair, processes, apart) for pair in PAIRS]
+
+
+def holds(found, ratio=1.0):
+    return found["low"] <= ratio <= found["high"]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "noise", "process", "rounds"),
+    [(6, 0.03, 0.0, 1), (6, 0.02, 0.02, 1), (12, 0.02, 0.05, 2), (24, 0.05, 0.01, 1), (24, 0.05, 0.0, 2)],
+)
+def test_equal_contenders_are_seldom_told_apart_and_intervals_hold(blocks, noise, process, rounds):
+    """99 % of them, of 150. With two rounds the machine is slower in the second, which is nobody's."""
+    rng = np.random.default_rng(blocks)
+    found = [
+        one for _ in range(25) for one in compared(drawn(rng, blocks, noise, process, 1.0, rounds, 0.3), 3 - rounds)
+    ]
+    assert np.mean([holds(one) for one in found]) >= 0.97
+    if process < 0.05:  # of what turns of one process do not show, the floor knows nothing
+        assert sum(one["faster"] is not None for one in found) <= 1
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_three_runs_of_a_clear_difference_agree_within_their_intervals(rounds):
+    rng = np.random.default_rng(1)
+    runs = [[compared(drawn(rng, 12, 0.02, 0.02, 1.3, rounds), 3 - rounds) for _ in range(3)] for _ in range(8)]
+    every = [one for three in runs for run in three for one in run]
+    assert sum(one["faster"] == one["second"] for one in every) >= len(every) - 2
+    assert np.mean([holds(one, 1.3) for one in every]) >= 0.97
+    held = [(a, b) for three in runs for same in zip(*three, strict=True) for a, b in combinations(same, 2)]
+    assert sum(max(a["low"], b["low"]) > min(a["high"], b["high"]) for a, b in held) == 0
+
+
+def test_turns_of_one_process_do_not_show_what_another_would_have_taken_and_two_rounds_do():
+    rng = np.random.default_rng(2)
+    once = [one for _ in range(10) for one in compared(drawn(rng, 12, 0.002, 0.08), 1)]  # as if copies were turns
+    twice = [one for _ in range(10) for one in compared(drawn(rng, 12, 0.002, 0.08, rounds=2), 1)]
+    assert np.mean([holds(one) for one in once]) < 0.75
+    assert np.mean([holds(one) for one in twice]) >= 0.95
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_what_processes_differ_by_is_told_without_the_scatter_of_their_turns(rounds):
+    rng = np.random.default_rng(4)
+    told = [timing.apart([drawn(rng, 12, 0.05, process, rounds=rounds, shift=0.2) for _ in range(8)])
+            for process in (0.0, 0.1)]  # fmt: skip
+    assert told[0] < 0.02
+    assert told[1] == pytest.approx(0.1 * np.sqrt(2), rel=0.25)
+
+
+def test_few_contenders_and_few_blocks_do_not_tell_what_processes_differ_by():
+    rng = np.random.default_rng(5)
+    short, few = drawn(rng, timing.ENOUGH - 1, 0.01, 0.1), drawn(rng, 8, 0.01, 0.1)
+    few = [[turn for turn in block if turn.name in NAMES[: timing.TELLING - 1]] for block in few]
+    assert timing.apart([short]) == timing.apart([few]) == timing.APART
+    assert timing.apart([few], 0.2) == 0.2
+    assert timing.apart([few, few]) > 0.05
 
 
 def alone(rng, process, factor=1.0):
@@ -37,30 +108,30 @@ def alone(rng, process, factor=1.0):
 def test_where_each_has_one_process_what_processes_differ_by_is_no_lead():
     """Twelve in sixty would be called faster by their blocks alone."""
     rng = np.random.default_rng(3)
-    runs = [alone(rng, 0.05) for _ in range(60)]
-    assert sum(found["faster"] is not None for found in runs) <= 6
-    assert np.mean([found["low"] <= 1 <= found["high"] for found in runs]) >= 0.9
-    assert sum(alone(rng, 0.02, factor=1.2)["faster"] == "b" for _ in range(20)) == 20
+    runs = [alone(rng, 0.1) for _ in range(60)]
+    assert sum(found["faster"] is not None for found in runs) <= 2
+    assert np.mean([holds(found) for found in runs]) >= 0.97
+    assert sum(alone(rng, 0.02, factor=1.3)["faster"] == "b" for _ in range(20)) == 20
 
 
-def test_what_processes_typically_differ_by_is_told_by_the_median_or_assumed():
-    rng = np.random.default_rng(4)
-    drawn = [*(0.02 * rng.standard_normal(101)), 0.4, -0.5]
-    assert timing.typical(drawn) == pytest.approx(0.02, rel=0.25)
-    assert timing.typical(drawn[:4]) == timing.APART
+def test_contenders_without_any_scatter_have_an_interval():
+    contest = timing.Contest({"a": lambda copy: 2.0, "b": lambda copy: 1.0}, 0)
+    for _ in range(timing.ENOUGH):
+        contest.block()
+    found = timing.compare(contest.blocks, "a", "b", processes=2, apart=0.0)
+    assert (found["ratio"], found["low"], found["high"]) == pytest.approx((2, 2, 2))
+    assert found["faster"] == "b"
 
 
-@pytest.mark.parametrize(("blocks", "noise", "process"), [(6, 0.03, 0.0), (6, 0.02, 0.02), (24, 0.05, 0.01)])
-def test_equal_contenders_are_seldom_told_apart_and_intervals_hold(blocks, noise, process):
-    rng = np.random.default_rng(blocks)
-    runs = [run(rng, blocks, noise, process) for _ in range(60)]
-    assert sum(found["faster"] is not None for found in runs) <= 1
-    assert np.mean([found["low"] <= 1 <= found["high"] for found in runs]) >= 0.9
-
-
-def test_three_runs_of_a_clear_difference_agree_within_their_intervals():
-    rng = np.random.default_rng(1)
-    runs = [[run(rng, 8, 0.02, 0.01, factor=1.2) for _ in range(3)] for _ in range(20)]
-    assert sum(found["faster"] == "b" for three in runs for found in three) >= 59
-    assert np.mean([found["low"] <= 1.2 <= found["high"] for three in runs for found in three]) >= 0.9
-    assert np.mean([a["low"] <= b["high"] for three in runs for a in three for b in three]) >= 0.98
+@pytest.mark.parametrize(
+    ("seconds", "short", "due"),
+    [
+        (0.004, False, (25, 10)),
+        (0.004, True, (5, 2)),
+        (0.05, False, (2, 1)),
+        (0.05, True, (1, 1)),
+        (3.0, False, (1, 1)),
+    ],
+)
+def test_turns_are_long_enough_and_begin_warm(seconds, short, due):
+    assert timing.turns(seconds, short) == due

@@ -156,7 +156,8 @@ def _contest(coin, cell, noisy, few, refused, blocks):
         order += order[::-1] if mirrored else []
         turns = [[name, copy, steady[name] * drift * math.exp(coin.gauss(0, swing))] for name, copy in order]
         calls = {name: timing.turns(seconds)[0] for name, seconds in steady.items()}
-        yield {"kind": "block", "cell": cell.name, "block": block, "calls": calls, "turns": turns}
+        beside = {"calls": calls, "others": 0.01}
+        yield {"kind": "block", "cell": cell.name, "block": block, **beside, "turns": turns}
     if cell.memory:
         yield from (_memory(coin, cell, one) for one in timed)
 

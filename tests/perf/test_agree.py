@@ -65,6 +65,14 @@ def test_what_may_not_be_shown_is_not_held_against_anybody():
     assert outcomes(one, noisy, one)[name] == agree.AGREE
 
 
+def test_intervals_are_counted_that_were_held_against_each_other():
+    one = run(0)
+    pairs = sum(len(cell["pairs"]) for cell in one["cells"])
+    assert agree.comparisons(agree.hold({"a": one, "b": one, "c": one})) == 3 * pairs
+    noisy = changed(one, noisy=True, faster=None)
+    assert agree.comparisons(agree.hold({"a": one, "b": one, "c": noisy})) == 3 * pairs - 2
+
+
 def test_runs_without_a_ratio_say_nothing():
     noisy = copy.deepcopy(run(0))
     for cell in noisy["cells"]:

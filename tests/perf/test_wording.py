@@ -45,6 +45,19 @@ def test_noise_has_no_ratio(summary):
     )
 
 
+def test_other_work_beside_a_contest_is_said_of_the_worst_cell(summary):
+    one, other, quiet = summary["cells"][:3]
+    assert say.disturbed(summary) == ()
+    quiet["others"], one["others"] = 0.04, 0.06
+    assert plain(summary, say.disturbed(summary)) == (
+        "Other work took up to 6.0 % of the cores in 1 cell; their ratios may be others in a quiet run."
+    )
+    other["others"] = 0.31
+    assert plain(summary, say.warnings(summary)[-1]) == (
+        "Other work took up to 31 % of the cores in 2 cells; their ratios may be others in a quiet run."
+    )
+
+
 def test_what_carry_over_voids_is_said_to_be_void(summary):
     pair(summary, "torch", "jax").update(carried=True, faster=None, carry_over=0.312)
     assert told(summary, name="jax") == "void: carry-over of 31 %"
