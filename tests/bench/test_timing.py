@@ -52,7 +52,7 @@ def test_equal_contenders_are_seldom_told_apart_and_intervals_hold(blocks, noise
     ]
     assert np.mean([holds(one) for one in found]) >= 0.97
     if process < 0.05:  # of what turns of one process do not show, the floor knows nothing
-        assert sum(one["faster"] is not None for one in found) <= 1
+        assert np.mean([one["faster"] is not None for one in found]) <= 0.02
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
@@ -68,8 +68,9 @@ def test_three_runs_of_a_clear_difference_agree_within_their_intervals(rounds):
 
 def test_turns_of_one_process_do_not_show_what_another_would_have_taken_and_two_rounds_do():
     rng = np.random.default_rng(2)
-    once = [one for _ in range(10) for one in compared(drawn(rng, 12, 0.002, 0.08), 1)]  # as if copies were turns
-    twice = [one for _ in range(10) for one in compared(drawn(rng, 12, 0.002, 0.08, rounds=2), 1)]
+    runs = [drawn(rng, 16, 0.002, 0.08, rounds=2) for _ in range(10)]
+    once = [timing.compare(run[:8], *pair) for run in runs for pair in PAIRS]
+    twice = [one for run in runs for one in compared(run, 1)]
     assert np.mean([holds(one) for one in once]) < 0.75
     assert np.mean([holds(one) for one in twice]) >= 0.95
 
@@ -106,10 +107,10 @@ def alone(rng, process, factor=1.0):
 
 
 def test_where_each_has_one_process_what_processes_differ_by_is_no_lead():
-    """Twelve in sixty would be called faster by their blocks alone."""
+    """One in five would be called faster by their blocks alone."""
     rng = np.random.default_rng(3)
-    runs = [alone(rng, 0.1) for _ in range(60)]
-    assert sum(found["faster"] is not None for found in runs) <= 2
+    runs = [alone(rng, 0.1) for _ in range(150)]
+    assert sum(found["faster"] is not None for found in runs) <= 3
     assert np.mean([holds(found) for found in runs]) >= 0.97
     assert sum(alone(rng, 0.02, factor=1.3)["faster"] == "b" for _ in range(20)) == 20
 
