@@ -132,8 +132,8 @@ def prepare(asked: Settings, cells: tuple[Cell, ...] | None = None) -> Work:
         asked.threads or cores,
         asked.device,
         seconds,
-        LEAST[asked.quick],
-        asked.quick,
+        least=LEAST[asked.quick],
+        quick=asked.quick,
         all_memory=not hasty,
         together=together,
     )
