@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from benchmarks.harness import timing
-from benchmarks.harness.cells import Cell
+from benchmarks.harness.cells import FRESH, Cell
 from benchmarks.harness.others import Others
 from benchmarks.harness.process import Rules, sentence
 from benchmarks.harness.record import Record
@@ -49,11 +49,12 @@ def contend(
     alive = {name: _guarded(name, turn) for name, turn in arms.items()}
     match = timing.Contest(alive, rules.seed + number, mirrored, number)
     before = sum(line["kind"] == "block" and line["cell"] == cell.name for line in record.lines)
-    others = Others()
+    others = None if cell.task in FRESH else Others()  # seconds of processes that have been killed are nobody's
 
     def keep(block: timing.Block) -> None:
         own = {name: calls[name] for name in match.arms}
-        told = {"calls": own, "others": round(others.share(), 4), "turns": timing.rows(block)}
+        told = {"calls": own, **({} if others is None else {"others": round(others.share(), 4)})}
+        told["turns"] = timing.rows(block)
         record.add("block", cell=cell.name, block=before + len(match.blocks) - 1, **told)
 
     seconds = rules.seconds

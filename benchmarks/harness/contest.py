@@ -102,7 +102,7 @@ def _stages(
                 left = cells[place:]
                 break
             report(cell.title, place / len(cells))
-            mine = {name: own[name] for name in begun}
+            mine = {name: own[name] for name in begun if name not in footprint.refused(cell, record)}
             shown = _admitted(cell, mine, begun, wanted, recipes, rules, record)
             if not place:
                 yield

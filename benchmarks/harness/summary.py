@@ -82,8 +82,9 @@ def _peaks(lines: Sequence[Line]) -> tuple[dict[str, Any], list[dict[str, str]]]
     return found, beyond
 
 
-def _apart(lines: Sequence[Line]) -> float:
-    """What two processes of one contender differ by in this run beyond the scatter of their turns, in log seconds."""
+def _apart(lines: Sequence[Line]) -> float | None:
+    """What two processes of one contender differ by in this run beyond the scatter of their turns, in log seconds; None
+    where too few had two."""
     contests = []
     for cell in of(lines, "cell"):
         blocks = [timing.of_rows(line["turns"]) for line in of(lines, "block", cell=cell["cell"])]
@@ -92,14 +93,14 @@ def _apart(lines: Sequence[Line]) -> float:
     return timing.apart(contests)
 
 
-def _cell(lines: Sequence[Line], cell: Line, peaks: Mapping[str, Any], apart: float) -> dict[str, Any]:
+def _cell(lines: Sequence[Line], cell: Line, peaks: Mapping[str, Any], apart: float | None) -> dict[str, Any]:
     mine = [line for line in lines if line.get("cell") == cell["cell"]]
     blocks = [timing.of_rows(line["turns"]) for line in of(mine, "block")]
     contenders = [_contender(mine, blocks, cell, one, peaks) for one in of(mine, "contender")]
     timed = [one["name"] for one in contenders if one["seconds"] is not None and one["refused"] is None]
-    processes = cell.get("processes", 1)
-    if processes > 1 or timing.rounds(blocks) > 1:  # some tasks' processes differ by more than others'
-        apart = max(apart, timing.apart([blocks], apart))
+    processes = 2 if cell["task"] in FRESH else cell.get("processes", 1)  # of a beginning every turn has its own
+    known = [apart, timing.apart([blocks]) if processes > 1 or timing.rounds(blocks) > 1 else None]
+    apart = max((one for one in known if one is not None), default=timing.APART)  # some tasks' differ by more
     return {
         **_without(cell, "kind", "own"),
         "blocks": len(blocks),

@@ -24,19 +24,17 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
 GAP = 0.02  # seconds: OpenMP's threads spin on for a while after a call and would hold the next one's cores
 LONG_ENOUGH, SHORT = 0.1, 0.02  # seconds a timed sample should last at least; where time is short
 WARM_UP = 0.04  # seconds of calls until caches and clocks of a CPU are a contender's own again
-LONG_CALL = 0.5  # seconds from which a turn is one timed call after one that is not, and is not mirrored
+LONG_CALL = 0.5  # seconds from which blocks are not mirrored
 NOISY = math.log(1.05)
 HOLD = 0.99  # of an interval: how often the true ratio lies in it
 NORMAL = 2.576  # standard deviations that hold as much of a normal distribution
 ROUNDS = 2  # of a contest whose contenders have one process each at a time
 PRIOR = 4  # how many differences what a whole run tells weighs as much as, beside a contender's own
-APART = 0.015  # log seconds that two processes of one contender differ by beyond their turns' scatter, at least where
-# nobody sees it: what kept runs of CPUs have where turns scatter little
+APART = 0.03  # log seconds that two processes of one contender are assumed to differ by where nobody sees it
 TELLING = 5  # contenders with two processes from which a run tells it
 ENOUGH = 6  # blocks below which there is no verdict: an interval of so few says nothing
 HALF_OF_SQUARES, TINY = 0.455, 1e-30  # the median of a normal variable's square, of variance 1
@@ -140,7 +138,7 @@ def interval(
     return _interval(np.asarray(values, np.float64).tobytes(), rounds, draws, seed, hold)
 
 
-@functools.lru_cache(1024)  # everybody is held against itself once for every rival
+@functools.lru_cache(4096)  # everybody is held against itself once for every rival
 def _interval(values: bytes, rounds: int, draws: int, seed: int, hold: float) -> tuple[float, float, float]:
     values = np.frombuffer(values)
     parts = np.array_split(values, min(rounds, max(1, len(values) // 2)))
@@ -154,20 +152,23 @@ def _interval(values: bytes, rounds: int, draws: int, seed: int, hold: float) ->
     return float(np.mean([np.median(part) for part in parts])), float(low), float(high)
 
 
-def apart(contests: Sequence[Sequence[Block]], otherwise: float = APART) -> float:
+def apart(contests: Sequence[Sequence[Block]]) -> float | None:
     """What two processes of one contender differ by beyond the scatter of their turns, in log seconds (a standard
-    deviation), or `otherwise` unless at least TELLING contenders tell. From the blocks of contests in which each had
-    two processes; those with fewer than ENOUGH blocks tell nothing."""
+    deviation); None unless at least TELLING contenders tell. From the blocks of contests in which each had two
+    processes; those with fewer than ENOUGH blocks tell nothing, nor do fewer than three contenders in two rounds."""
     found = [
         difference(blocks, name)
         for blocks in contests
-        if len(blocks) >= ENOUGH
-        for name in sorted({turn.name for turn in blocks[-1]})
+        if len(blocks) >= ENOUGH and (rounds(blocks) < 2 or len(names_in(blocks)) > 2)
+        for name in names_in(blocks)
     ]
     if len(found) < TELLING:
-        return otherwise
+        return None
     squares, errors = (np.square(values) for values in zip(*found, strict=True))
-    low, high = 0.0, float(squares.max())  # of its square: where the median of what is scaled by it is chi-square's
+    low, high = (
+        0.0,
+        float(squares.max()) / HALF_OF_SQUARES,
+    )  # of its square: where the median of what is scaled by it is chi-square's
     for _ in range(60):
         middle = (low + high) / 2
         above = np.median(squares / np.maximum(errors + middle, TINY)) > HALF_OF_SQUARES
@@ -177,18 +178,24 @@ def apart(contests: Sequence[Sequence[Block]], otherwise: float = APART) -> floa
 
 def difference(blocks: Sequence[Block], name: str) -> tuple[float, float]:
     """What the first process of a contender differs from the second by, in log seconds, and its standard error by the
-    scatter of blocks alone. Of processes in two rounds, against what all contenders differ by: at another time the
-    machine is another."""
+    scatter of blocks alone. Of processes in two rounds, less what the others differ by: at another time the machine is
+    another."""
     if rounds(blocks) < 2:
         values = log_ratios(blocks, name, name)
         return interval(values)[0], _error_of_mean(values)
-    names = sorted({turn.name for turn in blocks[-1]})
+    others = [one for one in names_in(blocks) if one != name]
 
     def above(block: Block) -> float:
-        return _mean(block, name, None) - float(np.median([_mean(block, one, None) for one in names]))
+        machine = float(np.median([_mean(block, one, None) for one in others])) if others else 0.0
+        return _mean(block, name, None) - machine
 
     first, second = (np.array([above(block) for block in blocks if round_of(block) == number]) for number in (0, 1))
     return float(np.median(first) - np.median(second)), math.hypot(_error_of_mean(first), _error_of_mean(second))
+
+
+def names_in(blocks: Sequence[Block]) -> list[str]:
+    """The contenders that took part in every block."""
+    return sorted(set.intersection(*({turn.name for turn in block} for block in blocks)))
 
 
 def _error_of_mean(values: np.ndarray) -> float:
@@ -203,26 +210,36 @@ def between(
     Where each contender has two processes, at once or in two rounds, half of what they differ by is the standard error
     of its mean: turns that scatter and processes that differ, both in it. One difference alone tells little of that (it
     has one degree of freedom), so it is put together with what is due by its blocks and by `apart`, which weighs as
-    much as PRIOR differences: a moderated t (Smyth 2004).
+    much as PRIOR differences (a moderated t, after Smyth 2004); degrees of freedom are Satterthwaite's (1946), few for
+    who differs by more than is due.
 
-    Where each has one process nobody sees what another would have taken: two differ as two of one contender do, by
-    `apart` and at least by APART, which is added to the interval of blocks (squares add up).
+    Where each has one process nobody sees what another would have taken: it is assumed that two differ by `apart`, and
+    at least by APART, which is added to the interval of blocks (squares add up).
     """
     values = log_ratios(blocks, first, second)
     ratio, low, high = interval(values, hold=HOLD)
+    error, freedom = _error_of_mean(values), max(1, len(values) - 1)
     if processes < 2 and rounds(blocks) < 2:
-        more = NORMAL * max(apart, APART)
+        reach, more = error * _quantile(freedom), NORMAL * max(apart, APART)
+        low, high = min(low, ratio - reach), max(high, ratio + reach)
         return ratio, ratio - math.hypot(ratio - low, more), ratio + math.hypot(high - ratio, more)
-    error = max(_error_of_mean(values), math.hypot(*(_moderated(blocks, name, apart) for name in (first, second))) / 2)
-    freedom = 2 / (1 / (PRIOR + 1) + 1 / max(1, len(blocks) - 1))  # of the run's share, and of the blocks' own errors
-    reach = error * float(stdtrit(freedom, (1 + HOLD) / 2))
+    parts = []  # of the variance of what two processes differ by: (squared log seconds, degrees of freedom)
+    for name in (first, second):
+        own, scatter = difference(blocks, name)
+        due = PRIOR / (PRIOR + 1) * (scatter**2 + apart**2)
+        parts += [(due, 2 / (1 / (PRIOR + 1) + 1 / freedom)), (own**2 / (PRIOR + 1), 1)]
+    variance = sum(part for part, _ in parts)
+    if variance > 0:
+        freedom = variance**2 / sum(part**2 / many for part, many in parts)
+    reach = max(error, math.sqrt(variance) / 2) * _quantile(freedom)
     return ratio, min(low, ratio - reach), max(high, ratio + reach)
 
 
-def _moderated(blocks: Sequence[Block], name: str, apart: float) -> float:
-    """The standard deviation of what a contender's processes differ by, from its own difference and what is due."""
-    own, error = difference(blocks, name)
-    return math.sqrt((PRIOR * (error**2 + apart**2) + own**2) / (PRIOR + 1))
+def _quantile(freedom: float) -> float:
+    """How many standard errors hold HOLD of Student's t."""
+    from scipy.special import stdtrit  # not in the processes that are measured, which have this module too
+
+    return float(stdtrit(freedom, (1 + HOLD) / 2))
 
 
 def carry_over(blocks: Sequence[Block], name: str, processes: int = 1) -> float | None:
@@ -252,7 +269,8 @@ def compare(
     """What the blocks say of two contenders: ratio of seconds (first over second), its interval, the floor, a verdict.
     With two `processes` the copies of a contender are processes; `apart` is what the run tells of such.
 
-    The floor is the largest ratio that either cannot be told from itself by: the far end of the A/A intervals. One is
+    The floor is the largest ratio that either cannot be told from itself by: the far end of the A/A intervals, and what
+    its processes in two rounds differ by. One is
     faster only if the interval excludes 1 and the ratio lies beyond the floor and beyond the carry-over, the larger of
     theirs; `carried` says that it is the carry-over alone that withholds the verdict. Of a noisy pair nothing can be
     said: its floor is large, and its ratio within.
@@ -260,6 +278,8 @@ def compare(
     ratio, low, high = between(blocks, first, second, processes, apart)
     selves = [interval(log_ratios(blocks, name, name)) for name in (first, second)]
     floor = max(max(abs(low_), abs(high_)) for _, low_, high_ in selves)
+    if rounds(blocks) > 1:
+        floor = max(floor, *(abs(difference(blocks, name)[0]) for name in (first, second)))
     known = (carry_over(blocks, name, processes) for name in (first, second))
     carry = max((abs(found) for found in known if found is not None), default=None)
     enough = len(blocks) >= ENOUGH

@@ -49,7 +49,7 @@ def duel(plan: Plan, workers: Mapping[str, Worker], progress: Callable[[float], 
         for wing, worker in workers.items():
             steady = worker.ask("warm", "trained", task, min(1.0, plan.seconds_per_task / 8), 3, 10)
             slowest = max(slowest, steady)
-            calls[wing], burn_in = timing.turns(steady, plan.settings.quick)
+            calls[wing], burn_in = timing.turns(steady, plan.settings.quick or plan.settings.device != "cpu")
             arms[wing] = _turn(worker, task, calls[wing], burn_in)
         fight = timing.Contest(arms, plan.settings.seed + number, mirrored=slowest < timing.LONG_CALL)
         fight.run(plan.seconds_per_task, timing.ENOUGH, lambda share, n=number: progress((n + share) / len(TASKS)))

@@ -195,7 +195,7 @@ def warnings(found: Found) -> list[Sentence]:
             " bounds, and XLA chose kernels on a device that it shared."
         )
         out.append((told,))
-    return out + [disturbed(found)] * bool(disturbed(found))
+    return [one for one in (*out, disturbed(found)) if one]
 
 
 def disturbed(found: Found) -> Sentence:

@@ -11,7 +11,7 @@ import pytest
 from planted_suite import CELLS, seconds
 
 from benchmarks import job
-from benchmarks.harness import machine, record
+from benchmarks.harness import machine, record, timing
 from benchmarks.harness.process import Rules
 from benchmarks.harness.record import RAW
 from benchmarks.harness.worker import Worker
@@ -53,6 +53,32 @@ def run(tmp_path, monkeypatch):
         return job.produce(work, silent, write)
 
     return produce
+
+
+@pytest.mark.parametrize(("quick", "due"), [(False, (20.0, 12)), (True, (2.0, 6))])
+def test_rules_of_a_run_and_of_one_of_its_rounds(quick, due):
+    """Short turns in a quick run alone, on a CPU."""
+    rules = job.prepare(job.Settings(("forward",), "cpu", quick)).rules
+    assert (rules.seconds, rules.least) == due
+    assert rules.enough == timing.ENOUGH
+    assert rules.quick is rules.short is quick
+    part = rules.part(timing.ROUNDS)
+    assert (part.seconds, part.least, part.enough) == (due[0] / 2, due[1] / 2, timing.ENOUGH / 2)
+    assert part.judged is rules.judged
+    assert Rules(1, "cuda:0").short
+
+
+def test_who_has_one_process_has_two_rounds(run, monkeypatch):
+    """Unless time is short."""
+    asked = []
+    for name in ("known", "peaks", "flops"):
+        monkeypatch.setattr(job.beside, name, lambda *_: None)
+    monkeypatch.setattr(job.contest, "run", lambda cells, rules, kept, report, *how: asked.append(how))
+    for there, more in ((1, {}), (2, {}), (2, {"quick": True}), (2, {"minutes": 9.0})):
+        monkeypatch.setattr(job, "processes", lambda group, device, there=there: there)
+        work = job.Work(job.Settings(**more), {"kind": "cpu"}, Rules(1), CELLS[:1], Path())
+        job.measure(work, None, silent)
+    assert asked == [(1, timing.ROUNDS), (2, 1), (1, 1), (1, 1)]
 
 
 def blocks(folder):
