@@ -13,7 +13,7 @@ from .layers import matmul
 from .lora import widened
 from .preference import preference_loss
 
-CHUNK = 128  # positions whose logits exist at once
+CHUNK = 256  # positions whose logits exist at once
 
 
 def token_loss(logits_BTV, targets_BT):

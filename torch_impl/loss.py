@@ -14,7 +14,7 @@ from .lora import widened
 from .precision import at_least
 from .preference import preference_loss
 
-CHUNK = 128  # positions whose logits exist at once
+CHUNK = 256  # positions whose logits exist at once
 
 
 def token_loss(logits_BTV, targets_BT):

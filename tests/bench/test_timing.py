@@ -1,5 +1,7 @@
 """Intervals and verdicts on drawn times: another run of the same contenders says the same."""
 
+import subprocess
+import sys
 from itertools import combinations
 
 import numpy as np
@@ -166,3 +168,8 @@ def test_contenders_without_any_scatter_have_an_interval():
 )
 def test_turns_are_long_enough_and_begin_warm(seconds, short, due):
     assert timing.turns(seconds, short) == due
+
+
+def test_processes_that_are_measured_import_nothing_for_statistics():
+    code = "import sys, benchmarks.harness.service; sys.exit('scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

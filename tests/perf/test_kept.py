@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from reports.perf import job
+from reports.perf import agree, job
 
 PLACE = Path(job.__file__).parent
 KEPT = sorted(path.name for path in PLACE.iterdir() if path.is_dir() and path.name[0] not in "._")
@@ -14,3 +14,16 @@ NONE = pytest.param(None, marks=pytest.mark.skip(reason="this checkout keeps no 
 @pytest.mark.parametrize("name", KEPT or [NONE])
 def test_a_kept_report_follows_from_its_samples(name):
     assert job.check(PLACE / name) == []
+
+
+def test_kept_runs_of_one_command_say_the_same():
+    """The same command three times: nobody is ahead in one run and behind in another, and no factor lies apart."""
+    names = [name for name in KEPT if name.rpartition("optimizer-random")[2] in ("", "-second", "-third")]
+    runs = {name: job.derive(PLACE / name) for name in names if "optimizer-random" in name}
+    if len(runs) < 3:
+        pytest.skip("this checkout does not keep three runs of one command")
+    assert len({found["command"].rpartition(" --out ")[0] for found in runs.values()}) == 1
+    held = agree.hold(runs)
+    tally = agree.counts(held)
+    assert tally[agree.CONTRADICT] == 0
+    assert tally[agree.AGREE] > len(held) / 2
