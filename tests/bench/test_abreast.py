@@ -22,7 +22,7 @@ from benchmarks.suites import DEFAULT, SUITES, Scope
 from common.config import GPTConfig
 
 CONFIG = GPTConfig(31, 16, 12, 2, 3, ff_dim=20)
-RULES = Rules(1, seconds=0.5, least=4, all_memory=False, together=True)
+RULES = Rules(1, seconds=0.5, least=4, quick=True, all_memory=False, together=True)
 ONES = tuple(Contender(name, name, f"planted_contenders:{name}_backend", name) for name in ("honest", "slow", "wrong"))
 CELLS = [
     Cell("forward", "forward", name, CONFIG, 3, 8, "float32", ONES, memory=name == "second")

@@ -41,7 +41,7 @@ def measured(tmp_path, *contenders, seconds=1.0, task="forward", new=0):
     cell = Cell(task, task, "tiny", CONFIG, 3, 8, "float32", tuple(contenders), new)
     kept = Record(tmp_path)
     kept.add("run", schema=1, device={"kind": "cpu"}, load=None)
-    contest.run([cell], Rules(1, seconds=seconds, least=4), kept, lambda what, share: None)
+    contest.run([cell], Rules(1, seconds=seconds, least=4, quick=True), kept, lambda what, share: None)
     kept.finish(None, None)
     (found,) = summarise(record.read(tmp_path / record.RAW))["cells"]
     return found, {one["name"]: one for one in found["contenders"]}
@@ -65,7 +65,7 @@ def test_with_one_process_each_a_second_round_has_others_and_all_else_is_told_on
     cell = Cell("forward", "forward", "tiny", CONFIG, 3, 8, "float32", contenders, memory=True)
     kept = Record(tmp_path)
     kept.add("run", schema=1, device={"kind": "cpu"}, load=None)
-    rules = Rules(1, seconds=1.0, least=8, enough=4, all_memory=False)
+    rules = Rules(1, seconds=1.0, least=8, enough=4, quick=True, all_memory=False)
     contest.run([cell], rules, kept, lambda what, share: None, 1, rounds=2)
     lines = kept.lines
     assert [line["name"] for line in lines if line["kind"] == "contender"] == ["honest", "slow", "wrong"]
