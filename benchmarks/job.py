@@ -170,7 +170,7 @@ def _device(name: str, threads: int) -> dict[str, str]:
     if kind == "cpu" and name != kind:
         raise UserError(f"There is no device {name!r}: all cores are one device; use --device cpu, and --threads.")
     if kind == "cpu":
-        title = machine.cpu_model()
+        title = ", ".join(filter(None, (machine.cpu_model(), machine.narrow())))
         return {"kind": kind, "name": title, "slug": _slug(f"cpu {title} {threads} threads")}
     found = gpu.gpus()
     index = int(name.partition(":")[2] or 0) if name.partition(":")[2].isdigit() or ":" not in name else len(found)

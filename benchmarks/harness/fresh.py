@@ -40,7 +40,7 @@ def run(cell: Cell, rules: Rules, record: Record, report: Report) -> None:
                     refuse.add(one.name, reason)
                     continue
                 arms[one.name] = _turn(one, cell, recipe, rules)
-        if cell.task == "compile":  # half a minute and more a turn: enough for medians
+        if cell.task == "compile" and rules.short:  # half a minute and more a turn: enough for medians
             rules = replace(rules, least=min(rules.least, FEW))
         contend(cell, arms, dict.fromkeys(arms, 1), False, rules, record)
         if cell.memory or rules.all_memory:
@@ -83,7 +83,7 @@ def _told(one: Contender, cell: Cell, recipe: Recipe, rules: Rules, record: Reco
         record.add("contender", cell=cell.name, **one.line(settings, versions))
 
 
-FEW = 1  # blocks, of two turns each, that take long and differ little
+FEW = 1  # blocks, of two turns each, where time is short: medians, and no verdict
 TASKS = {"compile": "train", "start-up": "forward", "load": "forward"}
 JUDGED = {**TASKS, "compile": "loss"}
 

@@ -15,6 +15,7 @@ from common.meter import WIDER
 
 SCHEMA = 1
 TOLD, DERIVED = "as the framework tells it", "first call less a steady one"  # where seconds of compiling are from
+REST = "first call less tracing and a steady one"
 SHORT = ("tf32", "tensorfloat32")  # what the frameworks' flags call products of float32 numbers cut short
 SHARES = {
     **dict.fromkeys(("mfu_full", "mfu_causal", "mbu"), "this machine's measured peak"),
@@ -155,15 +156,17 @@ def _device_seconds(blocks: Iterable[Line], name: str) -> float | None:
 
 
 def _phases(mine, cell: Line, line: Line, seconds: Mapping[str, float] | None) -> dict[str, Any] | None:
-    """Seconds before the steady state. PyTorch tells nothing of its compiling, so where it compiles that is its first
-    call less a steady one (the median); `compile_how` says which it is. What compiling cells time is that already."""
+    """Seconds before the steady state. PyTorch tells what it took to trace at most, so where it compiles that is its
+    first call less tracing and a steady one (the median); `compile_how` says which it is. What compiling cells time is
+    the first call less a steady one already."""
     found = next((_without(one, "kind", "cell", "name") for one in of(mine, "phase", name=line["name"])), None)
     if found is None:
         return None
     how = None if found["compile"] is None else TOLD
     if found["compile"] is None and seconds is not None and _compiles_silently(cell, line):
-        steady = seconds["median"]
-        found["compile"], how = steady if cell["task"] == "compile" else max(0.0, found["first"] - steady), DERIVED
+        steady, traced = seconds["median"], found["trace"]
+        both = steady if cell["task"] == "compile" else found["first"] - steady
+        found["compile"], how = max(0.0, both - (traced or 0.0)), DERIVED if traced is None else REST
     return {**found, "compile_how": how}
 
 

@@ -54,9 +54,9 @@ def _agree(folders: list[Path], check: bool) -> None:
         raise UserError("--agree needs at least two folders: runs of the same cells.")
     names = agree.names_of(_chosen(folders, check=True))
     runs = {name: job.derive(folder) for folder, name in names.items()}
-    devices = {found["device"]["name"] for found in runs.values()}
+    devices = {say.device(found) for found in runs.values()}
     if len(devices) > 1:
-        options.show(f"These runs are of different devices ({', '.join(sorted(devices))}).")
+        options.show(f"These runs are of different devices ({'; '.join(sorted(devices))}).")
     held = agree.hold(runs)
     print(agree.table(held, list(runs)))
     tally = agree.counts(held)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from benchmarks.harness.others import MUCH
-from benchmarks.harness.summary import DERIVED
+from benchmarks.harness.summary import TOLD
 from reports.perf.numbers import NONE, Found, Number, Sentence, tally
 from reports.perf.view import WINGS, BreakEven, Cell, Contender, Pair, cells
 
@@ -219,9 +219,14 @@ def costs(one: Contender) -> Costs:
 
 def compiling(one: Contender) -> Sentence:
     """Seconds of compiling, and where they are from if no framework told them."""
-    phases = one.one["phases"] or {}
+    how = (one.one["phases"] or {}).get("compile_how")
     seconds = Number(f"{one.at}/phases/compile", "seconds")
-    return (seconds, f" ({phases['compile_how']})") if phases.get("compile_how") == DERIVED else (seconds,)
+    return (seconds,) if how in (None, TOLD) else (seconds, f" ({how})")
+
+
+def device(found: Found) -> str:
+    """The device of a run, and the instructions of its processor: two of one name may differ in them."""
+    return ", ".join((found["device"]["name"], *(found["machine"].get("instructions") or ())))
 
 
 def peak(one: Contender) -> Number:

@@ -81,6 +81,16 @@ def compiling_late(model, logits, rounded):
     return {"logits": rounded}
 
 
+def specialised(model, logits, rounded):
+    """A program of PyTorch's that is compiled again for every new shape, as it is when shapes are fixed."""
+    import torch
+
+    model.calls += 1
+    program = model.__dict__.setdefault("program", torch.compile(lambda x: x * 2, backend="eager", dynamic=False))
+    program(torch.ones(model.calls + 1))
+    return {"logits": rounded}
+
+
 def late(model, logits, rounded):
     """What is returned is a promise that nobody waits for."""
     import jax
@@ -165,7 +175,7 @@ class Trainer:
 MISTAKES = {
     f.__name__: f
     for f in (
-        *(honest, slow, wrong, silent, too_precise, half, recompiling, compiling_late, late, lazy),
+        *(honest, slow, wrong, silent, too_precise, half, recompiling, compiling_late, specialised, late, lazy),
         *(promise, threaded, tiring, spending),
     )
 }

@@ -109,6 +109,7 @@ MISTAKES = {
     "half": "another result is not timed",
     "recompiling": "It compiled while it was timed",
     "compiling_late": "It compiled while it was timed",
+    "specialised": "It compiled while it was timed",
     "late": "not waited for is not timed",
     "lazy": "not waited for is not timed",
     "promise": "may be a promise",

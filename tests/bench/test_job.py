@@ -187,6 +187,7 @@ def test_a_partial_run_takes_the_place_of_no_more_than_itself(tmp_path, run):
 def here(monkeypatch):
     """A machine without a name of its own, with memory for everything."""
     monkeypatch.setattr(machine, "cpu_model", lambda: "Some Processor")
+    monkeypatch.setattr(machine, "instructions", lambda: ["avx2"])
     monkeypatch.setattr(job, "check_memory", lambda *_: None)
 
 
@@ -205,6 +206,18 @@ def test_every_kind_of_run_has_a_folder_of_its_own(tmp_path, here, asked, due):
     assert work.folder == tmp_path / due
     assert len({cell.name for cell in work.cells}) == len(work.cells)
     assert list(dict.fromkeys(cell.suite for cell in work.cells)) == list(dict.fromkeys(asked.get("suites", DEFAULT)))
+
+
+@pytest.mark.parametrize(("flags", "more"), [
+    (["avx2", "avx512f"], ""), (["avx2", "avx512_bf16"], "avx512-bf16-"), (["avx512_bf16", "amx_bf16"], "amx-bf16-"),
+])  # fmt: skip
+def test_processors_of_one_name_that_differ_in_16_bits_have_folders_of_their_own(
+    tmp_path, here, flags, more, monkeypatch
+):
+    monkeypatch.setattr(machine, "instructions", lambda: flags)
+    work = job.prepare(job.Settings(threads=1, out=tmp_path))
+    assert work.folder.name == f"cpu-some-processor-{more}1-threads"
+    assert work.device["name"] == ", ".join(["Some Processor", *filter(None, [more.replace("-", "_").strip("_")])])
 
 
 def test_a_selection_has_a_folder_of_its_own(tmp_path, here):

@@ -8,6 +8,7 @@ import pytest
 from benchmarks.harness import contenders, contest, gate, machine
 from benchmarks.room import judges, need
 from benchmarks.suites import SUITES, Scope, ladder
+from common import allocator
 from common.weights import loading
 
 KINDS = {"latent": ("continue", "absorbed"), "DeltaNet": ("forward", "chunked rule")}
@@ -37,7 +38,7 @@ def test_large_models_run_in_16_bits_where_the_device_multiplies_them(told, flag
     assert (scope.narrow, scope.dtypes(scope.model)) == (modes, large)
     assert scope.dtypes(scope.small) == ("float32", "bfloat16")
     for suite in ("forward", "train"):
-        narrow = [cell for cell in SUITES[suite](scope) if cell.dtype == "bfloat16"]
+        narrow = [cell for cell in SUITES[suite](scope) if cell.dtype == "bfloat16" and cell.part != "as it is"]
         assert narrow
         for cell in narrow:
             fast = [one.mode for one in cell.contenders if one.wing == "torch" and one.mode.startswith("fast")]
@@ -62,7 +63,7 @@ def test_a_gpus_own_attention_is_asked_for_in_16_bits(device, asked):
     prefill in float32, which is otherwise slower than plain calls are."""
     for suite in ("forward", "train", "decode", "prefill", "loss"):
         for cell in SUITES[suite](Scope(device)):
-            if cell.dtype == "bfloat16" or not asked:
+            if (cell.dtype == "bfloat16" or not asked) and cell.part != "as it is":
                 found = [one.wing for one in cell.contenders if one.mode == "fast+fused"]
                 own = ["torch"] if suite == "prefill" and cell.dtype == "float32" else []
                 assert found == (asked if suite in ("forward", "train") else own), cell.name
@@ -158,7 +159,27 @@ def test_who_keeps_other_numbers_than_the_wings_is_not_timed_beside_them(suite, 
     """transformers in bfloat16 keeps parameters in it; by autocast it keeps float32, as the wings do."""
     for cell in found(suite, "cuda", monkeypatch=monkeypatch):
         theirs = {one.name for one in cell.contenders if one.wing == "transformers"}
-        assert theirs == {"transformers autocast" if cell.dtype == "bfloat16" else "transformers"}
+        assert theirs == ({"transformers autocast" if cell.dtype == "bfloat16" else "transformers"} - absent(cell))
+
+
+def absent(cell):
+    """In cells of a large model's training that are for those who share its memory, `transformers` has no part."""
+    return {"transformers", "transformers autocast"} if cell.suite == "train" and cell.part else set()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_training_a_large_model_meets_every_way_of_either_wing(device, monkeypatch):
+    """Beside the fast modes: eager, compiled, loop and scan, and as few calls of the framework as do the work."""
+    if device == "cpu":
+        monkeypatch.setattr(allocator, "available", lambda: True)
+    cells = [cell for cell in found("train", device, monkeypatch=monkeypatch) if cell.model == "gpt2-124m"]
+    modes = {(cell.part, cell.dtype): [one.name for one in cell.contenders] for cell in cells}
+    for dtype in {cell.dtype for cell in cells}:
+        assert modes["as it is", dtype] == ["torch", "jax", "torch compiled", "jax scan"]
+    best = {f"{name} {how}" for name, how in (("torch", "fast+fused+kept"), ("jax", "fast+kept"))}
+    best = best if device == "cpu" else {"torch fast", "torch fast+graphs", "jax fast"}
+    assert set(modes["lower bounds", "float32"]) == best | {"plain torch", "plain jax"}
+    assert ("lower bounds", "bfloat16") not in modes
 
 
 def test_depth_is_measured_at_the_width_of_the_large_model(monkeypatch):

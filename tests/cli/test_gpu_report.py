@@ -3,11 +3,18 @@
 import os
 import shutil
 import subprocess
+import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import typer
+from typer.main import get_command
+
+from common.cases import CASES
 
 ROOT = Path(__file__).parents[2]
+COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["parallax.commands"]
 FAKE = """#!/bin/sh
 echo "$3 $*" >> "$CALLS"
 case "$3" in
@@ -84,3 +91,22 @@ def test_all_suites_are_measured_while_there_is_time(report):
 def test_benchmarks_have_the_time_that_is_left(report):
     _, _, (_, bench) = report("GPU_SECONDS=206", "PAGES=80", PARITY_SLEEP="4")
     assert float(bench[bench.index("--minutes") + 1]) in (1.9, 2.0)
+
+
+def parsed(name, words):
+    """The options that a command would get from such words, by its own parser; it is not called."""
+    module, function = COMMANDS[name].split(":")
+    tool = typer.Typer()
+    tool.command(name)(getattr(import_module(module), function))
+    return get_command(tool).make_context(name, list(words)).params
+
+
+def test_the_commands_understand_what_they_are_told(report):
+    """The Python here runs nothing, so the words it got go to the parsers of the commands that they are for."""
+    _, _, calls = report()
+    proof, measuring = (parsed(first, call[call.index(first, 1) + 1 :]) for first, *call in calls)
+    assert (proof["device"], proof["quick"], proof["processes"]) == ("cuda", True, 8)
+    assert set(proof["claim"]) == {"C0", "C1", "C2", "C3", "C4"}
+    assert len(proof["case"]) > 5
+    assert set(proof["case"]) <= set(CASES)
+    assert (measuring["device"], measuring["suite"], measuring["seconds"]) == ("cuda", None, 4.0)

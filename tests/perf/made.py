@@ -163,9 +163,9 @@ def _contest(coin, cell, noisy, few, refused, blocks):
 
 
 def _phases(coin, cell, one):
-    """Only JAX tells what it spent."""
+    """Only JAX tells all that it spent; PyTorch what it took to trace, where it compiles."""
     spent = compiling(cell, one) or 0.0
-    trace = 0.1 * cell.config.num_layers if one.wing == "jax" else 0.0
+    trace = 0.1 * cell.config.num_layers if one.wing == "jax" or spent else 0.0
     steady = 0.5 if cell.task in FRESH else typical(cell, one)
     return {
         "import": 2.4 + coin.random(), "build": 1.1 + coin.random(), "trace": trace or None,
