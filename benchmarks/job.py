@@ -7,8 +7,8 @@ import shlex
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,10 @@ class Settings:
         words += [f"--out {shlex.quote(out)}"] if out != str(Settings.out) else []
         return " ".join(words + (["--quick"] if self.quick else []))
 
+    def told(self) -> dict[str, Any] | None:
+        """What a record keeps of this, so that the run can go on (`resume`); None of who has a command of its own."""
+        return None if self.call else {name: own for name, own in asdict(self).items() if name not in ("out", "call")}
+
 
 def portable(word: str) -> str:
     """A word of a command that is published: of this machine's folders it tells those below the current one alone, of
@@ -77,13 +81,20 @@ def portable(word: str) -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done, checked."""
+    """What is to be done, checked; `before` are the lines of a run that goes on."""
 
     asked: Settings
     device: dict[str, str]
     rules: Rules
     cells: tuple[Cell, ...]
     folder: Path
+    before: tuple[Line, ...] = ()
+
+    @property
+    def left(self) -> list[Cell]:
+        """The cells that have not been measured whole."""
+        done = {line["cell"] for line in of(list(self.before), "done")}
+        return [cell for cell in self.cells if cell.name not in done]
 
 
 Report = Callable[[str, float], None]
@@ -194,7 +205,7 @@ def produce(work: Work, report: Report, write: Callable[[Path], object]) -> tupl
     with stoppable():
         record, failure = Record(temporary), None
         try:
-            record.add("run", **_about(work))
+            _begin(work, record)
             partial = measure(work, record, report)
         except BaseException as error:
             failure, partial = error, _why(error)
@@ -253,10 +264,24 @@ def _holds_no_more(place: Path, own: set[tuple[str, str]]) -> bool:
         return False
 
 
-def _about(work: Work) -> dict[str, Any]:
+def _begin(work: Work, record: Record) -> None:
+    """The first line of a run; of one that goes on, all that it keeps, and when and in which mood it goes on."""
+    about = describe(work)
+    if not work.before:
+        record.add("run", **about)
+        return
+    for line in work.before:
+        record.add(**line)
+    mood = {name: about[name] for name in ("started", "load", "gpu_state")}
+    record.add("resumed", **mood, commit=about["machine"]["commit"])
+
+
+def describe(work: Work) -> dict[str, Any]:
+    """What a run says of itself before it begins: its command, device and machine, and how they are now."""
     return {
         "schema": 1,
         "command": work.asked.command(),
+        "asked": work.asked.told(),
         "started": now(),
         "device": work.device,
         "machine": machine.describe(environment(work.rules.threads, work.rules.device)),
@@ -281,7 +306,8 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
     some are left out, if so."""
     begun, limit = time.monotonic(), work.asked.minutes
     report("What this machine can do", 0.0)
-    beside.known(work.device, record)
+    if not work.before:
+        beside.known(work.device, record)
     beside.peaks(work.device, work.rules, record)
     batches, ahead = _batches(work), 0.0
 
@@ -315,6 +341,7 @@ def measure(work: Work, record: Record, report: Report) -> str | None:
             hasty = work.asked.quick or limit is not None
             each = 1 if hasty else processes(group, work.asked.device)
             contest.run(group, work.rules, record, told, each, 1 if hasty or each > 1 else timing.ROUNDS)
+        _done(itertools.chain.from_iterable(batch), record)
     ahead = 0.0
     if why := over():
         return why
@@ -329,12 +356,21 @@ def _batches(work: Work) -> list[list[Group]]:
     """Groups of cells in their order, those together that begin side by side: without a limit of minutes each is by
     itself, on a CPU with one each cell."""
     if work.asked.minutes is None:
-        return [[group] for group in grouped(work.cells)]
+        return [[group] for group in grouped(work.left)]
     if not work.rules.together:
-        return [[group] for group in in_turn([cell] for cell in work.cells)]
+        return [[group] for group in in_turn([cell] for cell in work.left)]
     _, there = least(room(work.asked.device))
-    turns = in_turn(grouped(work.cells), "bfloat16")
+    turns = in_turn(grouped(work.left), "bfloat16")
     return list(abreast.batches(turns, need, there // 2, MANY * len(usable_cores())))
+
+
+def _done(cells: Iterable[Cell], record: Record) -> None:
+    """Mark the cells that need not be measured again: who had no time is named as skipped, by its title."""
+    told = {line["what"] for line in record.lines if line["kind"] == "skipped"}
+    begun = {line["cell"] for line in of(record.lines, "cell")}
+    for cell in cells:
+        if cell.name in begun and cell.title not in told:
+            record.add("done", cell=cell.name)
 
 
 def left_out(work: Work, record: Record, why: str) -> None:

@@ -64,7 +64,8 @@ class Cell:
     @property
     def title(self) -> str:
         size = f"{self.batch} × {self.length}" + (f" + {self.new}" if self.new else "")
-        return ", ".join(filter(None, (TITLES[self.task], self.part, self.model, size, self._precision)))
+        part = self.part if self.part != self.task else ""
+        return ", ".join(filter(None, (TITLES[self.task], part, self.model, size, self._precision)))
 
     @property
     def _precision(self) -> str:

@@ -23,6 +23,7 @@ PACKAGES = (
     *(f"nvidia-{what}-cu{major}" for what in ("cudnn", "cublas", "cuda-runtime") for major in (12, 13)),
 )  # fmt: skip
 WHEELS = ("numpy", "torch", "jax", "jaxlib")
+CODE = ("common", "torch_impl", "jax_impl", "benchmarks")  # what measures, and what is measured
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # what products are made with
 NARROW = ("amx_bf16", "avx512_bf16", "bf16")  # of these what multiplies 16 bits, the fastest first
 PREFIXES = (
@@ -51,6 +52,7 @@ def describe(env: Mapping[str, str] = os.environ) -> dict[str, Any]:
         "wheels": wheels(),
         "environment": environment(env),
         "commit": commit(),
+        "code": code(),
         "gpus": gpus(),
     }
 
@@ -131,6 +133,14 @@ def commit() -> dict[str, Any] | None:
     if not found:
         return None
     return {"id": found, "changed": bool(run("git", "-C", str(ROOT), "status", "--porcelain", "-uno"))}
+
+
+def code() -> str:
+    """SHA-256 of the Python files of CODE, by path and content: the same wherever the same is measured by the same."""
+    found = hashlib.sha256()
+    for path in sorted(path for name in CODE for path in (ROOT / name).rglob("*.py")):
+        found.update(f"{path.relative_to(ROOT).as_posix()}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()
 
 
 def free_container_bytes(root: str = "/sys/fs/cgroup") -> int | None:

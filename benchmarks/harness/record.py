@@ -22,7 +22,10 @@ except ImportError:  # not on Windows
 
 RAW = "raw.jsonl"
 UNFINISHED = "raw.unfinished.jsonl"
-KINDS = ("run", "peak", "cell", "contender", "phase", "gate", "block", "memory", "flops", "refused", "skipped", "end")
+KINDS = (
+    "run", "resumed", "peak", "cell", "contender", "phase", "gate", "block", "memory", "done", "flops", "refused",
+    "skipped", "end",
+)  # fmt: skip
 OURS = "give a folder that `parallax bench` wrote"
 
 Line = dict[str, Any]

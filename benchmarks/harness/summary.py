@@ -39,7 +39,7 @@ def summarise(lines: Sequence[Line], sha256: str | None = None) -> dict[str, Any
         "finished": end["finished"],
         "partial": end["partial"],
         "load": {"start": run.get("load"), "end": end["load"]},
-        **_provenance(run, end),
+        **_provenance(run, end, [line["started"] for line in of(lines, "resumed")]),
         "raw_sha256": sha256 or hashlib.sha256("".join(map(written, lines)).encode()).hexdigest(),
         "peaks": peaks,
         "apart": apart,
@@ -49,10 +49,12 @@ def summarise(lines: Sequence[Line], sha256: str | None = None) -> dict[str, Any
     }
 
 
-def _provenance(run: Line, end: Line) -> dict[str, Any]:
-    """What a run says of its seeds, and of its GPUs at both ends: nothing where it does not, as older ones."""
+def _provenance(run: Line, end: Line, resumed: Sequence[str]) -> dict[str, Any]:
+    """What a run says of its seeds, of its GPUs at both ends, and of when it went on: nothing where it does not, as
+    older ones."""
     states = {"start": run.get("gpu_state"), "end": end.get("gpu_state")}
-    return ({"seeds": run["seeds"]} if "seeds" in run else {}) | ({"gpu_state": states} if any(states.values()) else {})
+    found = {"seeds": run.get("seeds"), "gpu_state": states if any(states.values()) else None, "resumed": resumed}
+    return {name: value for name, value in found.items() if value}
 
 
 def _without(line: Line, *names: str) -> dict[str, Any]:

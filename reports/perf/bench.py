@@ -1,5 +1,6 @@
 """`parallax bench`"""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -33,20 +34,34 @@ def bench(
             " of another model into a folder of that kind, as in …-decode-quick."
         ),
     ] = Path("out/perf"),
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Go on with the run in this folder, which was ended: the cells that it has measured whole stay. What"
+            " it was asked for holds again; --minutes may be others."
+        ),
+    ] = None,
     list_: Annotated[
         bool, typer.Option("--list", help="List the suites and their cells, and measure nothing.")
     ] = False,
 ) -> None:
     """Time both wings against each other: speed, memory, compile time, with intervals and noise floor."""
     from benchmarks import job
+    from benchmarks import resume as again
     from common.errors import UserError
     from reports.perf import job as pages
     from reports.perf import table, view
     from reports.progress import Shown
 
-    work = job.prepare(job.Settings(tuple(suite or ()), device, quick, model, threads, seconds, minutes, out))
+    asked = job.Settings(tuple(suite or ()), device, quick, model, threads, seconds, minutes, out)
+    if resume is None:
+        work = job.prepare(asked)
+    elif asked == job.Settings(minutes=minutes):
+        work = again.prepare(resume, minutes)
+    else:
+        raise UserError("--resume does what that run was asked for; leave out all other options but --minutes.")
     if list_:
-        for cell in work.cells:
+        for cell in work.left:
             print(f"{cell.suite:<10} {cell.title}: {', '.join(one.name for one in cell.contenders)}")
         return
     try:
@@ -61,6 +76,7 @@ def bench(
     options.show(f"The report: {folder / 'index.html'}")
     if partial:
         options.show(f"Partial ({partial}): what was measured is in the report.")
+        options.show(f"To go on with it: parallax bench --resume {shlex.quote(str(folder))}")
     if partial == job.INTERRUPTED:
         raise typer.Exit(130)
     if not any(one.timed for cell in view.cells(found) for one in cell.contenders):

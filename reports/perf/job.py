@@ -19,6 +19,8 @@ DRAWN = ("svg", "png")
 RESTORE = "measure again, or restore the file"
 KEYS = {  # by the kind of a line: what the report cannot do without
     "run": ("command", "started", "device", "machine", "threads", "quick", "suites"),
+    "resumed": ("started", "load"),
+    "done": ("cell",),
     "peak": ("what", "value"),
     "cell": (
         "cell", "suite", "task", "title", "model", "batch", "length", "dtype", "unit", "work", "flops_full",

@@ -123,7 +123,9 @@ def _machine(found: Found) -> dict[str, str]:
     )
     commit = machine.get("commit")
     told["Commit"] = f"{commit['id']}{' (with changes)' if commit['changed'] else ''}" if commit else ""
-    told["Time"] = f"{found['started']} to {found['finished'] or 'not finished'}"
+    told["Code"] = f"sha256 {machine['code'][:16]}" if machine.get("code") else ""
+    again = "".join(f", gone on with at {when}" for when in found.get("resumed") or ())
+    told["Time"] = f"{found['started']} to {found['finished'] or 'not finished'}{again}"
     told["Raw samples"] = f"raw.jsonl, sha256 {found['raw_sha256']}"
     return {name: value for name, value in told.items() if value}
 

@@ -246,7 +246,8 @@ def break_even(one: BreakEven) -> Sentence:
 
 def footer(found: Found) -> Sentence:
     """Where and when it was measured, and how much this machine differs from itself."""
-    parts: list[str | Number] = [f"{found['device']['name']}, {found['threads']} threads, {found['started'][:10]}"]
+    days = list(dict.fromkeys(when[:10] for when in (found["started"], *found.get("resumed", ()))))
+    parts: list[str | Number] = [f"{found['device']['name']}, {found['threads']} threads, {' and '.join(days)}"]
     commit = found["machine"].get("commit")
     if commit:
         parts.append(f", commit {commit['id'][:10]}{' with changes' if commit['changed'] else ''}")

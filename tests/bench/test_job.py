@@ -77,7 +77,7 @@ def test_who_has_one_process_has_two_rounds(run, monkeypatch):
     for there, more in ((1, {}), (2, {}), (2, {"quick": True}), (2, {"minutes": 9.0})):
         monkeypatch.setattr(job, "processes", lambda group, device, there=there: there)
         work = job.Work(job.Settings(**more), {"kind": "cpu"}, Rules(1), CELLS[:1], Path())
-        job.measure(work, None, silent)
+        job.measure(work, SimpleNamespace(lines=[]), silent)
     assert asked == [(1, timing.ROUNDS), (2, 1), (1, 1), (1, 1)]
 
 

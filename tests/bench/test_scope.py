@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.harness import contenders, contest, gate, machine
 from benchmarks.room import judges, need
-from benchmarks.suites import SUITES, Scope, ladder
+from benchmarks.suites import DEFAULT, SUITES, Scope, ladder
 from common import allocator
 from common.weights import loading
 
@@ -20,6 +20,14 @@ ARM = "processor\t: 0\nFeatures\t: fp asimd {flags}\n"
 def test_no_two_cells_have_one_name(scope):
     named = [cell.name for suite in SUITES.values() for cell in suite(scope)]
     assert sorted(set(named)) == sorted(named)
+
+
+@pytest.mark.parametrize("scope", [Scope(), Scope(quick=True), Scope("cuda")])
+def test_no_two_cells_of_a_run_have_one_title(scope):
+    """By which is told what had no time, and which memory was not measured."""
+    titled = [cell.title for name in DEFAULT for cell in SUITES[name](scope)]
+    assert sorted(set(titled)) == sorted(titled)
+    assert not any("Dropout, dropout" in title for title in titled)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_made_lines_have_no_keys_but_those_of_real_ones(real, kind):
 
 def test_a_made_run_begins_as_a_real_one(tmp_path):
     work = SimpleNamespace(asked=job.Settings(), device={"kind": "cpu"}, rules=contest.Rules(1), cells=())
-    due, told = job._about(work), made.run(("forward",), False)
+    due, told = job.describe(work), made.run(("forward",), False)
     assert set(told) <= {"kind", *due}
     assert set(told["machine"]) <= set(due["machine"])
 
