@@ -17,6 +17,7 @@ from common.accounting import peaks as sheets
 from common.config import ModelConfig
 from common.errors import UserError
 
+GPU = "GPU"
 AT_ONCE = 4  # processes that count FLOPs side by side where contenders begin so: each has both frameworks
 
 
@@ -76,4 +77,4 @@ def known(device: dict[str, str], record: Record) -> None:
     if sheet is not None and not gpu.sliced():  # a slice has the name of the whole
         record.add("peak", what="sheet", value={"name": device["name"], **sheet.flops, "bandwidth": sheet.bandwidth})
     if device["kind"] == "cpu" and not gpu.gpus():
-        record.add("skipped", what="GPU", reason="this machine has none")
+        record.add("skipped", what=GPU, reason="this machine has none")

@@ -81,7 +81,7 @@ def portable(word: str) -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done, checked; `before` are the lines of a run that goes on."""
+    """What is to be done, checked; of a run that goes on, its lines `before`, and the folder where it lies."""
 
     asked: Settings
     device: dict[str, str]
@@ -89,6 +89,7 @@ class Work:
     cells: tuple[Cell, ...]
     folder: Path
     before: tuple[Line, ...] = ()
+    origin: Path | None = None
 
     @property
     def left(self) -> list[Cell]:
@@ -223,7 +224,7 @@ def produce(work: Work, report: Report, write: Callable[[Path], object]) -> tupl
                 write(temporary)
             except BaseException as error:
                 unwritten = error
-            place = _place(work.folder, record.lines, partial is None and unwritten is None)
+            place = _place(work, record.lines, partial is None and unwritten is None)
             files.take_place(temporary, place)
             kept = place
         except BaseException as error:
@@ -243,10 +244,14 @@ def _timed(lines: Sequence[Line]) -> set[tuple[str, str]]:
     return {(line["cell"], turn[0]) for line in lines if line["kind"] == "block" for turn in line["turns"]}
 
 
-def _place(folder: Path, lines: Sequence[Line], whole: bool) -> Path:
-    """Where a run goes: a whole one into its folder, any other beside all that measured something else."""
+def _place(work: Work, lines: Sequence[Line], whole: bool) -> Path:
+    """Where a run goes: a whole one into its folder, one that went on and is none yet where it was before, any other
+    beside all that measured something else."""
+    folder = work.folder
     if whole:
         return folder
+    if work.origin is not None and not work.origin.name.startswith("."):  # as those are called that were killed
+        return work.origin
     partial = f"{folder.name}-partial"
     names = itertools.chain((folder.name, partial), (f"{partial}-{number}" for number in itertools.count(2)))
     return next(place for place in map(folder.with_name, names) if _holds_no_more(place, _timed(lines)))
@@ -272,8 +277,7 @@ def _begin(work: Work, record: Record) -> None:
         return
     for line in work.before:
         record.add(**line)
-    mood = {name: about[name] for name in ("started", "load", "gpu_state")}
-    record.add("resumed", **mood, commit=about["machine"]["commit"])
+    record.add("resumed", **{name: about[name] for name in ("started", "load", "gpu_state")})
 
 
 def describe(work: Work) -> dict[str, Any]:
@@ -365,11 +369,12 @@ def _batches(work: Work) -> list[list[Group]]:
 
 
 def _done(cells: Iterable[Cell], record: Record) -> None:
-    """Mark the cells that need not be measured again: who had no time is named as skipped, by its title."""
-    told = {line["what"] for line in record.lines if line["kind"] == "skipped"}
-    begun = {line["cell"] for line in of(record.lines, "cell")}
+    """Mark the cells that need not be measured again: somebody was timed, and neither that nor memory had no time, for
+    which they would be named as skipped."""
+    told = {line["what"] for line in of(record.lines, "skipped")}
+    timed = {line["cell"] for line in of(record.lines, "block")}
     for cell in cells:
-        if cell.name in begun and cell.title not in told:
+        if cell.name in timed and told.isdisjoint((cell.title, f"memory in {cell.title}")):
             record.add("done", cell=cell.name)
 
 

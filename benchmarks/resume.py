@@ -23,27 +23,28 @@ def prepare(folder: Path, minutes: float | None = None) -> job.Work:
     the same by default. The whole goes where that run would have gone. Raises UserError where nothing is left, where
     the folder has no such run, and where cells of today would not be measured as those of then."""
     lines = _lines(folder)
-    head = lines[0]
-    asked = _asked(folder, head, minutes)
-    work = job.prepare(asked)
-    _check_same(folder, head, job.describe(work))
-    return replace(work, before=tuple(kept(lines)))
+    work = job.prepare(_asked(folder, lines[0], minutes))
+    _check_same(folder, lines[0], job.describe(work))
+    work = replace(work, before=tuple(kept(lines)), origin=folder)
+    if next(of(lines, "end"), {"partial": "not finished"})["partial"] is None and not work.left:
+        raise UserError(f"The run in {folder} is whole; there is nothing to go on with.")
+    return work
 
 
 def kept(lines: Sequence[Line]) -> list[Line]:
-    """The lines that stay: what was told before the first cell, the cells that are done, and earlier beginnings."""
+    """The lines that stay: of cells that are done, of the machine, and of when the run began and went on. What had no
+    time will have, so of what was left out there stay a GPU that is not there, and memory of cells that are done."""
     done = {line["cell"] for line in of(lines, "done")}
     titles = {line["title"] for line in of(lines, "cell") if line["cell"] in done}
-    first = next((place for place, line in enumerate(lines) if line["kind"] == "cell"), len(lines))
 
-    def stays(place: int, line: Line) -> bool:
+    def stays(line: Line) -> bool:
         if line["kind"] in ("end", "flops"):
             return False
-        if line["kind"] == "skipped" and place > first:  # "memory of … in <title>"
-            return any(line["what"].endswith(f" in {title}") for title in titles)
+        if line["kind"] == "skipped":  # "memory of … in <title>"
+            return line["what"] == job.beside.GPU or any(line["what"].endswith(f" in {title}") for title in titles)
         return "cell" not in line or line["cell"] in done
 
-    return [line for place, line in enumerate(lines) if stays(place, line)]
+    return [line for line in lines if stays(line)]
 
 
 def _lines(folder: Path) -> list[Line]:
@@ -53,8 +54,6 @@ def _lines(folder: Path) -> list[Line]:
     lines = record.read(folder / RAW)
     if lines[0]["kind"] != "run":
         raise UserError(f"{folder / RAW} begins with no run; {record.OURS}.")
-    if next(of(lines, "end"), {"partial": "not finished"})["partial"] is None:
-        raise UserError(f"The run in {folder} is whole; there is nothing to go on with.")
     return lines
 
 
@@ -65,12 +64,15 @@ def _asked(folder: Path, head: Line, minutes: float | None) -> job.Settings:
             " no run of whole suites; measure again."
         )
     told = dict(head["asked"])
-    if minutes is not None and told["minutes"] is None:
+    if minutes is not None and told.get("minutes") is None:
         raise UserError(
             f"The run in {folder} has no limit of minutes, and one with it measures otherwise. Leave out --minutes."
         )
-    told |= {"suites": tuple(told["suites"]), "minutes": told["minutes"] if minutes is None else minutes}
-    return job.Settings(**told, out=folder.parent)
+    try:
+        told |= {"suites": tuple(told["suites"]), "minutes": told["minutes"] if minutes is None else minutes}
+        return job.Settings(**told, out=folder.resolve().parent)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"The run in {folder} is of another version of this program; measure again.") from error
 
 
 def _check_same(folder: Path, then: Line, today: Mapping[str, Any]) -> None:
@@ -78,7 +80,15 @@ def _check_same(folder: Path, then: Line, today: Mapping[str, Any]) -> None:
     if then["device"] != today["device"]:
         raise UserError(f"The run in {folder} is of another device, {then['device'].get('name')}; measure again.")
     for name, word in SAME.items():
-        if then["machine"].get(name) != today["machine"].get(name):
-            was, now = (str(one["machine"].get(name)) for one in (then, today))
+        was, now = (_told(one["machine"], name) for one in (then, today))
+        if was != now:
             told = f": {was}, here {now}" if len(was + now) < SHORT else ""
             raise UserError(f"The run in {folder} has another {word}{told}; measure again.")
+
+
+def _told(machine: Mapping[str, Any], name: str) -> str:
+    """What a machine is there, in words; of its environment all but which GPUs it sees, for their kind is told."""
+    value = machine.get(name)
+    if name == "environment" and value is not None:
+        value = {key: own for key, own in sorted(value.items()) if not key.endswith("_VISIBLE_DEVICES")}
+    return str(value)

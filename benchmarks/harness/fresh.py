@@ -40,7 +40,7 @@ def run(cell: Cell, rules: Rules, record: Record, report: Report) -> None:
                     refuse.add(one.name, reason)
                     continue
                 arms[one.name] = _turn(one, cell, recipe, rules)
-        if cell.task == "compile" and rules.short:  # half a minute and more a turn: enough for medians
+        if cell.task == "compile" and rules.pressed:  # half a minute and more a turn: enough for medians
             rules = replace(rules, least=min(rules.least, FEW))
         contend(cell, arms, dict.fromkeys(arms, 1), False, rules, record)
         if cell.memory or rules.all_memory:

@@ -40,6 +40,11 @@ class Rules:
         return replace(self, seconds=self.seconds / rounds, **blocks)
 
     @property
+    def pressed(self) -> bool:
+        """Whether time is short, or limited: such runs measure memory only where it is drawn."""
+        return self.short or not self.all_memory
+
+    @property
     def short(self) -> bool:
         """Whether turns are short: of quick runs, and on a GPU, which has minutes."""
         return self.quick or self.device != "cpu"

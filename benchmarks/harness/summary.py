@@ -164,9 +164,10 @@ def _phases(mine, cell: Line, line: Line, seconds: Mapping[str, float] | None) -
     found = next((_without(one, "kind", "cell", "name") for one in of(mine, "phase", name=line["name"])), None)
     if found is None:
         return None
-    how = None if found["compile"] is None else TOLD
-    if found["compile"] is None and seconds is not None and _compiles_silently(cell, line):
-        steady, traced = seconds["median"], found["trace"]
+    how, traced = None if found["compile"] is None else TOLD, found["trace"]
+    silent = _compiles_silently(cell, line) or traced is not None  # PyTorch's flex attention compiles by itself
+    if found["compile"] is None and seconds is not None and silent:
+        steady = seconds["median"]
         both = steady if cell["task"] == "compile" else found["first"] - steady
         found["compile"], how = max(0.0, both - (traced or 0.0)), DERIVED if traced is None else REST
     return {**found, "compile_how": how}

@@ -225,8 +225,11 @@ def compiling(one: Contender) -> Sentence:
 
 
 def device(found: Found) -> str:
-    """The device of a run, and the instructions of its processor: two of one name may differ in them."""
-    return ", ".join((found["device"]["name"], *(found["machine"].get("instructions") or ())))
+    """The device of a run, of a processor with its instructions: two of one name may differ in them."""
+    if found["device"].get("kind") != "cpu":
+        return found["device"]["name"]
+    machine = found["machine"]
+    return ", ".join((machine.get("cpu") or found["device"]["name"], *(machine.get("instructions") or ())))
 
 
 def peak(one: Contender) -> Number:

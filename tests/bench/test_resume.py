@@ -119,6 +119,45 @@ def test_a_run_that_was_killed_goes_on(ended, ending):
     assert job.produce(resume.prepare(folder), silent, lambda folder: None)[1] is None
 
 
+def test_what_had_no_time_is_measured_when_a_run_goes_on(tmp_path, ending):
+    """Cells that were not ready, and those whose memory was not measured; nothing of having been left out stays."""
+    ending(NEVER)
+    first, second, third = CELLS
+    asked = job.Settings(threads=1, out=tmp_path, minutes=5.0)
+
+    def measure(work, kept, report):
+        kept.add("skipped", what=third.title, reason="it was not ready after 9 s")
+        job.contest.run([first], None, kept, silent)
+        job.contest.run([second], None, kept, silent)
+        kept.add("skipped", what=f"memory in {second.title}", reason="there was no time left")
+        job._done(CELLS, kept)
+        job.left_out(work, kept, "time was over")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(job, "measure", measure)
+        folder, _ = job.produce(job.prepare(asked), silent, lambda folder: None)
+    work = resume.prepare(folder, minutes=7.0)
+    assert work.left == [second, third]
+    assert work.asked.minutes == 7.0
+    job.produce(work, silent, lambda folder: None)
+    found = summarise(record.read(folder / RAW))
+    assert {cell["cell"] for cell in found["cells"]} == {cell.name for cell in CELLS}
+    assert all(line["what"].startswith("memory of ") for line in found["skipped"])
+    refused(folder, "is whole")
+
+
+def test_who_goes_on_and_is_ended_stays_where_it_was(ended, ending, tmp_path):
+    """Also if nothing more was measured."""
+    folder, _ = ended
+    place = folder.rename(folder.with_name(f"{folder.name}-partial"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(job.beside, "peaks", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        again, partial = job.produce(resume.prepare(place), silent, lambda folder: None)
+    assert (again, partial) == (place, job.INTERRUPTED)
+    assert [path.name for path in tmp_path.iterdir()] == [place.name]
+    assert resume.prepare(place).left == list(CELLS[1:])
+
+
 def test_days_are_told(ended, ending):
     folder, _ = ended
     ending(NEVER)
