@@ -10,7 +10,7 @@ from common.parameter import is_matrix
 
 from .attention import empty_cache
 from .graphs import GRAPHS
-from .layers import streamed_product
+from .layers import library_streams, streamed_product
 from .models import MODELS
 from .precision import dtype
 from .rng import GENERATORS
@@ -36,8 +36,8 @@ def serve(model, config, execution):
     for name, bits in model.named_buffers():
         module, _, leaf = name.rpartition(".")
         setattr(served.get_submodule(module), leaf, bits)
-    # [2] compile: a step as a whole, or blocks where the model's are
-    if execution.decode == "streamed":
+    # [2] compile: a step as a whole, with products that all threads read, or blocks where the model's are
+    if execution.decode == "streamed" and not library_streams(kind, execution.device):
         for module in served.modules():
             if hasattr(module, "product"):
                 module.product = functools.partial(streamed_product, several=module.product)

@@ -322,7 +322,7 @@ def test_the_environment_and_the_packages_are_those_of_the_workers(tmp_path, run
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     run()
     told = record.read(tmp_path / "here" / RAW)[0]["machine"]
-    due = {"OMP_NUM_THREADS": "1", "NPROC": "1", "GOMP_SPINCOUNT": "1000", "JAX_PLATFORMS": "cpu"}
+    due = {"OMP_NUM_THREADS": "1", "NPROC": "1", "GOMP_SPINCOUNT": "30000", "JAX_PLATFORMS": "cpu"}
     assert {name: told["environment"].get(name) for name in due} == due
     assert "PYTHONPATH" not in told["environment"]
     monkeypatch.setattr(metadata, "version", lambda name: {"transformers": "5.0"}.get(name) or missing(name))

@@ -89,6 +89,7 @@ ONE_SIDED_NAMES = {
         for what in ("layers.py:GELUS", "masks.py:StoredMask", "masks.py:no_mask", "masks.py:MASKS")
     },
     "torch_impl/layers.py:streamed_product": "the oracle has no fast paths",
+    "torch_impl/layers.py:library_streams": "MKL reads a row's weights with all threads on some processors",
     "jax_impl/layers.py:streamed_product": "the oracle has no fast paths",
     "torch_impl/layers.py:matmul": "the oracle has one precision",
     "jax_impl/layers.py:matmul": "the oracle has one precision",
