@@ -36,8 +36,9 @@ class Timed:
         return door.load("jax").PLAN
 
     def about(self, *shape):
-        """What differs from the execution that was asked for."""
-        return {"attention": "dot_product_attention", "optimizer": "optax"}
+        """What differs from the execution that was asked for, and the kernel of attention for calls of that shape."""
+        kernel = attention_kernel(self.config, *shape)
+        return {"attention": "dot_product_attention", "kernel": kernel, "optimizer": "optax"}
 
     def prepare(self, task, inputs, targets=None, **more):
         if task not in TASKS:
@@ -311,6 +312,19 @@ def hidden(config, weights, ids, caches=None, start=0):
         inner = linear(norm(x, f"{at}.post_attention_layernorm"), f"{at}.mlp.up_proj")
         x = x + linear(jax.nn.gelu(inner, approximate=config.activation == "gelu_tanh"), f"{at}.mlp.down_proj")
     return norm(x, "model.norm"), filled
+
+
+def attention_kernel(config, batch=1, length=None, gradients=True):
+    """What `dot_product_attention` becomes by itself for a model's heads in a causal call of [batch, length]: read from
+    the program that JAX hands to its compiler."""
+    length = min(128, config.context_length) if length is None else length
+    shape = batch, length, config.num_heads, config.embed_dim // config.num_heads
+
+    def summed(q):
+        return jax.nn.dot_product_attention(q, q, q, is_causal=True).sum()
+
+    lowered = jax.jit(jax.grad(summed) if gradients else summed).lower(jax.ShapeDtypeStruct(shape, jnp.float32))
+    return "cuDNN" if "cudnn" in lowered.as_text().lower() else "XLA"
 
 
 class Contender:

@@ -7,6 +7,7 @@ its own generator. float32.
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend
 
 from common import backend as door
 from common.backend import SHOWN
@@ -27,8 +28,10 @@ class Timed:
         return door.load("torch").PLAN
 
     def about(self, *shape):
-        """What differs from the execution that was asked for."""
-        return {"attention": "scaled_dot_product_attention", "norm": "layer_norm", "optimizer": "AdamW, fused"}
+        """What differs from the execution that was asked for, and the kernel of attention for calls of that shape."""
+        kernel = sdpa_kernel(self.config, self.execution, torch.float32, *shape)
+        own = {"norm": "layer_norm", "optimizer": "AdamW, fused"}
+        return {"attention": "scaled_dot_product_attention", "kernel": kernel, **own}
 
     def prepare(self, task, inputs, targets=None, **more):
         if task not in TASKS:
@@ -266,6 +269,15 @@ def hidden(weights, config, ids, caches=None, start=0):
         inner = F.gelu(linear(norm(x, f"{at}.post_attention_layernorm"), f"{at}.mlp.up_proj"), approximate=kind)
         x = x + linear(inner, f"{at}.mlp.down_proj")
     return norm(x, "model.norm")
+
+
+def sdpa_kernel(config, execution, kind, batch=1, length=None, gradients=True):
+    """The kernel that `scaled_dot_product_attention` takes by itself for a model's heads in a causal call of [batch,
+    length] without a mask."""
+    length = min(128, config.context_length) if length is None else length
+    shape = batch, config.num_heads, length, config.embed_dim // config.num_heads
+    q = torch.empty(shape, dtype=kind, device=execution.device, requires_grad=gradients)
+    return SDPBackend(torch._fused_sdp_choice(q, q, q, is_causal=length > 1)).name.lower()
 
 
 class Contender:

@@ -15,6 +15,8 @@ from common.config import Execution
 from common.errors import UserError
 from common.points import entry_points
 
+from .plain_torch import sdpa_kernel
+
 ATTENTION = "sdpa"
 REFERENCES = "parallax.references"
 
@@ -35,10 +37,11 @@ class Timed:
         self.narrow = narrow
 
     def about(self, *shape):
-        """What differs from the execution that was asked for."""
+        """What differs from the execution that was asked for, and the kernel of attention for calls of that shape."""
         kept = "float32" if self.narrow else self.execution.dtype
         compute = {"param": kept, "compute": self.execution.dtype, "reduce": "float32 (softmax, loss)"}
-        return {**compute, "attention": ATTENTION}
+        kernel = sdpa_kernel(self.config, self.execution, getattr(torch, self.execution.dtype), *shape)
+        return {**compute, "attention": ATTENTION, "kernel": kernel}
 
     def cast(self):
         """Under which its model is called: autocast, or nothing."""

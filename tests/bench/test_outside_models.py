@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import once
 from benchmarks.harness import contenders, footprint
@@ -77,6 +79,28 @@ def test_their_plans_contain_the_closed_forms(source):
     kept = sum(activations.saved(CONFIG, BATCH, LENGTH).values())
     assert state <= step < state + 2 * (kept + 2 * logits)
     assert model.PLAN == door.load("jax" if "jax" in source else "torch").PLAN
+
+
+@pytest.mark.parametrize("allowed", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
+@pytest.mark.parametrize("task", ["forward", "prefill", "train"])
+@pytest.mark.parametrize("source", [ALL[0], ALL[2]])
+def test_the_kernel_of_attention_that_a_row_names_is_the_one_that_runs(source, task, allowed):
+    model, ids = built(source), tokens()
+    model.start_training(TRAIN)
+    run = model.prepare(task, ids, ids)
+    with sdpa_kernel([allowed]):
+        told = model.about(BATCH, LENGTH, task == "train")["kernel"]
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            run()
+    names = {event.key for event in seen.key_averages()}
+    assert told == allowed.name.lower()
+    assert ("aten::_scaled_dot_product_attention_math" in names) == (told == "math")
+    assert ("aten::_scaled_dot_product_flash_attention_for_cpu" in names) == (told == "flash_attention")
+
+
+def test_plain_jax_names_what_its_compiler_was_handed():
+    about = built(PLAIN[1]).about
+    assert {about(BATCH, LENGTH, gradients)["kernel"] for gradients in (False, True)} == {"XLA"}
 
 
 @pytest.mark.parametrize("source", PLAIN)
