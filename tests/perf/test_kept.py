@@ -1,5 +1,6 @@
 """The reports that this checkout keeps follow from their raw samples."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,14 @@ NONE = pytest.param(None, marks=pytest.mark.skip(reason="this checkout keeps no 
 @pytest.mark.parametrize("name", KEPT or [NONE])
 def test_a_kept_report_follows_from_its_samples(name):
     assert job.check(PLACE / name) == []
+
+
+def test_the_page_of_kept_reports_leads_to_each_of_them():
+    page = (PLACE / "README.md").read_text(encoding="utf-8")
+    files = set(re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", page))
+    led = {a or b for a, b in files}
+    assert [name for name in led if not (PLACE / name).exists()] == []
+    assert {Path(name).parts[0] for name in led} - {".."} == set(KEPT)
 
 
 def test_kept_runs_of_one_command_say_the_same():

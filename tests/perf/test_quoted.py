@@ -1,8 +1,9 @@
-"""Numbers that README and ARCHITECTURE quote of kept reports are those that the reports have, rounded as there.
+"""Numbers that pages quote of kept reports are those that the reports have, rounded as there.
 
 `quoted.toml` has phrases with a field for every number, the report and cell that they are of, and for each field what
-it is: ["seconds", contender], ["ratio", fast, slow], or ["times", fast, slow] for a ratio and its interval, three
-fields. A value of another cell or report is a table: {cell, report, take}.
+it is: ["seconds", contender], ["ratio", fast, slow], ["times", fast, slow] for a ratio and its interval, three fields,
+or ["lead", fast, slow] for the same as one text, which is bold if the report calls one of them faster. A value of
+another cell or report is a table: {cell, report, take}.
 """
 
 import functools
@@ -22,8 +23,8 @@ OF_ONE = {
     "peak MiB": lambda one: one["memory"]["peak"] / MIB,
     "import MiB": lambda one: one["memory"]["import"] / MIB,
     "per second": lambda one: one["per_second"],
-    "mfu": lambda one: one["mfu_full"],
-    "mbu": lambda one: one["mbu"],
+    "mfu %": lambda one: 100 * one["mfu_full"],
+    "mbu %": lambda one: 100 * one["mbu"],
 }
 
 
@@ -40,13 +41,13 @@ def cell_of(report, name):
 
 
 def times(cell, fast, slow):
-    """(ratio, low, high) of how many times as fast one is as the other."""
+    """(ratio, low, high) of how many times as fast one is as the other, and who is called faster."""
     for one in cell["pairs"]:
         ratio, low, high = one["ratio"], one["low"], one["high"]
         if (one["first"], one["second"]) == (slow, fast):
-            return ratio, low, high
+            return ratio, low, high, one["faster"]
         if (one["first"], one["second"]) == (fast, slow):
-            return 1 / ratio, 1 / high, 1 / low
+            return 1 / ratio, 1 / high, 1 / low, one["faster"]
     raise AssertionError(f"{cell['cell']} has no pair of {fast} and {slow}")
 
 
@@ -61,6 +62,10 @@ def values(quote):
             for step in names:
                 found = found[step]
             yield found
+        elif what == "lead":
+            ratio, low, high, faster = times(cell_of(report, name), *names)
+            mark = "**" if faster else ""
+            yield f"{mark}{ratio:.2f} ×{mark} ({low:.2f} to {high:.2f})"
         elif what in ("times", "ratio"):
             yield from times(cell_of(report, name), *names)[: 3 if what == "times" else 1]
         else:
@@ -70,6 +75,6 @@ def values(quote):
 
 @pytest.mark.parametrize("quote", QUOTES, ids=lambda quote: quote["text"][:60])
 def test_a_quoted_number_is_the_reports(quote):
-    page = " ".join((ROOT / quote.get("page", "README.md")).read_text(encoding="utf-8").split())
+    page = " ".join((ROOT / quote.get("page", "reports/perf/README.md")).read_text(encoding="utf-8").split())
     told = quote["text"].format(*values(quote))
     assert told in page, told

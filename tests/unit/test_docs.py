@@ -11,6 +11,7 @@ from typer.main import get_command
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "ARCHITECTURE.md")
+ALL = (*PAGES, "reports/perf/README.md")
 COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["parallax.commands"]
 
 
@@ -39,14 +40,14 @@ def test_files_exist(page):
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", ALL)
 def test_make_targets_exist(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`make ([a-z-]+)|^make ([a-z-]+)", read(page), re.MULTILINE))
     assert {a or b for a, b in named} <= targets
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", ALL)
 def test_commands_and_options_exist(page):
     lines = re.findall(r"^(?:\$ )?parallax ([a-z]+)(.*)$|`parallax ([a-z]+)([^`]*)`", read(page), re.MULTILINE)
     for first, rest, second, more in lines:
