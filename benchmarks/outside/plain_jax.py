@@ -315,8 +315,8 @@ def hidden(config, weights, ids, caches=None, start=0):
 
 
 def attention_kernel(config, batch=1, length=None, gradients=True):
-    """What `dot_product_attention` becomes by itself for a model's heads in a causal call of [batch, length]: read from
-    the program that JAX hands to its compiler."""
+    """What `dot_product_attention` becomes by itself for a model's heads in a causal call of [batch, length], that of
+    the prompt where tokens follow: read from the program that JAX hands to its compiler."""
     length = min(128, config.context_length) if length is None else length
     shape = batch, length, config.num_heads, config.embed_dim // config.num_heads
 

@@ -273,7 +273,7 @@ def hidden(weights, config, ids, caches=None, start=0):
 
 def sdpa_kernel(config, execution, kind, batch=1, length=None, gradients=True):
     """The kernel that `scaled_dot_product_attention` takes by itself for a model's heads in a causal call of [batch,
-    length] without a mask."""
+    length] without a mask: where tokens follow, that of the prompt."""
     length = min(128, config.context_length) if length is None else length
     shape = batch, config.num_heads, length, config.embed_dim // config.num_heads
     q = torch.empty(shape, dtype=kind, device=execution.device, requires_grad=gradients)

@@ -1,5 +1,6 @@
 """Models from outside at tasks whose outcome is known: what they decode, and what memory they are told to need."""
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -98,9 +99,16 @@ def test_the_kernel_of_attention_that_a_row_names_is_the_one_that_runs(source, t
     assert ("aten::_scaled_dot_product_flash_attention_for_cpu" in names) == (told == "flash_attention")
 
 
-def test_plain_jax_names_what_its_compiler_was_handed():
+@pytest.mark.parametrize("gradients", [False, True])
+def test_plain_jax_names_what_its_compiler_was_handed(gradients, monkeypatch):
     about = built(PLAIN[1]).about
-    assert {about(BATCH, LENGTH, gradients)["kernel"] for gradients in (False, True)} == {"XLA"}
+    assert about(BATCH, LENGTH, gradients)["kernel"] == "XLA"
+
+    def cudnn_attention(q, k, v, is_causal):
+        return q * k * v
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", jax.jit(cudnn_attention, static_argnames="is_causal"))
+    assert about(BATCH, LENGTH, gradients)["kernel"] == "cuDNN"
 
 
 @pytest.mark.parametrize("source", PLAIN)
