@@ -33,7 +33,7 @@ def cells(scope: Scope) -> Iterator[Cell]:
             best = (*best, *held) if small or not held else held
             rivals = transformers(kept=bool(held) and not small, cast=not single)
             shape = (model, scope.config(model), *SIZES.get(model, (4, 256)), dtype)
-            bounds = plain() if single else ()
+            bounds = plain(clipped=not small) if single else ()
             if small:
                 yield Cell("train", "train", *shape, (*ways, *best, *bounds, *rivals), memory=True)
                 continue

@@ -188,6 +188,9 @@ def test_training_a_large_model_meets_every_way_of_either_wing(device, monkeypat
     best = best if device == "cpu" else {"torch fast", "torch fast+graphs", "jax fast"}
     assert set(modes["lower bounds", "float32"]) == best | {"plain torch", "plain jax"}
     assert ("lower bounds", "bfloat16") not in modes
+    (cell,) = (cell for cell in cells if cell.part == "lower bounds")
+    allowed = {one.name: set(one.allowed) for one in cell.contenders if one.lower_bound}
+    assert allowed == {"plain torch": {"grad_norm", "exp_avg"}, "plain jax": set()}  # clipping adds up 4e7 squares
 
 
 def test_depth_is_measured_at_the_width_of_the_large_model(monkeypatch):
